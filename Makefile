@@ -1,0 +1,37 @@
+# `make demo` and `make test` set everything up by themselves; README.md spells the same commands out without make.
+.PHONY: help setup demo demo-seeds demo-models test lint format requirements
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := $(CURDIR)/.venv/bin
+export PATH := $(BIN):$(PATH)
+
+help:               ## list the commands
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 20
+
+setup:              ## make .venv from the pinned requirements; nothing where it is up to date
+	@$(PYTHON) tools/setup.py
+
+demo: setup         ## run the whole pipeline on the demo world, print the table, say where the report lies
+	@dvc repro
+	@cvsi show demo-tiny
+
+demo-seeds: setup   ## draw the demo world anew with two other seeds and run everything on each
+	@python -m demo.seeds
+
+demo-models: setup  ## train the demo's four tiny models from scratch (about 40 minutes on 2 cores)
+	@python -m demo.train
+
+test: setup         ## run all tests
+	@python -m pytest
+
+lint: setup         ## formatting, lint, types
+	@ruff format --check .
+	@ruff check .
+	@mypy
+
+format: setup       ## format the code
+	@ruff format .
+	@ruff check --fix .
+
+requirements: setup ## pin requirements/*.txt anew from pyproject.toml
+	@tools/compile_requirements.sh

@@ -1,0 +1,93 @@
+"""What a stage says: lines with its name before them, and progress with rate and remaining time.
+
+On a terminal progress is a bar; elsewhere (DVC logs, CI) a plain line every few seconds. Nothing here ends up in an
+artifact.
+"""
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+PLAIN_SECONDS = 5.0
+_speaker = "cvsi"
+_console = Console(soft_wrap=True, highlight=False)
+
+
+def speak_as(name: str) -> None:
+    """Put this name before every line from now on."""
+    global _speaker
+    _speaker = name
+
+
+def say(text: str) -> None:
+    """Print one line to standard output, at once."""
+    _console.print(f"{_speaker}: {text}", markup=False)
+    sys.stdout.flush()
+
+
+def complain(text: str) -> None:
+    """Print one line to standard error, at once; line breaks in it become blanks."""
+    sys.stderr.write(f"{_speaker}: {' '.join(text.split())}\n")
+    sys.stderr.flush()
+
+
+def count(number: int, noun: str) -> str:
+    """A number with its noun: `1 image`, `2,140 images`, `2 queries`."""
+    if number == 1:
+        return f"1 {noun}"
+    plural = noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
+    return f"{number:,} {plural}"
+
+
+def seconds(value: float) -> str:
+    """A duration for people: `0.4 s`, `2 min 5 s`, `3 h 2 min`."""
+    if value < 60:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+class Meter:
+    """Progress of one piece of work: a bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self, total: int, noun: str) -> None:
+        """Measure `total` things called `noun`."""
+        self.total, self.noun, self.done = total, noun, 0
+        self.began = self._last = time.monotonic()
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+
+    def __enter__(self) -> Self:
+        """Start the clock and, on a terminal, the bar."""
+        if _console.is_terminal and self.total:
+            rate = TextColumn("{task.fields[rate]}")
+            self._bar = Progress(
+                TextColumn(f"{_speaker}:"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn(),
+                console=_console, transient=True,
+            )  # fmt: skip
+            self._task = self._bar.add_task(self.noun, total=self.total, rate="")
+            self._bar.start()
+        return self
+
+    def advance(self, number: int) -> None:
+        """Say that `number` more are done."""
+        self.done += number
+        now = time.monotonic()
+        rate = self.done / max(now - self.began, 1e-9)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done, rate=f"{rate:,.1f} {self.noun}/s")
+        elif now - self._last >= PLAIN_SECONDS and self.done < self.total:
+            self._last = now
+            left = seconds((self.total - self.done) / rate)
+            say(f"{self.done:,} of {self.total:,} {self.noun} ({rate:,.1f} a second, {left} left)")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop the bar."""
+        if self._bar is not None:
+            self._bar.stop()

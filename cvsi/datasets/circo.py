@@ -1,0 +1,74 @@
+"""CIRCO's folder to a listing: one gallery of COCO images, queries of `val` (labelled) and `test` (labels hidden).
+
+Several images may be right for a query; the reference stays in the gallery. The instruction is the relative caption
+alone: `shared_concept`, which annotators saw, is not part of the query.
+"""
+
+from pathlib import Path
+
+import polars as pl
+from pydantic import BaseModel
+
+from cvsi.datasets.listing import QUERY_COLUMNS, Listing, inside, load_json, wanted_splits
+
+SPLITS = ("val", "test")
+IMAGES = Path("COCO2017_unlabeled")
+
+
+class CocoImage(BaseModel):
+    """One image of COCO's image list."""
+
+    id: int
+    file_name: str
+
+
+class CocoImages(BaseModel):
+    """COCO's image list."""
+
+    images: list[CocoImage]
+
+
+class Query(BaseModel):
+    """One query of an annotation file; targets and aspects are missing where labels are hidden."""
+
+    id: int
+    reference_img_id: int
+    relative_caption: str
+    target_img_id: int | None = None
+    gt_img_ids: list[int] = []
+    semantic_aspects: list[str] = []
+
+    @property
+    def targets(self) -> list[str]:
+        """The right answers, the main target first."""
+        first = [] if self.target_img_id is None else [self.target_img_id]
+        return [str(image) for image in dict.fromkeys([*first, *self.gt_img_ids])]
+
+
+def read(root: Path, splits: tuple[str, ...] | None = None) -> Listing:
+    """Read the annotations below `root`; ids become strings without leading zeros."""
+    listed = root / IMAGES / "annotations" / "image_info_unlabeled2017.json"
+    pictures = load_json(listed, CocoImages).images
+    images = pl.DataFrame(
+        {
+            "image_id": [str(image.id) for image in pictures],
+            "path": [inside(f"{IMAGES}/unlabeled2017/{image.file_name}", listed) for image in pictures],
+        },
+        schema={"image_id": pl.String, "path": pl.String},
+    ).with_columns(in_gallery=pl.lit(True))
+    sources = {split: root / "annotations" / f"{split}.json" for split in wanted_splits(splits, SPLITS, root)}
+    rows = [_row(query, split) for split, file in sources.items() for query in load_json(file, list[Query])]
+    return Listing(images, pl.DataFrame(rows, schema=QUERY_COLUMNS), sources)
+
+
+def _row(query: Query, split: str) -> dict[str, object]:
+    return {
+        "query_id": str(query.id),
+        "split": split,
+        "reference_id": str(query.reference_img_id),
+        "instruction": query.relative_caption,
+        "target_ids": query.targets,
+        "exclude_ids": [],
+        "group_ids": [],
+        "aspects": query.semantic_aspects,
+    }

@@ -1,0 +1,54 @@
+"""Captions and instructions to edits: the table `edits`, one row a query, each distinct question asked once."""
+
+import polars as pl
+import pyarrow as pa
+
+from cvsi import editor, tables
+from cvsi.console import count, say
+from cvsi.params import Editor as EditorSettings
+from cvsi.params import Params, Prompts
+from cvsi.schema import EDITS, STORED_EDITS
+from cvsi.steps import Compute, Step, fill
+from cvsi.store import Shelf, digest
+
+
+def build(name: str, params: Params) -> None:
+    """Write `cache/<name>/edits` from the dataset's queries and the captions of their references."""
+    dataset = params.dataset(name)
+    queries = pl.DataFrame(tables.read("index", name, "queries.parquet"))
+    captions = pl.DataFrame(tables.whole("captions", name)).select(reference_id="image_id", captions="captions")
+    asked = queries.join(captions, on="reference_id", how="left", maintain_order="left")
+    keys = [digest(lines, text) for lines, text in asked.select("captions", "instruction").iter_rows()]
+    asked = asked.with_columns(key=pl.Series(keys, dtype=pl.String))
+    recipe = editor.recipe(dataset.editor, dataset.prompts, params.compute)
+    shelf = Shelf(params.store, "edits", recipe, STORED_EDITS)
+    step = Step(
+        "query", "to edit", "edited", params.compute.edit_batch, lambda: _load(dataset.editor, dataset.prompts, params)
+    )
+    fill(shelf, step, asked.unique("key", keep="first", maintain_order=True), asked.height)
+    rows = shelf.take(asked["key"])
+    with tables.output("edits", name, recipe=recipe) as out:
+        for column in ("query_id", "split"):
+            rows = rows.append_column(column, asked[column].to_arrow())
+        for start in range(0, max(rows.num_rows, 1), tables.SHARD_ROWS):
+            out.shard(rows.slice(start, tables.SHARD_ROWS), EDITS)
+    fallbacks = int(asked.height - pl.Series(rows["status"]).eq("ok").sum())
+    if fallbacks:
+        say(f"{count(fallbacks, 'query')} of {asked.height:,} fell back to the captions themselves (see column status)")
+
+
+def _load(settings: EditorSettings, prompts: Prompts, params: Params) -> Compute:
+    engine = editor.VllmEngine(settings, params.compute)
+    tasks = (
+        (editor.few_shot(prompts.edited), editor.EDITED_CUE),
+        (editor.few_shot(prompts.added), editor.ADDED_CUE),
+    )
+
+    def compute(block: pl.DataFrame) -> pa.Table:
+        asked = list(block.select("captions", "instruction").iter_rows())
+        questions = [editor.prompt(text, lines, wish, cue) for text, cue in tasks for lines, wish in asked]
+        answers = engine.answers(questions)
+        both = zip(block["key"], block["captions"].to_list(), answers[: len(asked)], answers[len(asked) :], strict=True)
+        return pa.Table.from_pylist([editor.row(*parts) for parts in both], STORED_EDITS)
+
+    return compute

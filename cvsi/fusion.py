@@ -1,0 +1,78 @@
+"""Weights to vectors: parts of queries and gallery images become one vector each, whose dot product is the score.
+
+The score is bilinear, so known methods are corners of one space: each weighting below is a name for some weights.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from cvsi.errors import CvsiError
+from cvsi.params import Fusion, GalleryWeights, QueryWeights
+
+IMAGE_ALONE = GalleryWeights(image=1.0)
+# PDV-F (arXiv 2502.07215) on edited captions, at the weights of its ViT-B/32 table.
+PDV_MIX, PDV_TEXT, PDV_IMAGE = 0.75, 1.4, 1.4
+
+
+def weightings(fusion: Fusion) -> dict[str, Fusion]:
+    """The named weightings in the order of the table: the dataset's own as `cvsi`, then the corners on images alone."""
+    corners = {
+        "edited": QueryWeights(edited=1.0),
+        "pseudo": QueryWeights(pseudo=1.0),
+        "image": QueryWeights(reference=1.0),
+        "text": QueryWeights(instruction=1.0),
+        "image+text": QueryWeights(reference=0.5, instruction=0.5),
+        "pdv": QueryWeights(
+            edited=PDV_MIX * PDV_TEXT + (1 - PDV_MIX) * PDV_IMAGE,
+            reference=1 - PDV_MIX,
+            source=PDV_MIX * (1 - PDV_TEXT) - (1 - PDV_MIX) * PDV_IMAGE,
+        ),
+    }
+    return {"cvsi": fusion} | {name: Fusion(query=query, gallery=IMAGE_ALONE) for name, query in corners.items()}
+
+
+def needs(weights: QueryWeights | GalleryWeights) -> dict[str, float]:
+    """The parts with a non-zero weight, by name."""
+    return {part: weight for part, weight in weights.model_dump().items() if weight != 0}
+
+
+def fuse(table: pa.Table, weights: Mapping[str, float], where: str) -> np.ndarray:
+    """The weighted sum of a table's vector columns, [rows, d] float32.
+
+    Raises CvsiError for a column that is missing, has another type or holds a number that is not finite.
+    """
+    total: np.ndarray | None = None
+    for part, weight in weights.items():
+        matrix = matrix_of(table, part, where)
+        total = weight * matrix if total is None else total + weight * matrix
+    if total is None:
+        raise CvsiError(f"{where}: all weights are zero; give at least one part a weight in params.yaml")
+    if not np.isfinite(total).all():
+        raise CvsiError(f"{where}: vectors hold numbers that are not finite; run the stage that wrote them again")
+    return total.astype(np.float32, copy=False)
+
+
+def matrix_of(table: pa.Table, column: str, where: str) -> np.ndarray:
+    """A column of fixed-size lists as a matrix [rows, d] float32."""
+    if column not in table.column_names:
+        raise CvsiError(f"{where}: no column '{column}', which has a weight in the dataset's fusion")
+    chunks = table[column].combine_chunks()
+    if not pa.types.is_fixed_size_list(chunks.type) or chunks.null_count:
+        raise CvsiError(f"{where}: column '{column}' is {chunks.type} with {chunks.null_count} nulls, not vectors")
+    flat: np.ndarray = chunks.flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(len(chunks), chunks.type.list_size).astype(np.float32, copy=False)
+
+
+def query_order(queries: pl.DataFrame, vectors: pa.Table, where: str) -> pa.Table:
+    """The query vectors in the index's order, joined by (`split`, `query_id`); raises CvsiError for a missing one."""
+    places = pl.DataFrame({"split": vectors["split"], "query_id": vectors["query_id"]}).with_row_index("place")
+    found = queries.join(places, on=["split", "query_id"], how="left", maintain_order="left")
+    lost = found.filter(pl.col("place").is_null())
+    if lost.height:
+        raise CvsiError(f"{where}: no vectors for query {lost['query_id'][0]} of split {lost['split'][0]}")
+    if found.height != queries.height:
+        raise CvsiError(f"{where}: a query has vectors twice; run the stage query_vectors again")
+    return vectors.take(found["place"].to_arrow())

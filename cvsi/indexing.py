@@ -1,0 +1,169 @@
+"""A listing and the files on disk to the index: `images`, `queries` and `dropped`.
+
+Every file is opened once in its life: digest, size and readability of a known one are found in the store by path, size
+and modification time. All faults of a kind are reported together, before any long work starts.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+
+from cvsi.console import count, say
+from cvsi.datasets import READERS
+from cvsi.datasets.listing import Listing
+from cvsi.errors import CvsiError
+from cvsi.params import Dataset, Params
+from cvsi.pictures import Unreadable, decode
+from cvsi.schema import DROPPED, DROPPED_QUERIES, IMAGES, QUERIES, STORED_FACTS
+from cvsi.steps import Step, fill
+from cvsi.store import Shelf
+from cvsi.tables import output
+
+FACTS_RECIPE = {"code": 1}
+BLOCK = 512
+
+
+def build(name: str, params: Params) -> None:
+    """Write `cache/<name>/index`: the three tables, and the optional parameters that later stages depend on.
+
+    Raises CvsiError for a missing folder, broken annotations, ids that are unknown or stand twice, and for missing or
+    unreadable images unless the dataset drops these.
+    """
+    dataset = params.dataset(name)
+    root = Path(dataset.root)
+    if not root.is_dir():
+        raise CvsiError(f"{root}: no such folder; put the dataset there or change its root in params.yaml")
+    listing = READERS[dataset.format](root, dataset.splits)
+    _unique(listing.images, ["image_id"], str(root))
+    _unique(listing.queries, ["split", "query_id"], str(root))
+    _known(listing)
+    images, dropped = _examine(root, listing.images, dataset, params)
+    queries, lost = _keep(listing.queries, images)
+    with output("index", name) as out:
+        out.table("images.parquet", images.to_arrow(), IMAGES)
+        out.table("queries.parquet", queries.to_arrow(), QUERIES)
+        out.table("dropped.parquet", dropped.to_arrow(), DROPPED)
+        out.table("dropped_queries.parquet", lost.to_arrow(), DROPPED_QUERIES)
+        # DVC refuses a parameter that params.yaml leaves out; it sees the optional ones through these files.
+        out.json("options/edits.json", {"prompts": dataset.prompts.model_dump()})
+        out.json("options/gallery_vectors.json", {"normalize_captions": dataset.normalize_captions})
+    ignored = f", {count(listing.ignored, 'other file')} ignored" if listing.ignored else ""
+    say(f"{count(images.height, 'image')}, {count(queries.height, 'query')}{ignored}")
+    if dropped.height:
+        say(f"dropped {count(dropped.height, 'image')}, and {count(lost.height, 'query')} with them")
+
+
+def _examine(root: Path, images: pl.DataFrame, dataset: Dataset, params: Params) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Join digest, width and height to the images; second, those that are missing or unreadable, with the reason."""
+    found = images.join(_stat(root, images["path"]), on="path", how="left", maintain_order="left")
+    present = found.filter(pl.col("size").is_not_null())
+    keys = pl.concat_str(pl.lit(f"{root}/"), "path", pl.lit(" "), "size", pl.lit(" "), "modified")
+    present = present.with_columns(key=keys)
+    shelf = Shelf(params.store, "files", FACTS_RECIPE, STORED_FACTS)
+    step = Step("file", "to read", "read", BLOCK, lambda: lambda block: _facts(root, block, params.compute.workers))
+    fill(shelf, step, present.unique("key", maintain_order=True), present.height)
+    facts = pl.DataFrame(shelf.take(present["key"])).drop("key")
+    present = pl.concat([present, facts], how="horizontal")
+    missing = found.filter(pl.col("size").is_null()).select("path", reason=pl.lit("no such file"))
+    unreadable = present.filter(pl.col("reason") != "").select("path", "reason")
+    _stop_at(root, missing, dataset.missing_images, "missing", "missing_images")
+    _stop_at(root, unreadable, dataset.bad_images, "unreadable", "bad_images")
+    return present.filter(pl.col("reason") == ""), pl.concat([missing, unreadable])
+
+
+def _stat(root: Path, paths: pl.Series) -> pl.DataFrame:
+    """Size and modification time (ns) of the files that exist, one scan a folder; links may not leave the root."""
+    wanted = set(paths)
+    rows: list[tuple[str, int, int]] = []
+    limit = root.resolve()
+    for place in dict.fromkeys(os.path.dirname(path) for path in wanted):
+        folder = root / place
+        if not folder.is_dir():
+            continue
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                path = f"{place}/{entry.name}" if place else entry.name
+                if path not in wanted or not entry.is_file():
+                    continue
+                if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(limit):
+                    raise CvsiError(f"{entry.path}: a link that leaves the dataset's folder; copy the file into it")
+                facts = entry.stat()
+                rows.append((path, facts.st_size, facts.st_mtime_ns))
+    return pl.DataFrame(rows, schema={"path": pl.String, "size": pl.Int64, "modified": pl.Int64}, orient="row")
+
+
+def _facts(root: Path, block: pl.DataFrame, workers: int) -> pa.Table:
+    """Read and decode every file of a block; rows of `STORED_FACTS`."""
+    with ThreadPoolExecutor(max_workers=max(workers, os.cpu_count() or 1)) as pool:
+        rows = list(pool.map(lambda path: _fact(root / path), block["path"]))
+    return pa.Table.from_pylist([{"key": key} | row for key, row in zip(block["key"], rows, strict=True)], STORED_FACTS)
+
+
+def _fact(path: Path) -> dict[str, Any]:
+    data = path.read_bytes()
+    facts = {"digest": hashlib.sha256(data).hexdigest(), "width": 0, "height": 0, "reason": ""}
+    try:
+        image = decode(data)
+    except Unreadable as reason:
+        return facts | {"reason": str(reason)}
+    return facts | {"width": image.width, "height": image.height}
+
+
+def _stop_at(root: Path, faults: pl.DataFrame, rule: str, word: str, parameter: str) -> None:
+    if faults.height and rule == "stop":
+        listed = ", ".join(f"{path} ({reason})" for path, reason in faults.iter_rows())
+        raise CvsiError(
+            f"{root}: {count(faults.height, f'{word} image')}: {listed}; mend them or set {parameter}: drop"
+        )
+
+
+def _unique(table: pl.DataFrame, columns: list[str], where: str) -> None:
+    twice = table.filter(table.select(columns).is_duplicated()).select(columns).unique(maintain_order=True)
+    if twice.height:
+        names = _some(" ".join(map(str, row)) for row in twice.iter_rows())
+        raise CvsiError(f"{where}: {columns[-1]} stands twice: {names}; ids must be unique")
+
+
+def _known(listing: Listing) -> None:
+    """Refuse queries that name an image which is not in the listing."""
+    ids = listing.images["image_id"]
+    for column in ("reference_id", "target_ids", "exclude_ids", "group_ids"):
+        named = listing.queries.select("query_id", "split", image=column)
+        if column != "reference_id":
+            named = named.explode("image").drop_nulls("image")
+        unknown = named.filter(~pl.col("image").is_in(ids.implode()))
+        if unknown.height:
+            split = unknown["split"][0]
+            names = _some(f"query {row['query_id']} names {row['image']!r}" for row in unknown.iter_rows(named=True))
+            raise CvsiError(f"{listing.sources[split]}: {column} not among the images: {names}; correct the annotation")
+
+
+def _keep(queries: pl.DataFrame, images: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Queries whose reference and main target are still there, with other lost ids taken out; second, the lost ones."""
+    ids = images["image_id"].implode()
+    main = pl.col("target_ids").list.first()
+    reason = (
+        pl.when(~pl.col("reference_id").is_in(ids)).then(pl.lit("its reference was dropped"))
+        .when(~main.is_in(ids)).then(pl.lit("its main target was dropped"))
+    )  # fmt: skip
+    judged = queries.with_columns(reason=reason).with_row_index("row")
+    kept = judged.filter(pl.col("reason").is_null()).drop("reason")
+    for name in ("target_ids", "exclude_ids", "group_ids"):
+        there = kept.select("row", name).explode(name).filter(pl.col(name).is_in(ids))
+        lists = there.group_by("row", maintain_order=True).agg(name)
+        kept = kept.drop(name).join(lists, on="row", how="left", maintain_order="left")
+        kept = kept.with_columns(pl.col(name).fill_null(pl.lit([], dtype=pl.List(pl.String))))
+    lost = judged.filter(pl.col("reason").is_not_null()).select("query_id", "split", "reason")
+    return kept.select(queries.columns), lost
+
+
+def _some(names: Iterable[str], limit: int = 20) -> str:
+    listed = list(names)
+    more = f" and {len(listed) - limit:,} more" if len(listed) > limit else ""
+    return ", ".join(listed[:limit]) + more

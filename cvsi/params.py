@@ -1,0 +1,205 @@
+"""`params.yaml` to frozen, typed settings; an unknown key, a missing one or a bad value is one clear line.
+
+The file is read from the working directory. DVC reads it too and decides by it which stages run; this module is the
+only one of ours that parses it.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, ValidationError, model_validator
+
+from cvsi.errors import CvsiError
+
+T = TypeVar("T")
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+class Settings(BaseModel):
+    """Immutable settings that refuse keys they do not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Captioner(Settings):
+    """A BLIP-2 and how it is sampled; all of it is part of a caption's recipe."""
+
+    model: str
+    revision: str | None = None
+    precision: Precision = "auto"
+    n: PositiveInt = 15
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    max_tokens: Annotated[int, Field(ge=1, le=512)] = 30
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class Editor(Settings):
+    """A language model in vLLM that answers the two edit tasks at temperature 0."""
+
+    engine: Literal["vllm"] = "vllm"
+    model: str
+    revision: str | None = None
+    precision: Precision = "auto"
+    max_tokens: Annotated[int, Field(ge=1, le=8192)] = 700
+    context: PositiveInt | None = None
+
+
+class Prompts(Settings):
+    """Which few-shot texts of `cvsi/prompts/` the editor gets, by file name without `.txt`."""
+
+    edited: Name = "general"
+    added: Name = "added"
+
+
+class QueryWeights(Settings):
+    """Weights of the five query parts (any finite numbers)."""
+
+    edited: FiniteFloat = 0.0
+    pseudo: FiniteFloat = 0.0
+    reference: FiniteFloat = 0.0
+    source: FiniteFloat = 0.0
+    instruction: FiniteFloat = 0.0
+
+
+class GalleryWeights(Settings):
+    """Weights of the two gallery parts (any finite numbers)."""
+
+    image: FiniteFloat = 0.0
+    caption: FiniteFloat = 0.0
+
+
+class Fusion(Settings):
+    """How the parts become one vector a query and one a gallery image."""
+
+    query: QueryWeights
+    gallery: GalleryWeights
+
+
+class Dataset(Settings):
+    """One dataset, complete in itself: where it lies, what describes and edits it, how it is scored."""
+
+    format: Literal["circo", "folder"]
+    root: str
+    captioner: Captioner
+    editor: Editor
+    fusion: Fusion
+    prompts: Prompts = Prompts()
+    splits: tuple[Name, ...] | None = None
+    bad_images: Literal["stop", "drop"] = "stop"
+    missing_images: Literal["stop", "drop"] = "stop"
+    normalize_captions: bool = False
+
+
+class Backbone(Settings):
+    """A CLIP of open_clip (a name with `pretrained`, or `local-dir:FOLDER`) and the phi that belongs to it."""
+
+    model: str
+    pretrained: str | None = None
+    phi: str
+    precision: Precision = "auto"
+    preprocess: Literal["target-pad", "plain"] = "target-pad"
+
+
+class Run(Settings):
+    """What is embedded and scored: a dataset with a backbone."""
+
+    dataset: str
+    backbone: str
+
+
+class Compute(Settings):
+    """Speed alone: no result depends on it, rounding aside, and no stage tracks it."""
+
+    executor: Literal["local"] = "local"
+    workers: PositiveInt = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    caption_batch: PositiveInt = 32
+    edit_batch: PositiveInt = 256
+    image_batch: PositiveInt = 64
+    text_batch: PositiveInt = 256
+    block_batches: PositiveInt = 4
+
+
+class World(Settings):
+    """The demo world that stage `world` draws: a seed and how many images and queries."""
+
+    seed: Annotated[int, Field(ge=0)] = 1
+    gallery: PositiveInt = 2140
+    val: PositiveInt = 240
+    test: PositiveInt = 100
+
+
+class Params(Settings):
+    """The whole of `params.yaml`."""
+
+    active: tuple[Name, ...]
+    runs: dict[Name, Run]
+    captioners: dict[Name, Captioner] = {}
+    editors: dict[Name, Editor] = {}
+    datasets: dict[Name, Dataset]
+    backbones: dict[Name, Backbone]
+    world: World = World()
+    compute: Compute = Compute()
+    store: str = "cache/store"
+
+    @model_validator(mode="after")
+    def names_are_defined(self) -> Self:
+        """Refuse an active dataset or a run that names something not defined."""
+        for dataset in self.active:
+            if dataset not in self.datasets:
+                raise ValueError(f"active names '{dataset}', which is not among the datasets")
+        for name, run in self.runs.items():
+            if run.dataset not in self.datasets:
+                raise ValueError(f"runs.{name} names dataset '{run.dataset}', which is not among the datasets")
+            if run.backbone not in self.backbones:
+                raise ValueError(f"runs.{name} names backbone '{run.backbone}', which is not among the backbones")
+        return self
+
+    def dataset(self, name: str) -> Dataset:
+        """The settings of a dataset, or a CvsiError that lists the names there are."""
+        return _named(self.datasets, name, "dataset")
+
+    def backbone(self, name: str) -> Backbone:
+        """The settings of a backbone, or a CvsiError that lists the names there are."""
+        return _named(self.backbones, name, "backbone")
+
+
+def load(path: Path = Path("params.yaml")) -> Params:
+    """Read and check `params.yaml`; raises CvsiError with one line that names each bad key and value."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CvsiError(f"{path}: no such file; run in the project's folder, where params.yaml lies") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CvsiError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        raise CvsiError(f"{path}: {explain(error)}") from None
+
+
+def explain(error: ValidationError) -> str:
+    """A pydantic error as one line: `where: what (got value)`, joined by semicolons."""
+    lines = []
+    for item in error.errors(include_url=False):
+        where = ".".join(str(step) for step in item["loc"])
+        if item["type"] == "extra_forbidden":
+            text = "unknown key"
+        elif item["type"] == "missing":
+            text = "key is missing"
+        else:
+            text = item["msg"].removeprefix("Value error, ")
+            value = repr(item["input"])
+            if not isinstance(item["input"], dict | list):
+                text += f" (got {value[:80]})"
+        lines.append(f"{where}: {text}" if where else text)
+    return "; ".join(dict.fromkeys(lines))
+
+
+def _named(table: dict[str, T], name: str, noun: str) -> T:
+    if name not in table:
+        raise CvsiError(f"params.yaml: no {noun} '{name}'; there are: {', '.join(sorted(table))}")
+    return table[name]

@@ -1,0 +1,178 @@
+"""The index and the two kinds of vectors to rankings, metrics and submissions.
+
+Nothing else is read (but the edits' status, to count fallbacks), so vectors may come from any program. `Judge` ranks
+and judges one weighting; the stage does so for the dataset's own, the report for all named ones.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from cvsi import metrics, submissions, tables
+from cvsi.console import Meter, count, say
+from cvsi.errors import CvsiError
+from cvsi.fusion import fuse, needs, query_order
+from cvsi.params import Dataset, Fusion, Params
+from cvsi.ranking import Ranking, rank
+from cvsi.schema import DROPPED_QUERIES, EDITS, RANKINGS
+
+KEPT = 100
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One weighting's outcome: the ranking of every query, and the metrics of labelled splits by query and in sum."""
+
+    ranking: Ranking
+    by_query: dict[str, dict[str, np.ndarray]]
+    summary: dict[str, dict[str, float]]
+
+
+class Judge:
+    """A dataset's index and a backbone's vectors, ready to rank and judge any weighting."""
+
+    def __init__(self, name: str, backbone: str, dataset: Dataset) -> None:
+        """Read the index and the query vectors; the gallery's vectors are read shard by shard when ranking."""
+        self.name, self.backbone, self.protocol = name, backbone, metrics.PROTOCOLS[dataset.format]
+        images = pl.DataFrame(tables.read("index", name, "images.parquet"))
+        self.gallery = images.filter("in_gallery").select("image_id").with_row_index("position")
+        self.queries = pl.DataFrame(tables.read("index", name, "queries.parquet"))
+        self.where = str(tables.folder("query_vectors", name, backbone))
+        self.vectors = query_order(self.queries, tables.whole("query_vectors", name, backbone), self.where)
+        self.barred = (
+            self._pairs("exclude_ids")
+            .filter(pl.col("position") >= 0)
+            .select("row", "position")
+            .to_numpy()
+            .astype(np.int64)
+        )
+        self.groups = self._matrix("group_ids")
+        self.targets = self._matrix("target_ids")
+        labelled = pl.col("target_ids").list.len().min().over("split") > 0
+        self.labelled = self.queries.filter(labelled)["split"].unique(maintain_order=True).to_list()
+
+    def can(self, fusion: Fusion) -> bool:
+        """Whether the query vectors hold every part that a weighting needs."""
+        return all(part in self.vectors.column_names for part in needs(fusion.query))
+
+    def judge(self, fusion: Fusion) -> Judged:
+        """Rank every query by these weights and compute the metrics of the labelled splits."""
+        left = fuse(self.vectors, needs(fusion.query), self.where)
+        ranking = rank(left, self._gallery(fusion, left.shape[1]), KEPT, self.barred, self.groups)
+        by_query = {split: self._values(split, ranking) for split in self.labelled}
+        summary = {
+            split: metrics.summarise(self.protocol, values, self.split(split)["aspects"])
+            for split, values in by_query.items()
+        }
+        return Judged(ranking, by_query, summary)
+
+    def rankings(self, ranking: Ranking) -> pl.DataFrame:
+        """A ranking as rows of `RANKINGS`, queries in the index's order."""
+        rows, ranks = ranking.positions.shape
+        frame = pl.DataFrame(
+            {
+                "row": np.repeat(np.arange(rows), ranks),
+                "rank": np.tile(np.arange(1, ranks + 1), rows),
+                "position": ranking.positions.numpy().reshape(-1),
+                "score": ranking.scores.numpy().reshape(-1),
+            }
+        ).filter(pl.col("position") >= 0)
+        ids = self.gallery["image_id"].gather(frame["position"])
+        asked = self.queries.select("query_id", "split")[frame["row"]]
+        return pl.concat([asked, frame.select("rank"), ids.to_frame(), frame.select("score")], how="horizontal")
+
+    def _values(self, split: str, ranking: Ranking) -> dict[str, np.ndarray]:
+        rows = (self.queries["split"] == split).to_numpy()
+        positions, targets = ranking.positions.numpy()[rows], self.targets[rows]
+        hits = np.zeros(positions.shape, dtype=bool)
+        for wanted in targets.T:
+            hits |= (positions == wanted[:, None]) & (wanted[:, None] >= 0)
+        main = (positions == targets[:, :1]) & (targets[:, :1] >= 0)
+        numbers = self.queries.filter(pl.col("split") == split)["target_ids"].list.len().to_numpy()
+        subset = _subset_rank(ranking.probed.numpy()[rows], self.groups[rows], targets[:, 0])
+        return metrics.per_query(self.protocol, hits, main, numbers, subset)
+
+    def split(self, split: str) -> pl.DataFrame:
+        """The queries of one split, in order."""
+        return self.queries.filter(pl.col("split") == split)
+
+    def _gallery(self, fusion: Fusion, width: int) -> Iterator[np.ndarray]:
+        place = tables.folder("gallery_vectors", self.name, self.backbone)
+        ids, start = self.gallery["image_id"], 0
+        with Meter(len(ids), "images ranked") as meter:
+            for shard in tables.shards("gallery_vectors", self.name, self.backbone):
+                if not pl.Series(shard["image_id"]).equals(ids.slice(start, shard.num_rows)):
+                    raise CvsiError(f"{place}: image_id is not in the order of the index; run gallery_vectors again")
+                vectors = fuse(shard, needs(fusion.gallery), str(place))
+                if vectors.shape[1] != width:
+                    raise CvsiError(f"{place}: vectors of {vectors.shape[1]} numbers, the queries have {width}")
+                yield vectors
+                start += shard.num_rows
+                meter.advance(shard.num_rows)
+        if start != len(ids):
+            raise CvsiError(
+                f"{place}: {start:,} rows, the index has {len(ids):,} gallery images; run gallery_vectors again"
+            )
+
+    def _pairs(self, column: str) -> pl.DataFrame:
+        """(query row, place in its list, gallery position or -1) of the images that a column of lists names."""
+        named = self.queries.select(column).with_row_index("row").explode(column).drop_nulls(column)
+        found = named.join(self.gallery, left_on=column, right_on="image_id", how="left", maintain_order="left")
+        place = pl.int_range(pl.len()).over("row")
+        return found.select("row", place.alias("place"), pl.col("position").cast(pl.Int64).fill_null(-1))
+
+    def _matrix(self, column: str) -> np.ndarray:
+        """The same as a matrix [queries, longest list] int64, in the lists' order, filled up with -1."""
+        pairs = self._pairs(column)
+        matrix = np.full((self.queries.height, int(pairs["place"].max() or 0) + 1), -1, dtype=np.int64)  # type: ignore[arg-type]
+        matrix[pairs["row"].to_numpy(), pairs["place"].to_numpy()] = pairs["position"].to_numpy()
+        return matrix
+
+
+def build(name: str, backbone: str, params: Params) -> None:
+    """Write `cache/<name>/<backbone>/scores`: the first 100 of every query, metrics and submissions."""
+    dataset = params.dataset(name)
+    judge = Judge(name, backbone, dataset)
+    say(f"{count(judge.queries.height, 'query')} against {count(judge.gallery.height, 'image')}")
+    judged = judge.judge(dataset.fusion)
+    rankings = judge.rankings(judged.ranking)
+    recipe = {"fusion": dataset.fusion.model_dump(), "format": dataset.format}
+    with tables.output("scores", name, backbone, recipe) as out:
+        out.table("rankings.parquet", rankings.to_arrow(), RANKINGS)
+        out.json("metrics.json", _with_counts(name, judge, judged))
+        for split in judge.queries["split"].unique(maintain_order=True):
+            if split in judge.labelled:
+                continue
+            for form in submissions.SUBMISSIONS[dataset.format]:
+                text = submissions.build(form, judge.split(split), rankings.filter(pl.col("split") == split))
+                out.file(f"submissions/{split}.{form.metric}.json").write_text(text, encoding="utf-8")
+    for split, values in judged.summary.items():
+        main = judge.protocol.main
+        say(f"{split}: {main} {values[main]:.2f} ({values[f'{main} low']:.2f} to {values[f'{main} high']:.2f})")
+
+
+def _with_counts(name: str, judge: Judge, judged: Judged) -> dict[str, dict[str, float]]:
+    """The metrics of labelled splits with how many queries they stand on, were dropped, and used a fallback."""
+    lost = tables.optional("index", name, "dropped_queries.parquet", DROPPED_QUERIES)
+    edits = tables.whole("edits", name) if tables.exists("edits", name) else EDITS.empty_table()
+    dropped, fallbacks = pl.DataFrame(lost), pl.DataFrame(edits).filter(pl.col("status") != "ok")
+    return {
+        split: values
+        | {
+            "queries": judge.split(split).height,
+            "dropped": dropped.filter(pl.col("split") == split).height,
+            "fallbacks": fallbacks.filter(pl.col("split") == split).height,
+        }
+        for split, values in judged.summary.items()
+    }
+
+
+def _subset_rank(probed: np.ndarray, groups: np.ndarray, main: np.ndarray) -> np.ndarray:
+    """The main target's rank from 1 among its group, by score, equal scores by position; 0 where it is not in it."""
+    mine = groups == main[:, None]
+    score = np.where(mine, probed, -np.inf).max(axis=1, initial=-np.inf)
+    better = (probed > score[:, None]) | ((probed == score[:, None]) & (groups < main[:, None]))
+    ahead = (better & (groups >= 0) & (probed > -np.inf)).sum(axis=1)
+    return np.where(mine.any(axis=1) & (main >= 0), ahead + 1, 0)

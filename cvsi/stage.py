@@ -1,0 +1,76 @@
+"""Runs a stage script: its arguments, its errors as one line, a quick and clean end on Ctrl-C and SIGTERM."""
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, NoReturn
+
+import typer
+
+from cvsi import runs
+from cvsi.console import complain, speak_as
+from cvsi.errors import CvsiError
+from cvsi.tables import runs_folder
+
+
+class Stopped(BaseException):
+    """SIGINT or SIGTERM came; nothing but the runner catches it."""
+
+    def __init__(self, number: int) -> None:
+        """Keep the signal's number."""
+        self.number = number
+
+
+def run(stage: Callable[..., None]) -> None:
+    """Run a stage from the command line and exit: 0, 1 on an error (one line), 128 + n on signal n."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+    def guarded(**arguments: Any) -> None:
+        _guard(stage, [str(value) for value in arguments.values()], lambda: stage(**arguments))
+
+    guarded.__doc__ = stage.__doc__
+    guarded.__signature__ = __import__("inspect").signature(stage)  # type: ignore[attr-defined]
+    app.command()(guarded)
+    app()
+
+
+def _guard(stage: Callable[..., None], arguments: list[str], work: Callable[[], None]) -> None:
+    name, began = stage.__name__, time.time()
+    speak_as(" ".join([name, *arguments]))
+    try:
+        work()
+    except CvsiError as error:
+        _end(name, arguments, began, 1, str(error))
+    except OSError as error:
+        _end(name, arguments, began, 1, f"{error.filename or 'input or output'}: {error.strerror or error}")
+    except (Stopped, KeyboardInterrupt) as stop:
+        number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
+        word = signal.Signals(number).name
+        _end(
+            name, arguments, began, 128 + number, f"stopped by {word}; finished blocks are kept, run it again to go on"
+        )
+    except Exception as error:
+        details = runs_folder() / f"{name}-{os.getpid()}.traceback.txt"
+        details.parent.mkdir(parents=True, exist_ok=True)
+        details.write_text(traceback.format_exc(), encoding="utf-8")
+        reason = f"{type(error).__name__}: {str(error)[:300]}"
+        _end(name, arguments, began, 1, f"a bug, please report it with {details}: {reason}")
+    runs.save(name, arguments, began, "done")
+
+
+def _end(name: str, arguments: list[str], began: float, code: int, line: str) -> NoReturn:
+    """Say the line and leave at once: threads of engines must not delay the end."""
+    complain(line)
+    runs.save(name, arguments, began, line)
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise Stopped(number)

@@ -1,0 +1,216 @@
+"""A tiny CLIP of open_clip's architecture, trained from scratch and written as a `local-dir:` folder.
+
+While it trains, its text tower knows only the tokens that the training sentences use; the export puts their rows into
+CLIP's own vocabulary of 49,408. First the image tower learns to name what lies in each cell, then both towers learn
+to match pictures and sentences.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from random import Random
+
+import torch
+from open_clip import CLIP
+from open_clip.tokenizer import SimpleTokenizer
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cvsi.world.scenes import BACKGROUNDS, CELLS, COLOURS, SHAPES, SIZES, TEXTURES, Scene, draw_scene
+from demo.common import MEAN, STD, Trainer, pictures, say
+from demo.texts import compose, composed_text, describe, near, relative, words_used
+
+WIDTH = 128  # of both towers and of the space they share
+CONTEXT = 48  # tokens
+VOCABULARY = 49408  # of CLIP's own tokenizer
+NORM = 16.0  # mean length of an embedding before it is normalised: phi sees it so, and adds noise of unit variance
+VISION = {"image_size": 64, "layers": 4, "width": WIDTH, "patch_size": 16, "head_width": 32, "no_ln_pre": True}
+TEXT = {"context_length": CONTEXT, "width": WIDTH, "heads": 4, "layers": 3}
+LABELS = {"shape": SHAPES, "colour": COLOURS, "texture": TEXTURES, "size": SIZES}
+
+
+class Words:
+    """CLIP's own tokenizer over a compact vocabulary: the tokens of the training sentences, the end token last."""
+
+    def __init__(self) -> None:
+        """Collects the tokens; takes some seconds."""
+        self.tokenizer = SimpleTokenizer()
+        used = {token for word in words_used() for token in self._encode(word)}
+        self.ids = sorted({*used, self.tokenizer.sot_token_id, self.tokenizer.eot_token_id})
+        self.compact = {token: place for place, token in enumerate(self.ids)}
+        self.token = cache(self._token)
+        self.placeholder = self.compact[self._encode("$")[0]]
+
+    def _encode(self, word: str) -> list[int]:
+        return list(self.tokenizer.encode(word))
+
+    def _token(self, word: str) -> list[int]:
+        return [self.compact[token] for token in self._encode(word)]
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        """Compact token ids of the texts, cut to the context and padded with zeros to the longest: (texts, length)."""
+        start, end = self.compact[self.tokenizer.sot_token_id], len(self.ids) - 1
+        rows = [[start, *(token for word in text.split() for token in self.token(word))] for text in texts]
+        rows = [[*row[: CONTEXT - 1], end] for row in rows]
+        longest = max(map(len, rows))
+        return torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+
+
+def build(vocabulary: int) -> CLIP:
+    """An untrained model with that many tokens."""
+    return CLIP(WIDTH, VISION, {**TEXT, "vocab_size": vocabulary})
+
+
+def encode_text(model: CLIP, tokens: Tensor, embedded: Tensor | None = None) -> Tensor:
+    """Text embeddings, not normalised: (texts, WIDTH); short rows cost less here than in open_clip's own routine.
+
+    `embedded` takes the place of the token embeddings of `tokens`.
+    """
+    length = tokens.shape[1]
+    x = model.token_embedding(tokens) if embedded is None else embedded
+    x = model.transformer(x + model.positional_embedding[:length], attn_mask=model.attn_mask[:length, :length])
+    x = model.ln_final(x)
+    return torch.as_tensor(x[torch.arange(len(x)), tokens.argmax(-1)] @ model.text_projection)
+
+
+def patches(model: CLIP, images: Tensor) -> Tensor:
+    """The image tower's last hidden states, normalised by its last layer: (images, 17, WIDTH), the class token first."""
+    visual = model.visual
+    return torch.as_tensor(visual.ln_post(visual.transformer(visual._embeds(images))))
+
+
+def warm_up(model: CLIP, steps: int, random: Random) -> float:
+    """Teach the image tower to name what each cell holds; returns the share of right shapes at the end."""
+    sizes = {name: len(values) + (name == "shape") for name, values in LABELS.items()}
+    heads = nn.ModuleDict({name: nn.Linear(WIDTH, size) for name, size in sizes.items()})
+    ground = nn.Linear(WIDTH, len(BACKGROUNDS))
+    trainer = Trainer(
+        "CLIP's image tower", steps, [(iter([*model.visual.parameters(), *heads.parameters(), *ground.parameters()]), 1e-3)]
+    )
+    right = 0.0
+    for step in trainer:
+        scenes = [draw_scene(random, "training") for _ in range(64)]
+        labels = _labels(scenes)
+        hidden = patches(model, pictures(scenes))
+        cells = hidden[:, 1:].view(-1, 2, 2, 2, 2, WIDTH).transpose(2, 3).reshape(-1, CELLS, 4, WIDTH).mean(2)
+        backgrounds = torch.tensor([BACKGROUNDS.index(scene.background) for scene in scenes])
+        loss = functional.cross_entropy(ground(hidden[:, 0]), backgrounds)
+        for place, name in enumerate(LABELS):
+            guess = heads[name](cells).flatten(0, 1)
+            loss = loss + functional.cross_entropy(guess, labels[..., place].flatten(), ignore_index=-1)
+        with torch.no_grad():
+            filled = labels[..., 1] >= 0
+            right = 0.95 * right + 0.05 * float((heads["shape"](cells).argmax(-1) == labels[..., 0])[filled].float().mean())
+        trainer.update(step, loss)
+    return right
+
+
+def _labels(scenes: list[Scene]) -> Tensor:
+    """What each cell holds, by LABELS: (scenes, cells, labels), -1 where there is nothing to name."""
+    labels = torch.full((len(scenes), CELLS, len(LABELS)), -1)
+    labels[..., 0] = len(SHAPES)  # an empty cell
+    for row, scene in enumerate(scenes):
+        for item in scene.items:
+            looks = torch.tensor([values.index(getattr(item, name)) for name, values in LABELS.items()])
+            for cell in item.cells:
+                labels[row, cell] = looks
+    return labels
+
+
+def _pairs(random: Random, size: int) -> tuple[list[Scene], list[str]]:
+    """One batch of scenes and texts: descriptions of scenes that hardly differ, relative clauses, composed texts."""
+    scenes: list[Scene] = []
+    texts: list[str] = []
+    while len(scenes) < size:
+        choice = random.random()
+        if choice < 0.4:
+            example = compose(random)
+            scenes.append(example.target)
+            texts.append(composed_text(example, random))
+            continue
+        scene = draw_scene(random, "training")
+        if choice < 0.55:
+            scenes += [scene, near(scene, random), near(scene, random)]
+            texts += [describe(one, random, sure=True) for one in scenes[-3:]]
+        else:
+            scenes.append(scene)
+            texts.append((describe if choice < 0.85 else relative)(scene, random))
+    return scenes[:size], texts[:size]
+
+
+def match(model: CLIP, words: Words, steps: int, random: Random) -> None:
+    """Teach both towers to match pictures and sentences, a batch of pairs at a time."""
+    text = [p for name, p in model.named_parameters() if not name.startswith("visual.")]
+    trainer = Trainer("CLIP", steps, [(model.visual.parameters(), 4e-4), (iter(text), 1.5e-3)])
+    for step in trainer:
+        scenes, texts = _pairs(random, 256)
+        image = functional.normalize(model.visual(pictures(scenes)), dim=-1)
+        sentence = functional.normalize(encode_text(model, words(texts)), dim=-1)
+        logits = model.logit_scale.clamp(max=4.6).exp() * image @ sentence.T
+        target = torch.arange(len(scenes))
+        loss = functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)
+        trainer.update(step, loss / 2)
+
+
+@torch.no_grad()
+def settle(model: CLIP, words: Words) -> None:
+    """Scale both projections so that embeddings have the length that phi is trained for; no direction changes."""
+    scenes, texts = _pairs(Random("settle"), 512)
+    model.visual.proj *= NORM / model.visual(pictures(scenes)).norm(dim=-1).mean()
+    model.text_projection *= NORM / encode_text(model, words(texts)).norm(dim=-1).mean()
+
+
+@torch.no_grad()
+def quality(model: CLIP, words: Words) -> dict[str, float]:
+    """Held-out figures in percent: the right description of 500 found first, and the right of two swapped colours."""
+    random = Random("held out")
+    scenes = [draw_scene(random, "training") for _ in range(500)]
+    image = functional.normalize(model.visual(pictures(scenes)), dim=-1)
+    text = functional.normalize(encode_text(model, words([describe(s, random, sure=True) for s in scenes])), dim=-1)
+    first = (image @ text.T).argmax(-1) == torch.arange(len(scenes))
+    others = [near(scene, random) for scene in scenes]
+    wrong = functional.normalize(encode_text(model, words([describe(s, random, sure=True) for s in others])), dim=-1)
+    beaten = (image * text).sum(-1) > (image * wrong).sum(-1)
+    examples = [compose(random, hard=0.0) for _ in range(500)]
+    target = functional.normalize(model.visual(pictures([one.target for one in examples])), dim=-1)
+    composed = functional.normalize(encode_text(model, words([composed_text(one, random) for one in examples])), dim=-1)
+    found = (composed @ target.T).argmax(-1) == torch.arange(len(examples))
+    return {
+        "description of 500 found first": 100 * float(first.float().mean()),
+        "description told from a near one": 100 * float(beaten.float().mean()),
+        "picture of 500 found first for a composed text": 100 * float(found.float().mean()),
+    }
+
+
+def export(model: CLIP, words: Words, folder: Path) -> None:
+    """Write the model with all of CLIP's tokens as open_clip reads it from a folder; unseen tokens get small noise."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: value.detach().clone() for name, value in model.state_dict().items() if name != "attn_mask"}
+    rows = torch.randn(VOCABULARY, WIDTH, generator=torch.Generator().manual_seed(0)) * 0.01
+    rows[torch.tensor(words.ids)] = state["token_embedding.weight"]
+    state["token_embedding.weight"] = rows
+    save_file({name: value.half().contiguous() for name, value in state.items()}, folder / "open_clip_model.safetensors")
+    config = {
+        "model_cfg": {"embed_dim": WIDTH, "vision_cfg": VISION, "text_cfg": {**TEXT, "vocab_size": VOCABULARY}},
+        "preprocess_cfg": {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "shortest"},
+    }
+    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def train(folder: Path, seed: int, warm: int, steps: int) -> tuple[CLIP, Words, dict[str, float]]:
+    """Train and write CLIP; returns it with its tokenizer and its held-out figures."""
+    torch.manual_seed(seed)
+    random = Random(f"clip {seed}")
+    words = Words()
+    model = build(len(words.ids))
+    say(f"CLIP: {sum(p.numel() for p in model.parameters()):,} parameters over {len(words.ids)} tokens")
+    shapes = warm_up(model, warm, random)
+    match(model, words, steps, random)
+    settle(model, words)
+    model.eval()
+    figures = {"shape named in its cell": 100 * shapes, **quality(model, words)}
+    export(model, words, folder)
+    return model, words, figures

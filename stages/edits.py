@@ -1,0 +1,13 @@
+"""Rewrites the captions of every query's reference by its instruction, with the dataset's language model."""
+
+from cvsi import params, stage
+from cvsi.edits import build
+
+
+def edits(dataset: str) -> None:
+    """Edit the dataset's queries: cache/DATASET/edits."""
+    build(dataset, params.load())
+
+
+if __name__ == "__main__":
+    stage.run(edits)

@@ -1,0 +1,12 @@
+"""Embeds the five parts of every query with a backbone and its phi."""
+
+from cvsi import params, stage, vectors
+
+
+def query_vectors(dataset: str, backbone: str) -> None:
+    """Embed the dataset's queries: cache/DATASET/BACKBONE/query_vectors."""
+    vectors.queries(dataset, backbone, params.load())
+
+
+if __name__ == "__main__":
+    stage.run(query_vectors)

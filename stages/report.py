@@ -1,0 +1,13 @@
+"""Makes the page people look at, with the table of weightings."""
+
+from cvsi import params, stage
+from cvsi.report.build import build
+
+
+def report(dataset: str, backbone: str) -> None:
+    """Report on a dataset with a backbone: cache/DATASET/BACKBONE/report."""
+    build(dataset, backbone, params.load())
+
+
+if __name__ == "__main__":
+    stage.run(report)

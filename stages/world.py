@@ -1,0 +1,19 @@
+"""Draws the demo's pictures and queries, in CIRCO's layout."""
+
+from pathlib import Path
+
+from cvsi import params, stage, tables
+from cvsi.console import say
+from cvsi.world.dataset import draw
+
+
+def world() -> None:
+    """Draw the demo world: data/demo."""
+    sizes = params.load().world
+    with tables.whole_or_absent(Path("data/demo")) as folder:
+        draw(folder, sizes)
+    say(f"{sizes.gallery:,} images, {sizes.val:,} labelled and {sizes.test:,} hidden queries drawn")
+
+
+if __name__ == "__main__":
+    stage.run(world)

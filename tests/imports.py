@@ -1,0 +1,35 @@
+"""Which files of this repository a script imports, found without running anything."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def imported(script: Path) -> set[str]:
+    """Paths (relative to the root) of a script and all modules of `cvsi` that it imports, directly or not."""
+    found: set[Path] = set()
+    todo = [script]
+    while todo:
+        file = todo.pop()
+        if file in found:
+            continue
+        found.add(file)
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            todo += [file for name in names for file in _files(name)]
+    return {path.relative_to(ROOT).as_posix() for path in found}
+
+
+def _files(module: str) -> list[Path]:
+    """The module's own file and the packages above it, those of `cvsi` alone."""
+    parts = module.split(".")
+    if parts[0] != "cvsi":
+        return []
+    places = [ROOT.joinpath(*parts[: length + 1]) for length in range(len(parts))]
+    candidates = [place / "__init__.py" for place in places] + [places[-1].with_suffix(".py")]
+    return [file for file in candidates if file.is_file()]

@@ -1,0 +1,100 @@
+"""Makes `.venv` from the pinned, hashed requirement files; does nothing where it is already as they say.
+
+Runs on any Python 3, so that one that is too old can say so in a line.
+"""
+
+import hashlib
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+OLDEST = (3, 11)
+NEWER = ("python3.13", "python3.12", "python3.11")
+NEEDED_GB = 8
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+LOG = VENV / "setup.log"
+HINTS = (
+    ("No space left on device", "the disk is full; free {} GB and run the command again".format(NEEDED_GB)),
+    ("Failed to fetch", "no network: the package index can not be reached; connect and run the command again"),
+    ("error sending request", "no network: the package index can not be reached; connect and run the command again"),
+    ("NewConnectionError", "no network: the package index can not be reached; connect and run the command again"),
+    ("No matching distribution", "no network: the package index can not be reached; connect and run the command again"),
+    ("ensurepip", "this Python has no venv module; install your system's python3-venv package"),
+)
+
+
+def main():
+    """Create or update the environment; exits with one line where that is not possible."""
+    if sys.version_info < OLDEST:
+        better = next(filter(None, map(usable, NEWER)), None)
+        if better is None:
+            fail("Python {}.{} is too old; install Python 3.11 or newer".format(*sys.version_info[:2]))
+        sys.exit(subprocess.call([better, __file__]))
+    wanted = ROOT / "requirements" / ("cuda.txt" if has_gpu() else "cpu.txt")
+    mark, stamp = VENV / "installed.txt", fingerprint(wanted)
+    if mark.exists() and mark.read_text(encoding="utf-8") == stamp:
+        return
+    free = shutil.disk_usage(ROOT).free / 1e9
+    if free < NEEDED_GB:
+        fail("{:.1f} GB free on this disk, the packages need {}; free some and run again".format(free, NEEDED_GB))
+    say("installing {} into .venv (about 6 GB; minutes, once)".format(wanted.relative_to(ROOT)))
+    VENV.mkdir(exist_ok=True)
+    LOG.write_text("", encoding="utf-8")
+    python = VENV / "bin" / "python"
+    if not python.exists():
+        step([sys.executable, "-m", "venv", str(VENV)])
+    uv = [str(python), "-m", "uv", "pip"]
+    if subprocess.call([str(python), "-c", "import uv"], stderr=subprocess.DEVNULL):
+        step([str(python), "-m", "pip", "install", "--require-hashes", "--no-deps", "-r", "requirements/uv.txt"])
+    step([*uv, "sync", "--python", str(python), "--require-hashes", str(wanted)])
+    step([*uv, "install", "--python", str(python), "--no-deps", "--no-build-isolation", "-e", "."])
+    mark.write_text(stamp, encoding="utf-8")
+    say("done")
+
+
+def usable(name):
+    """The path of a Python that starts and is new enough, or None."""
+    path = shutil.which(name)
+    works = path and subprocess.call([path, "-c", ""], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) == 0
+    return path if works else None
+
+
+def has_gpu():
+    """Whether an NVIDIA GPU answers."""
+    tool = shutil.which("nvidia-smi")
+    return bool(tool) and subprocess.call([tool, "-L"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) == 0
+
+
+def fingerprint(wanted):
+    """What the environment depends on, as one line."""
+    parts = [wanted.read_bytes(), (ROOT / "pyproject.toml").read_bytes(), str(ROOT).encode()]
+    return "{} {}\n".format(wanted.name, hashlib.sha256(b"\0".join(parts)).hexdigest())
+
+
+def step(command):
+    """Run a command into the log; on failure say in one line what to do."""
+    with LOG.open("a", encoding="utf-8") as log:
+        code = subprocess.call(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+    if code:
+        text = LOG.read_text(encoding="utf-8", errors="replace")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        hint = next((hint for sign, hint in HINTS if sign in text), lines[-1] if lines else "no output")
+        fail("{} (details: {})".format(hint, LOG.relative_to(ROOT)))
+
+
+def say(text):
+    """Print one line at once."""
+    sys.stdout.write("setup: {}\n".format(text))
+    sys.stdout.flush()
+
+
+def fail(text):
+    """Exit with one line."""
+    sys.stderr.write("setup: {}\n".format(text))
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
