@@ -49,7 +49,7 @@ def parse(answer: str) -> str | None:
     text = answer.split(STOP)[0].strip()
     if not text or "\n" in text or len(text) > LONGEST_ANSWER or EDITED_CUE in text or ADDED_CUE in text:
         return None
-    return " ".join(text.split()).strip('"')
+    return " ".join(text.split()).strip('"') or None
 
 
 def row(key: str, captions: Sequence[str], edited: str, added: str) -> dict[str, Any]:

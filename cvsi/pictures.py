@@ -11,7 +11,9 @@ from cvsi.errors import CvsiError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 MAX_PIXELS = 200_000_000
-Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+TOO_LARGE = f"more than {MAX_PIXELS:,} pixels"
+# Pillow warns of odd metadata, and of pictures above its own limit; ours is checked below.
+warnings.filterwarnings("ignore", module="PIL")
 
 
 class Unreadable(Exception):
@@ -23,16 +25,17 @@ def decode(data: bytes) -> Image.Image:
     if not data:
         raise Unreadable("empty file")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as image:
-                image.load()
-                return _rgb(ImageOps.exif_transpose(image))
+        with Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Unreadable(TOO_LARGE)
+            image.load()
+            return _rgb(ImageOps.exif_transpose(image))
+    except Unreadable:
+        raise
     except UnidentifiedImageError:
         raise Unreadable("not an image") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise Unreadable(f"more than {MAX_PIXELS:,} pixels") from None
+    except Image.DecompressionBombError:
+        raise Unreadable(TOO_LARGE) from None
     except Exception as error:  # Pillow's decoders raise many kinds on damaged bytes; all mean the same to us
         raise Unreadable(" ".join(str(error).split())[:120] or type(error).__name__) from None
 

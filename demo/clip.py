@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import torch
 from open_clip import CLIP
 from open_clip.tokenizer import SimpleTokenizer
@@ -29,6 +30,7 @@ VOCABULARY = 49408  # of CLIP's own tokenizer
 NORM = 16.0  # mean length of an embedding before it is normalised: phi sees it so, and adds noise of unit variance
 VISION = {"image_size": 64, "layers": 4, "width": WIDTH, "patch_size": 16, "head_width": 32, "no_ln_pre": True}
 TEXT = {"context_length": CONTEXT, "width": WIDTH, "heads": 4, "layers": 3}
+NAMING = 0.1  # weight of the naming loss while the towers learn to match
 LABELS = {"shape": SHAPES, "colour": COLOURS, "texture": TEXTURES, "size": SIZES}
 
 
@@ -51,7 +53,7 @@ class Words:
         return [self.compact[token] for token in self._encode(word)]
 
     def __call__(self, texts: list[str]) -> Tensor:
-        """Compact token ids of the texts, cut to the context and padded with zeros to the longest: (texts, length)."""
+        """Compact token ids of the texts, cut to the context and padded with zeros to the longest: [texts, length]."""
         start, end = self.compact[self.tokenizer.sot_token_id], len(self.ids) - 1
         rows = [[start, *(token for word in text.split() for token in self.token(word))] for text in texts]
         rows = [[*row[: CONTEXT - 1], end] for row in rows]
@@ -65,7 +67,7 @@ def build(vocabulary: int) -> CLIP:
 
 
 def encode_text(model: CLIP, tokens: Tensor, embedded: Tensor | None = None) -> Tensor:
-    """Text embeddings, not normalised: (texts, WIDTH); short rows cost less here than in open_clip's own routine.
+    """Text embeddings, not normalised: [texts, WIDTH]; short rows cost less here than in open_clip's own routine.
 
     `embedded` takes the place of the token embeddings of `tokens`.
     """
@@ -76,48 +78,71 @@ def encode_text(model: CLIP, tokens: Tensor, embedded: Tensor | None = None) -> 
     return torch.as_tensor(x[torch.arange(len(x)), tokens.argmax(-1)] @ model.text_projection)
 
 
+def encode_sentences(model: CLIP, words: Words, texts: list[str]) -> Tensor:
+    """Normalised text embeddings, [texts, WIDTH]: texts of like length go together, which saves padding."""
+    order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
+    size = -(-len(texts) // 4)
+    parts = [
+        encode_text(model, words([texts[place] for place in order[at : at + size]]))
+        for at in range(0, len(order), size)
+    ]
+    back = torch.tensor(order).argsort()
+    return functional.normalize(torch.cat(parts)[back], dim=-1)
+
+
 def patches(model: CLIP, images: Tensor) -> Tensor:
-    """The image tower's last hidden states, normalised by its last layer: (images, 17, WIDTH), the class token first."""
+    """The image tower's last hidden states after its last layer norm: [images, 17, WIDTH], the class token first."""
     visual = model.visual
     return torch.as_tensor(visual.ln_post(visual.transformer(visual._embeds(images))))
 
 
-def warm_up(model: CLIP, steps: int, random: Random) -> float:
-    """Teach the image tower to name what each cell holds; returns the share of right shapes at the end."""
-    sizes = {name: len(values) + (name == "shape") for name, values in LABELS.items()}
-    heads = nn.ModuleDict({name: nn.Linear(WIDTH, size) for name, size in sizes.items()})
-    ground = nn.Linear(WIDTH, len(BACKGROUNDS))
-    trainer = Trainer(
-        "CLIP's image tower", steps, [(iter([*model.visual.parameters(), *heads.parameters(), *ground.parameters()]), 1e-3)]
-    )
-    right = 0.0
-    for step in trainer:
-        scenes = [draw_scene(random, "training") for _ in range(64)]
-        labels = _labels(scenes)
-        hidden = patches(model, pictures(scenes))
-        cells = hidden[:, 1:].view(-1, 2, 2, 2, 2, WIDTH).transpose(2, 3).reshape(-1, CELLS, 4, WIDTH).mean(2)
+class Naming(nn.Module):
+    """Linear heads that name what each cell of a picture holds, and its background, from the image tower's states."""
+
+    def __init__(self) -> None:
+        """Untrained heads; an empty cell counts as one more shape."""
+        super().__init__()
+        sizes = {name: len(values) + (name == "shape") for name, values in LABELS.items()}
+        self.heads = nn.ModuleDict({name: nn.Linear(WIDTH, size) for name, size in sizes.items()})
+        self.ground = nn.Linear(WIDTH, len(BACKGROUNDS))
+
+    def forward(self, hidden: Tensor) -> dict[str, Tensor]:
+        """Hidden states [scenes, 17, WIDTH] to scores: [scenes, cells, values] by label."""
+        grid = hidden[:, 1:].view(-1, 2, 2, 2, 2, WIDTH)  # rows of cells, of patches in them, then columns likewise
+        cells = grid.transpose(2, 3).reshape(-1, CELLS, 4, WIDTH).mean(2)
+        return {name: head(cells) for name, head in self.heads.items()}
+
+    def loss(self, hidden: Tensor, scenes: list[Scene]) -> Tensor:
+        """How far the names are from the scenes' own."""
+        labels = labels_of(scenes)
         backgrounds = torch.tensor([BACKGROUNDS.index(scene.background) for scene in scenes])
-        loss = functional.cross_entropy(ground(hidden[:, 0]), backgrounds)
-        for place, name in enumerate(LABELS):
-            guess = heads[name](cells).flatten(0, 1)
-            loss = loss + functional.cross_entropy(guess, labels[..., place].flatten(), ignore_index=-1)
-        with torch.no_grad():
-            filled = labels[..., 1] >= 0
-            right = 0.95 * right + 0.05 * float((heads["shape"](cells).argmax(-1) == labels[..., 0])[filled].float().mean())
-        trainer.update(step, loss)
-    return right
+        loss = functional.cross_entropy(self.ground(hidden[:, 0]), backgrounds)
+        for place, scores in enumerate(self(hidden).values()):
+            loss = loss + functional.cross_entropy(
+                scores.flatten(0, 1), labels[..., place].flatten(), ignore_index=-1
+            )
+        return loss
 
 
-def _labels(scenes: list[Scene]) -> Tensor:
-    """What each cell holds, by LABELS: (scenes, cells, labels), -1 where there is nothing to name."""
-    labels = torch.full((len(scenes), CELLS, len(LABELS)), -1)
+def labels_of(scenes: list[Scene]) -> Tensor:
+    """What each cell holds, by LABELS: [scenes, cells, labels], -1 where there is nothing to name."""
+    labels = np.full((len(scenes), CELLS, len(LABELS)), -1)
     labels[..., 0] = len(SHAPES)  # an empty cell
     for row, scene in enumerate(scenes):
         for item in scene.items:
-            looks = torch.tensor([values.index(getattr(item, name)) for name, values in LABELS.items()])
+            looks = [values.index(getattr(item, name)) for name, values in LABELS.items()]
             for cell in item.cells:
                 labels[row, cell] = looks
-    return labels
+    return torch.from_numpy(labels)
+
+
+def warm_up(model: CLIP, naming: Naming, steps: int, random: Random) -> None:
+    """Teach the image tower to name what each cell holds."""
+    learnt = iter([*model.visual.parameters(), *naming.parameters()])
+    trainer = Trainer("CLIP's image tower", steps, [(learnt, 1e-3)])
+    for step in trainer:
+        scenes = [draw_scene(random, "training") for _ in range(64)]
+        trainer.update(step, naming.loss(patches(model, pictures(scenes)), scenes))
 
 
 def _pairs(random: Random, size: int) -> tuple[list[Scene], list[str]]:
@@ -141,18 +166,20 @@ def _pairs(random: Random, size: int) -> tuple[list[Scene], list[str]]:
     return scenes[:size], texts[:size]
 
 
-def match(model: CLIP, words: Words, steps: int, random: Random) -> None:
-    """Teach both towers to match pictures and sentences, a batch of pairs at a time."""
+def match(model: CLIP, words: Words, naming: Naming, steps: int, random: Random) -> None:
+    """Teach both towers to match pictures and sentences; naming goes on, for the captioner's sake."""
     text = [p for name, p in model.named_parameters() if not name.startswith("visual.")]
-    trainer = Trainer("CLIP", steps, [(model.visual.parameters(), 4e-4), (iter(text), 1.5e-3)])
+    image_side = [*model.visual.parameters(), *naming.parameters()]
+    trainer = Trainer("CLIP", steps, [(iter(image_side), 4e-4), (iter(text), 1.5e-3)])
     for step in trainer:
         scenes, texts = _pairs(random, 256)
-        image = functional.normalize(model.visual(pictures(scenes)), dim=-1)
-        sentence = functional.normalize(encode_text(model, words(texts)), dim=-1)
+        hidden = patches(model, pictures(scenes))
+        image = functional.normalize(hidden[:, 0] @ model.visual.proj, dim=-1)
+        sentence = encode_sentences(model, words, texts)
         logits = model.logit_scale.clamp(max=4.6).exp() * image @ sentence.T
         target = torch.arange(len(scenes))
         loss = functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)
-        trainer.update(step, loss / 2)
+        trainer.update(step, loss / 2 + NAMING * naming.loss(hidden, scenes))
 
 
 @torch.no_grad()
@@ -164,21 +191,25 @@ def settle(model: CLIP, words: Words) -> None:
 
 
 @torch.no_grad()
-def quality(model: CLIP, words: Words) -> dict[str, float]:
-    """Held-out figures in percent: the right description of 500 found first, and the right of two swapped colours."""
+def quality(model: CLIP, words: Words, naming: Naming) -> dict[str, float]:
+    """Held-out figures in percent, on 500 fresh draws from the training part."""
     random = Random("held out")
     scenes = [draw_scene(random, "training") for _ in range(500)]
-    image = functional.normalize(model.visual(pictures(scenes)), dim=-1)
-    text = functional.normalize(encode_text(model, words([describe(s, random, sure=True) for s in scenes])), dim=-1)
+    hidden = patches(model, pictures(scenes))
+    labels = labels_of(scenes)
+    named = (naming(hidden)["shape"].argmax(-1) == labels[..., 0])[labels[..., 1] >= 0]
+    image = functional.normalize(hidden[:, 0] @ model.visual.proj, dim=-1)
+    text = encode_sentences(model, words, [describe(scene, random, sure=True) for scene in scenes])
     first = (image @ text.T).argmax(-1) == torch.arange(len(scenes))
     others = [near(scene, random) for scene in scenes]
-    wrong = functional.normalize(encode_text(model, words([describe(s, random, sure=True) for s in others])), dim=-1)
+    wrong = encode_sentences(model, words, [describe(scene, random, sure=True) for scene in others])
     beaten = (image * text).sum(-1) > (image * wrong).sum(-1)
     examples = [compose(random, hard=0.0) for _ in range(500)]
     target = functional.normalize(model.visual(pictures([one.target for one in examples])), dim=-1)
-    composed = functional.normalize(encode_text(model, words([composed_text(one, random) for one in examples])), dim=-1)
+    composed = encode_sentences(model, words, [composed_text(one, random) for one in examples])
     found = (composed @ target.T).argmax(-1) == torch.arange(len(examples))
     return {
+        "shape named in its cell": 100 * float(named.float().mean()),
         "description of 500 found first": 100 * float(first.float().mean()),
         "description told from a near one": 100 * float(beaten.float().mean()),
         "picture of 500 found first for a composed text": 100 * float(found.float().mean()),
@@ -192,7 +223,8 @@ def export(model: CLIP, words: Words, folder: Path) -> None:
     rows = torch.randn(VOCABULARY, WIDTH, generator=torch.Generator().manual_seed(0)) * 0.01
     rows[torch.tensor(words.ids)] = state["token_embedding.weight"]
     state["token_embedding.weight"] = rows
-    save_file({name: value.half().contiguous() for name, value in state.items()}, folder / "open_clip_model.safetensors")
+    half = {name: value.half().contiguous() for name, value in state.items()}
+    save_file(half, folder / "open_clip_model.safetensors")
     config = {
         "model_cfg": {"embed_dim": WIDTH, "vision_cfg": VISION, "text_cfg": {**TEXT, "vocab_size": VOCABULARY}},
         "preprocess_cfg": {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "shortest"},
@@ -207,10 +239,11 @@ def train(folder: Path, seed: int, warm: int, steps: int) -> tuple[CLIP, Words, 
     words = Words()
     model = build(len(words.ids))
     say(f"CLIP: {sum(p.numel() for p in model.parameters()):,} parameters over {len(words.ids)} tokens")
-    shapes = warm_up(model, warm, random)
-    match(model, words, steps, random)
+    naming = Naming()
+    warm_up(model, naming, warm, random)
+    match(model, words, naming, steps, random)
     settle(model, words)
     model.eval()
-    figures = {"shape named in its cell": 100 * shapes, **quality(model, words)}
+    figures = quality(model, words, naming)
     export(model, words, folder)
     return model, words, figures

@@ -27,7 +27,7 @@ def say(text: str) -> None:
 
 
 def pictures(scenes: Sequence[Scene]) -> Tensor:
-    """The scenes' pictures, normalised as CLIP wants them: (scenes, 3, 64, 64) float32."""
+    """The scenes' pictures, normalised as CLIP wants them: [scenes, 3, 64, 64] float32."""
     pixels = np.stack([np.asarray(picture(scene)) for scene in scenes])
     scaled = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     return (scaled - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
@@ -68,7 +68,8 @@ class Trainer:
             rate = (step + 1) / (time.monotonic() - self.begun)
             left = (self.steps - step - 1) / rate / 60
             mean = self.losses / every
-            say(f"{self.name}: step {step + 1} of {self.steps}, loss {mean:.3f}, {rate:.1f} a second, {left:.1f} min left")
+            done = f"step {step + 1} of {self.steps}, loss {mean:.3f}"
+            say(f"{self.name}: {done}, {rate:.1f} a second, {left:.1f} min left")
             self.losses = 0.0
 
 

@@ -79,10 +79,11 @@ def relative(scene: Scene, random: Random) -> str:
     return f"{text}. And the photo should have {random.choice(names)}." if random.random() < 0.4 else text
 
 
-def compose(random: Random, *, hard: float = 0.25) -> Composed:
+def compose(random: Random, *, source: Scene | None = None, hard: float = 0.25) -> Composed:
     """A composed example of the training part; `hard` is the share of edits of the kinds that are hard to learn."""
+    given = source
     while True:
-        source = draw_scene(random, "training")
+        source = given or draw_scene(random, "training")
         kinds = tuple(
             random.choice(OTHER_KINDS if random.random() < hard else LEARNABLE)
             for _ in range(1 if random.random() < 0.65 else 2)
@@ -155,8 +156,10 @@ def near(scene: Scene, random: Random) -> Scene:
             if first == second:
                 free = [shape for shape in SHAPES if all(shape != item.shape for item in items)]
                 items[first] = replace(one, shape=random.choice(free))
+        elif how == "colour":
+            items[first] = replace(one, colour=random.choice(COLOURS))
         else:
-            items[first] = replace(one, **{how: random.choice(COLOURS if how == "colour" else TEXTURES)})
+            items[first] = replace(one, texture=random.choice(TEXTURES))
         fresh = replace(fresh, items=tuple(items))
         if part_of(fresh.key) == "training" and fresh.key != scene.key:
             return fresh
@@ -173,3 +176,14 @@ def words_used() -> set[str]:
                      describe(example.target, random), relative(example.source, random)):
             found |= set(text.replace(",", " ,").replace(".", " .").split())
     return found
+
+
+def parts_said(text: str) -> list[str]:
+    """The claims of a caption: its noun phrases, and the bare name of its background if it states one."""
+    for opening in sorted(set(OPENINGS), key=len, reverse=True):
+        if opening and text.startswith(opening):
+            text = text.removeprefix(opening)
+            break
+    items, _, ground = text.partition(" on a ")
+    parts = items.replace(" and ", ", ").split(", ")
+    return parts + ([ground.removesuffix(" background")] if ground else [])

@@ -55,18 +55,22 @@ class Sizes(Protocol):
     """The parameters of the world: its seed, and how many gallery pictures and queries it has."""
 
     @property
-    def seed(self) -> int: ...
+    def seed(self) -> int:
+        """Seeds every draw."""
     @property
-    def gallery(self) -> int: ...
+    def gallery(self) -> int:
+        """Pictures in all."""
     @property
-    def val(self) -> int: ...
+    def val(self) -> int:
+        """Labelled queries."""
     @property
-    def test(self) -> int: ...
+    def test(self) -> int:
+        """Queries whose answers stay hidden."""
 
 
 @dataclass(frozen=True)
 class Query:
-    """One query: the reference and the main target, by number in the gallery once there is one, and its wording."""
+    """One query: its reference, one right answer as the main target, the edits and their wording, and the rule."""
 
     reference: Scene
     target: Scene

@@ -6,7 +6,7 @@ Each shape is drawn once in each look, four times too large, and shrunk; a pictu
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import cache
 from random import Random
 
 from PIL import Image, ImageDraw
@@ -49,7 +49,7 @@ def picture(scene: Scene) -> Image.Image:
     return image
 
 
-@lru_cache(maxsize=None)
+@cache
 def _look(shape: str, colour: str, texture: str, size: str) -> Image.Image:
     """One shape in one look, RGBA, cut out along its outline."""
     side = DIAMETER[size]

@@ -69,7 +69,7 @@ def part_of(text: str) -> Part:
 
 
 def arrange(background: str, items: list[Item], counts: list[int], random: Random) -> Scene:
-    """A scene of these items with fresh cells, `counts[i]` of them for item i; raises ValueError where cells run out."""
+    """A scene of these items with fresh cells, `counts[i]` for item i; raises ValueError where cells run out."""
     free = random.sample(range(CELLS), sum(counts))
     placed = []
     for item, count in zip(items, counts, strict=True):
@@ -95,12 +95,12 @@ def draw_scene(random: Random, part: Part | None = None) -> Scene:
 def draw_counts(number: int, random: Random) -> list[int]:
     """How many copies each of `number` items has: mostly one, and never more in all than the grid has cells."""
     counts = [1] * number
-    if number < CELLS and random.random() < 0.25:
+    if random.random() < 0.25:
         counts[random.randrange(number)] = random.randint(2, min(MOST, CELLS + 1 - number))
     return counts
 
 
-def variant(scene: Scene, random: Random, **looks: str) -> Scene:
-    """The same items and counts at fresh places and sizes; `looks` replaces the background, if it is given."""
+def variant(scene: Scene, random: Random) -> Scene:
+    """The same background, items and counts at fresh places and sizes."""
     items = [Item(item.shape, item.colour, item.texture, random.choice(SIZES), ()) for item in scene.items]
-    return arrange(looks.get("background", scene.background), items, [item.count for item in scene.items], random)
+    return arrange(scene.background, items, [item.count for item in scene.items], random)

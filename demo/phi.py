@@ -1,0 +1,78 @@
+"""The mapping network phi of the tiny CLIP, trained on text alone, as LinCIR trains it.
+
+A sentence's embedding with noise goes through phi, and the word that comes out takes the place of the sentence's
+keyword spans, or of the whole description in it; the sentence's embedding shall not change by that.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+import torch
+from open_clip import CLIP
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional
+
+from cvsi.phi import Phi
+from cvsi.world.scenes import draw_scene
+from demo.clip import WIDTH, Words, encode_text
+from demo.common import Trainer, say
+from demo.texts import describe
+
+BATCH = 512
+# Words between keyword spans: a span is a run of nouns, adjectives and numbers.
+LINKS = frozenset("a an and of on the with photo picture background is".split())
+
+
+def masked(description: str, random: Random) -> tuple[str, str]:
+    """A sentence, and the same with `$` in place of its keyword spans, or of the whole description."""
+    opening = random.choice(("a photo of ", ""))
+    if opening and random.random() < 0.7:
+        return opening + description, f"{opening}$"
+    words: list[str] = []
+    for word in (opening + description).replace(",", " ,").split():
+        if word in LINKS or word == ",":
+            words.append(word)
+        elif not words or words[-1] != "$":
+            words.append("$")
+    return opening + description, " ".join(words).replace(" ,", ",")
+
+
+def _embed(clip: CLIP, phi: Phi, words: Words, sentences: Tensor, masks: list[str]) -> Tensor:
+    """Embeddings of the masked sentences, phi's words for `sentences` (embeddings, not normalised) in place."""
+    tokens = words(masks)
+    embedded = clip.token_embedding(tokens)
+    found = (tokens == words.placeholder).unsqueeze(-1)
+    return encode_text(clip, tokens, torch.where(found, phi(sentences).unsqueeze(1), embedded))
+
+
+def train(clip: CLIP, words: Words, path: Path, seed: int, steps: int) -> dict[str, float]:
+    """Train and write phi; returns its held-out figure."""
+    torch.manual_seed(seed)
+    random = Random(f"phi {seed}")
+    clip.eval().requires_grad_(False)
+    phi = Phi(WIDTH, WIDTH)
+    say(f"phi: {sum(p.numel() for p in phi.parameters()):,} parameters")
+    trainer = Trainer("phi", steps, [(phi.parameters(), 2e-3)])
+    phi.train()
+    for step in trainer:
+        plain, masks = zip(
+            *(masked(describe(draw_scene(random, "training"), random), random) for _ in range(BATCH)), strict=True
+        )
+        with torch.no_grad():
+            goal = encode_text(clip, words(list(plain)))
+            noisy = goal + torch.rand(BATCH, 1) * torch.randn_like(goal)
+        trainer.update(step, functional.mse_loss(_embed(clip, phi, words, noisy, list(masks)), goal))
+    phi.eval()
+    with torch.no_grad():
+        held = Random("held out phi")
+        plain, masks = zip(
+            *(masked(describe(draw_scene(held, "training"), held), held) for _ in range(500)), strict=True
+        )
+        goal = encode_text(clip, words(list(plain)))
+        kept = functional.cosine_similarity(_embed(clip, phi, words, goal, list(masks)), goal).mean()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.half().contiguous() for name, value in phi.state_dict().items()}, path)
+    return {"cosine of sentences with and without phi's word": float(kept)}

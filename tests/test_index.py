@@ -1,0 +1,191 @@
+"""The stage index: its tables on real annotations and own folders, and one clear line for each bad input."""
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+from PIL import Image
+
+from cvsi import schema
+from cvsi.datasets import circo
+from cvsi.errors import CvsiError
+from tests.conftest import Workspace, draw_pictures, write_queries
+
+
+def table(workspace: Workspace, name: str) -> pl.DataFrame:
+    return pl.read_parquet(workspace.path / "cache" / "toy" / "index" / f"{name}.parquet")
+
+
+def test_a_folder_becomes_images_and_queries(toy: Workspace) -> None:
+    (toy.path / "photos" / "notes.txt").write_text("not an image", encoding="utf-8")
+    said = toy.run("index", "toy")
+    assert "8 images, 3 queries, 1 other file ignored" in said
+    images, queries = table(toy, "images"), table(toy, "queries")
+    assert images["image_id"].to_list() == sorted(f"{name}.png" for name in
+        ("red", "green", "blue", "yellow", "orange", "purple", "black", "white"))  # fmt: skip
+    assert images.filter(pl.col("image_id") == "red.png").row(0)[3:] == (64, 48, True)
+    assert queries.to_dicts()[0] == {
+        "query_id": "0", "split": "val", "reference_id": "red.png", "instruction": "is green",
+        "target_ids": ["green.png", "blue.png"], "exclude_ids": ["red.png"], "group_ids": [], "aspects": [],
+    }  # fmt: skip
+    assert queries["split"].to_list() == ["val", "val", "test"]
+
+
+def test_digests_are_those_of_the_bytes(toy: Workspace) -> None:
+    import hashlib
+
+    toy.run("index", "toy")
+    for path, digest in table(toy, "images").select("path", "digest").iter_rows():
+        assert digest == hashlib.sha256((toy.path / "photos" / path).read_bytes()).hexdigest()
+
+
+def test_a_second_scan_opens_no_file_and_a_changed_file_is_seen(toy: Workspace) -> None:
+    toy.run("index", "toy")
+    before = toy.bytes_below("toy/index")
+    assert "8 in the store, 0 to read" in toy.run("index", "toy")
+    assert toy.bytes_below("toy/index") == before
+    Image.new("RGB", (9, 9), "pink").save(toy.path / "photos" / "red.png")
+    assert "7 in the store, 1 to read" in toy.run("index", "toy")
+    assert toy.bytes_below("toy/index") != before
+
+
+def test_real_circo_annotations(shared: Path, tmp_path: Path) -> None:
+    annotations = shared / "annotations" / "CIRCO" / "annotations"
+    (tmp_path / "annotations").mkdir()
+    named: set[int] = set()
+    for split in ("val", "test"):
+        content = (annotations / f"{split}.json").read_text(encoding="utf-8")
+        (tmp_path / "annotations" / f"{split}.json").write_text(content, encoding="utf-8")
+        for query in json.loads(content):
+            named |= {query["reference_img_id"], *query.get("gt_img_ids", [])}
+    info = tmp_path / "COCO2017_unlabeled" / "annotations" / "image_info_unlabeled2017.json"
+    info.parent.mkdir(parents=True)
+    info.write_text(json.dumps({"images": [{"id": i, "file_name": f"{i:012d}.jpg"} for i in sorted(named)]}))
+    listing = circo.read(tmp_path)
+    counts = dict(listing.queries["split"].value_counts().iter_rows())
+    assert counts == {"val": 220, "test": 800}
+    first = listing.queries.row(0, named=True)
+    assert first["target_ids"] == ["355099", "528417", "534704"] and first["reference_id"] == "271520"
+    assert first["instruction"] == "shows two people and has a more colorful background"
+    assert "cardinality" in first["aspects"]
+    hidden = listing.queries.filter(pl.col("split") == "test")
+    assert hidden["target_ids"].list.len().max() == 0
+
+
+def test_a_missing_folder(toy: Workspace) -> None:
+    toy.params(datasets__toy__root="nowhere")
+    assert "nowhere: no such folder; put the dataset there or change its root" in toy.error("index", "toy")
+
+
+def test_broken_json_names_file_line_and_column(toy: Workspace) -> None:
+    (toy.path / "photos" / "queries.jsonl").write_text('{"reference": "red.png", }\n', encoding="utf-8")
+    assert "photos/queries.jsonl line 1: broken JSON" in toy.error("index", "toy")
+
+
+def test_an_unknown_key_in_a_query(toy: Workspace) -> None:
+    write_queries(toy.path / "photos", {"reference": "red.png", "instruction": "x", "target": ["green.png"]})
+    assert "queries.jsonl line 1: target: unknown key" in toy.error("index", "toy")
+
+
+def test_an_unknown_image_in_a_query(toy: Workspace) -> None:
+    write_queries(toy.path / "photos", {"reference": "grey.png", "instruction": "is green"})
+    line = toy.error("index", "toy")
+    assert "photos/queries.jsonl: reference_id not among the images: query 0 names 'grey.png'" in line
+
+
+@pytest.mark.parametrize("path", ["../secret.png", "/etc/passwd"])
+def test_a_path_that_leaves_the_folder(toy: Workspace, path: str) -> None:
+    write_queries(toy.path / "photos", {"reference": path, "instruction": "is green"})
+    assert "leaves the dataset's folder" in toy.error("index", "toy")
+
+
+def test_a_link_that_leaves_the_folder(toy: Workspace) -> None:
+    Image.new("RGB", (4, 4)).save(toy.path / "outside.png")
+    (toy.path / "photos" / "link.png").symlink_to(toy.path / "outside.png")
+    assert "link.png: a link that leaves the dataset's folder" in toy.error("index", "toy")
+
+
+def test_unreadable_images_are_all_listed_at_once(toy: Workspace) -> None:
+    (toy.path / "photos" / "empty.png").write_bytes(b"")
+    (toy.path / "photos" / "text.jpg").write_text("hello", encoding="utf-8")
+    line = toy.error("index", "toy")
+    assert "2 unreadable images: empty.png (empty file), text.jpg (not an image)" in line
+    assert "bad_images: drop" in line
+
+
+def test_dropped_images_take_their_queries_with_them(toy: Workspace) -> None:
+    (toy.path / "photos" / "yellow.png").write_bytes(b"")
+    (toy.path / "photos" / "blue.png").write_text("hello", encoding="utf-8")
+    toy.params(datasets__toy__bad_images="drop")
+    assert "dropped 2 images, and 1 query with them" in toy.run("index", "toy")
+    assert table(toy, "dropped").rows() == [("blue.png", "not an image"), ("yellow.png", "empty file")]
+    assert table(toy, "queries")["query_id"].to_list() == ["0", "2"]
+    assert table(toy, "queries")["target_ids"][0].to_list() == ["green.png"]
+    assert table(toy, "dropped_queries").rows() == [("1", "val", "its reference was dropped")]
+
+
+def circo_folder(root: Path, images: list[dict[str, object]], val: list[dict[str, object]]) -> None:
+    names = draw_pictures(root / "COCO2017_unlabeled" / "unlabeled2017")
+    place = root / "COCO2017_unlabeled" / "annotations"
+    place.mkdir(parents=True)
+    listed = [{"id": number, "file_name": name} for number, name in enumerate(names)] + images
+    (place / "image_info_unlabeled2017.json").write_text(json.dumps({"images": listed}), encoding="utf-8")
+    (root / "annotations").mkdir()
+    (root / "annotations" / "val.json").write_text(json.dumps(val), encoding="utf-8")
+    (root / "annotations" / "test.json").write_text("[]", encoding="utf-8")
+
+
+QUERY: dict[str, object] = {
+    "id": 0, "reference_img_id": 1, "relative_caption": "is red", "target_img_id": 2, "gt_img_ids": [2, 3],
+    "semantic_aspects": ["addition"],
+}  # fmt: skip
+
+
+def test_a_duplicated_id(toy: Workspace) -> None:
+    toy.params(datasets__toy__format="circo", datasets__toy__root="coco")
+    circo_folder(toy.path / "coco", [{"id": 3, "file_name": "red.png"}], [])
+    assert "coco: image_id stands twice: 3" in toy.error("index", "toy")
+
+
+def test_a_duplicated_query(toy: Workspace) -> None:
+    toy.params(datasets__toy__format="circo", datasets__toy__root="coco")
+    circo_folder(toy.path / "coco", [], [QUERY, QUERY])
+    assert "coco: query_id stands twice: val 0" in toy.error("index", "toy")
+
+
+def test_a_missing_image_stops_or_is_dropped(toy: Workspace) -> None:
+    toy.params(datasets__toy__format="circo", datasets__toy__root="coco")
+    circo_folder(toy.path / "coco", [{"id": 99, "file_name": "gone.png"}], [QUERY])
+    assert "1 missing image: COCO2017_unlabeled/unlabeled2017/gone.png (no such file)" in toy.error("index", "toy")
+    toy.params(datasets__toy__missing_images="drop")
+    assert "dropped 1 image" in toy.run("index", "toy")
+    assert table(toy, "queries")["target_ids"][0].to_list() == ["2", "3"]
+
+
+def test_a_wrong_type_in_an_annotation(toy: Workspace) -> None:
+    toy.params(datasets__toy__format="circo", datasets__toy__root="coco")
+    circo_folder(toy.path / "coco", [], [QUERY | {"reference_img_id": "many"}])
+    assert "coco/annotations/val.json: 0.reference_img_id" in toy.error("index", "toy")
+
+
+def test_an_unknown_split(toy: Workspace) -> None:
+    toy.params(datasets__toy__splits=["train"])
+    assert "no split 'train' in photos; there are: val, test" in toy.error("index", "toy")
+
+
+def test_the_files_are_those_of_the_contract(toy: Workspace) -> None:
+    import pyarrow.parquet as pq
+
+    toy.run("index", "toy")
+    folder = toy.path / "cache" / "toy" / "index"
+    for name, wanted in (("images", schema.IMAGES), ("queries", schema.QUERIES), ("dropped", schema.DROPPED)):
+        file = pq.ParquetFile(folder / f"{name}.parquet")
+        assert file.schema_arrow.equals(wanted)
+        assert set(file.schema_arrow.metadata or {}) == set()
+    assert not folder.with_name(".index.partial").exists()
+
+
+def test_an_unreadable_workspace_is_one_line(toy: Workspace) -> None:
+    with pytest.raises(CvsiError):
+        circo.read(toy.path / "photos")

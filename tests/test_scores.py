@@ -1,0 +1,192 @@
+"""The stage scores on vectors that another program wrote, against a second computation from the definition."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cvsi import schema
+from tests.conftest import Workspace
+
+WIDTH, IMAGES, VAL, TEST = 16, 120, 9, 5
+WEIGHTS = {"edited": 0.6, "pseudo": 0.4}
+
+
+def vectors(random: np.random.Generator, rows: int, kind: Any) -> pa.Array:
+    matrix = random.normal(size=(rows, WIDTH))
+    matrix /= np.linalg.norm(matrix, axis=1, keepdims=True)
+    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.astype(kind).reshape(-1)), WIDTH)
+
+
+def matrix(table: pa.Table, column: str) -> np.ndarray:
+    return np.array(table[column].to_pylist(), dtype=np.float64)
+
+
+@pytest.fixture
+def foreign(toy: Workspace) -> Workspace:
+    """A CIRCO-like index and random vectors, written here and not by our stages."""
+    random = np.random.default_rng(5)
+    toy.params(datasets__toy__format="circo")
+    cache = toy.path / "cache" / "toy"
+    ids = [str(1000 + 7 * number) for number in range(IMAGES)]
+    images = pa.table(
+        [
+            ids,
+            [f"{i}.png" for i in ids],
+            ["0" * 64] * IMAGES,
+            [4] * IMAGES,
+            [4] * IMAGES,
+            [True] * (IMAGES - 1) + [False],
+        ],
+        schema=schema.IMAGES,
+    )
+    rows = []
+    for split, number in (("val", VAL), ("test", TEST)):
+        for query in range(number):
+            chosen = random.choice(IMAGES - 1, 4, replace=False)
+            rows.append(
+                {
+                    "query_id": str(query), "split": split, "reference_id": ids[chosen[0]], "instruction": "is red",
+                    "target_ids": [ids[i] for i in chosen[1:]][: 1 + query % 3] if split == "val" else [],
+                    "exclude_ids": [ids[chosen[0]]] if query % 2 else [], "group_ids": [],
+                    "aspects": ["odd" if query % 2 else "even"] if split == "val" else [],
+                }
+            )  # fmt: skip
+    queries = pa.Table.from_pylist(rows, schema.QUERIES)
+    (cache / "index").mkdir(parents=True)
+    pq.write_table(images, cache / "index" / "images.parquet")
+    pq.write_table(queries, cache / "index" / "queries.parquet")
+    place = cache / "tiny" / "gallery_vectors"
+    place.mkdir(parents=True)
+    gallery = images["image_id"].slice(0, IMAGES - 1)
+    for number, start in enumerate(range(0, len(gallery), 50)):
+        part = gallery.slice(start, 50)
+        columns = {"image": vectors(random, len(part), np.float16), "caption": vectors(random, len(part), np.float16)}
+        pq.write_table(pa.table({"image_id": part} | columns), place / f"part-{number}.parquet")
+    place = cache / "tiny" / "query_vectors"
+    place.mkdir(parents=True)
+    order = random.permutation(VAL + TEST)
+    table = queries.select(["query_id", "split"]).take(order)
+    for part_name in schema.QUERY_PARTS:
+        table = table.append_column(part_name, vectors(random, VAL + TEST, np.float32))
+    pq.write_table(table, place / "all.parquet")
+    return toy
+
+
+def expected(workspace: Workspace) -> dict[tuple[str, str], list[str]]:
+    """The first 100 of every query, by the definition, in float64."""
+    cache = workspace.path / "cache" / "toy"
+    gallery = pa.concat_tables(pq.read_table(file) for file in sorted((cache / "tiny" / "gallery_vectors").glob("*")))
+    right = 0.8 * matrix(gallery, "image") + 0.2 * matrix(gallery, "caption")
+    asked = pq.read_table(cache / "tiny" / "query_vectors" / "all.parquet")
+    left = sum(weight * matrix(asked, part) for part, weight in WEIGHTS.items())
+    keys = list(zip(asked["split"].to_pylist(), asked["query_id"].to_pylist(), strict=True))
+    barred = {
+        (row["split"], row["query_id"]): row["exclude_ids"]
+        for row in pq.read_table(cache / "index" / "queries.parquet").to_pylist()
+    }
+    ids = gallery["image_id"].to_pylist()
+    found = {}
+    for key, row in zip(keys, left @ right.T, strict=True):
+        order = [ids[place] for place in np.argsort(-row, kind="stable")]
+        found[key] = [image for image in order if image not in barred[key]][:100]
+    return found
+
+
+def test_rankings_equal_the_definition(foreign: Workspace) -> None:
+    foreign.run("scores", "toy", "tiny")
+    rankings = pq.read_table(foreign.path / "cache/toy/tiny/scores/rankings.parquet")
+    assert rankings.schema.equals(schema.RANKINGS)
+    frame = pl.DataFrame(rankings)
+    lists = frame.group_by("split", "query_id", maintain_order=True).agg("image_id", "rank")
+    wanted = expected(foreign)
+    assert lists.height == len(wanted)
+    for split, query, images, ranks in lists.iter_rows():
+        assert images == wanted[split, query]
+        assert ranks == list(range(1, 101))
+
+
+def test_metrics_equal_the_definition(foreign: Workspace) -> None:
+    foreign.run("scores", "toy", "tiny")
+    metrics = json.loads((foreign.path / "cache/toy/tiny/scores/metrics.json").read_text())
+    assert list(metrics) == ["val"]
+    wanted = expected(foreign)
+    queries = pq.read_table(foreign.path / "cache/toy/index/queries.parquet").to_pylist()
+    precisions: dict[str, list[float]] = {"odd": [], "even": []}
+    recalls = []
+    for row in queries[:VAL]:
+        ranked, targets = wanted["val", row["query_id"]], row["target_ids"]
+        hits = total = 0.0
+        for rank, image in enumerate(ranked[:10], start=1):
+            if image in targets:
+                hits += 1
+                total += hits / rank
+        precisions[row["aspects"][0]].append(100 * total / min(len(targets), 10))
+        recalls.append(100.0 * (targets[0] in ranked[:25]))
+    both = [*precisions["odd"], *precisions["even"]]
+    assert metrics["val"]["mAP@10"] == pytest.approx(np.mean(both))
+    assert metrics["val"]["mAP@10/odd"] == pytest.approx(np.mean(precisions["odd"]))
+    assert metrics["val"]["Recall@25"] == pytest.approx(np.mean(recalls))
+    assert metrics["val"]["mAP@10 low"] <= metrics["val"]["mAP@10"] <= metrics["val"]["mAP@10 high"]
+    assert metrics["val"]["queries"] == VAL and metrics["val"]["dropped"] == metrics["val"]["fallbacks"] == 0
+
+
+def test_the_submission_has_fifty_integers_for_every_hidden_query(foreign: Workspace) -> None:
+    foreign.run("scores", "toy", "tiny")
+    files = list((foreign.path / "cache/toy/tiny/scores/submissions").glob("*.json"))
+    assert len(files) == 1
+    content = json.loads(files[0].read_text())
+    wanted = expected(foreign)
+    assert content == {str(q): [int(image) for image in wanted["test", str(q)][:50]] for q in range(TEST)}
+
+
+def test_scoring_twice_gives_the_same_bytes(foreign: Workspace) -> None:
+    foreign.run("scores", "toy", "tiny")
+    first = foreign.bytes_below("toy/tiny/scores")
+    foreign.run("scores", "toy", "tiny")
+    assert foreign.bytes_below("toy/tiny/scores") == first
+
+
+def test_a_part_without_weight_may_be_missing(foreign: Workspace) -> None:
+    file = foreign.path / "cache/toy/tiny/query_vectors/all.parquet"
+    pq.write_table(pq.read_table(file).drop_columns(["source"]), file)
+    foreign.run("scores", "toy", "tiny")
+    pq.write_table(pq.read_table(file).drop_columns(["pseudo"]), file)
+    assert "no column 'pseudo', which has a weight in the dataset's fusion" in foreign.error("scores", "toy", "tiny")
+
+
+def test_vectors_that_do_not_fit_the_index(foreign: Workspace) -> None:
+    place = foreign.path / "cache/toy/tiny/gallery_vectors"
+    first, _, third = sorted(place.glob("*.parquet"))
+    third.rename(third.with_suffix(".away"))
+    assert "100 rows, the index has 119 gallery images" in foreign.error("scores", "toy", "tiny")
+    third.with_suffix(".away").rename(third)
+    first.rename(place / "part-9.parquet")
+    assert "not in the order of the index" in foreign.error("scores", "toy", "tiny")
+
+
+def test_numbers_that_are_not_finite(foreign: Workspace) -> None:
+    file = foreign.path / "cache/toy/tiny/query_vectors/all.parquet"
+    table = pq.read_table(file)
+    bad = np.full((VAL + TEST) * WIDTH, np.nan, dtype=np.float32)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(bad, from_pandas=False), WIDTH)
+    table = table.set_column(table.column_names.index("edited"), "edited", column)
+    pq.write_table(table, file)
+    assert "not finite" in foreign.error("scores", "toy", "tiny")
+
+
+def test_missing_vectors_name_the_stage(foreign: Workspace) -> None:
+    file = foreign.path / "cache/toy/tiny/query_vectors/all.parquet"
+    file.unlink()
+    assert "run the stage query_vectors first" in foreign.error("scores", "toy", "tiny")
+
+
+def test_a_dataset_that_is_not_active_can_be_scored(foreign: Workspace) -> None:
+    foreign.params(active=[], runs={})
+    foreign.run("scores", "toy", "tiny")
+    assert Path(foreign.path / "cache/toy/tiny/scores/metrics.json").exists()

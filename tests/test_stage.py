@@ -1,0 +1,96 @@
+"""How a stage ends: signals, errors people can mend, and bugs, each with one line and nothing half-written."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+import time
+from pathlib import Path
+from cvsi import stage, tables
+from cvsi.console import say
+from cvsi.errors import CvsiError
+
+def work(kind: str) -> None:
+    '''Do something.'''
+    with tables.output("work", "toy") as out:
+        out.file("half.txt").write_text("half")
+        if kind == "sleep":
+            say("ready")
+            time.sleep(60)
+        elif kind == "known":
+            raise CvsiError("file.json: broken, mend it")
+        elif kind == "bug":
+            raise KeyError("what is this?")
+        elif kind == "missing":
+            Path("nowhere.txt").read_text()
+
+if __name__ == "__main__":
+    stage.run(work)
+"""
+
+
+def start(folder: Path, kind: str) -> subprocess.Popen[str]:
+    script = folder / "work.py"
+    script.write_text(SCRIPT, encoding="utf-8")
+    command = [sys.executable, str(script), kind]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def record(folder: Path) -> dict[str, object]:
+    (file,) = (folder / "cache" / ".runs").glob("*.json")
+    return json.loads(file.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_within_seconds_with_one_line(tmp_path: Path, number: signal.Signals) -> None:
+    process = start(tmp_path, "sleep")
+    assert process.stdout is not None and "ready" in process.stdout.readline()
+    began = time.monotonic()
+    process.send_signal(number)
+    _, err = process.communicate(timeout=20)
+    assert time.monotonic() - began < 3
+    assert process.returncode == 128 + number
+    assert err.splitlines() == [
+        f"work sleep: stopped by {number.name}; finished blocks are kept, run it again to go on"
+    ]
+    assert list((tmp_path / "cache" / "toy").iterdir()) == []
+    assert number.name in str(record(tmp_path)["outcome"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [
+        ("known", "work known: file.json: broken, mend it"),
+        ("missing", "work missing: nowhere.txt: No such file or directory"),
+        ("bug", "work bug: a bug, please report it with cache/.runs/work-"),
+    ],
+)
+def test_an_error_is_one_line(tmp_path: Path, kind: str, line: str) -> None:
+    process = start(tmp_path, kind)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert len(err.splitlines()) == 1 and err.startswith(line)
+    assert list((tmp_path / "cache" / "toy").iterdir()) == []
+    if kind == "bug":
+        (details,) = (tmp_path / "cache" / ".runs").glob("*.traceback.txt")
+        assert "Traceback" in details.read_text(encoding="utf-8") and details.name in err
+
+
+def test_a_run_leaves_a_record_outside_every_output(tmp_path: Path) -> None:
+    assert start(tmp_path, "nothing").wait() == 0
+    found = record(tmp_path)
+    assert found["outcome"] == "done" and found["arguments"] == ["nothing"]
+    assert sorted(path.name for path in (tmp_path / "cache" / "toy" / "work").iterdir()) == ["half.txt"]
+
+
+def test_a_wrong_number_of_arguments_is_explained(tmp_path: Path) -> None:
+    script = tmp_path / "work.py"
+    script.write_text(SCRIPT, encoding="utf-8")
+    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, text=True, capture_output=True)
+    assert done.returncode == 2 and "kind" in done.stderr
