@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoTokenizer, Blip2ForConditionalGeneration
 
 from cvsi.errors import CvsiError
 from cvsi.params import Captioner, Compute
@@ -33,6 +32,12 @@ class Blip2:
 
     def __init__(self, captioner: Captioner, compute: Compute) -> None:
         """Load model, image processor and tokenizer; raises CvsiError when they can not be loaded."""
+        from transformers import (  # seconds of imports, needed only when a row is missing
+            AutoImageProcessor,
+            AutoTokenizer,
+            Blip2ForConditionalGeneration,
+        )
+
         self.settings, self.device = captioner, device(compute)
         source = {"revision": captioner.revision} if captioner.revision else {}
         dtype = DTYPES[precision(captioner.precision, self.device)]

@@ -4,8 +4,12 @@ On a terminal progress is a bar; elsewhere (DVC logs, CI) a plain line every few
 artifact.
 """
 
+import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -49,6 +53,26 @@ def seconds(value: float) -> str:
         return f"{value:.1f} s"
     minutes, rest = divmod(round(value), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+@contextmanager
+def chatter_to(path: Path) -> Iterator[None]:
+    """Send what libraries print meanwhile (both streams, C++ included) to the end of a file, so that our lines stand out."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(stream) for stream in (1, 2)]
+    with path.open("ab") as log:
+        try:
+            for stream in (1, 2):
+                os.dup2(log.fileno(), stream)
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for stream, original in zip((1, 2), kept, strict=True):
+                os.dup2(original, stream)
+                os.close(original)
 
 
 class Meter:

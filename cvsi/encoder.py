@@ -12,9 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
-from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -31,8 +29,9 @@ CODE = 1
 
 
 def template(instruction: str, added: str) -> str:
-    """The sentence whose first `$` stands for the reference image."""
-    return f"a photo of {TOKEN} that {instruction}. And the photo should have {added}."
+    """The sentence whose first `$` stands for the reference image; without objects added, its first half."""
+    sentence = f"a photo of {TOKEN} that {instruction}."
+    return f"{sentence} And the photo should have {added}." if added else sentence
 
 
 def sizes(backbone: Backbone) -> tuple[int, int]:
@@ -44,6 +43,8 @@ def sizes(backbone: Backbone) -> tuple[int, int]:
         except (OSError, KeyError, ValueError) as error:
             raise CvsiError(f"{path}: no readable open_clip configuration ({error})") from None
     else:
+        import open_clip
+
         config = open_clip.get_model_config(backbone.model)
         if config is None:
             raise CvsiError(f"params.yaml: open_clip knows no model '{backbone.model}'")
@@ -74,6 +75,8 @@ class Encoder:
     @cached_property
     def model(self) -> Any:
         """The open_clip model in evaluation mode; raises CvsiError when it can not be loaded."""
+        import open_clip  # seconds of imports, here and below, needed only when a row is missing
+
         logging.getLogger().setLevel(logging.ERROR)
         try:
             model = open_clip.create_model(
@@ -94,11 +97,15 @@ class Encoder:
     @cached_property
     def tokenizer(self) -> Any:
         """Texts to token ids, cut to the context with the end token kept."""
+        import open_clip
+
         return open_clip.get_tokenizer(self.backbone.model)
 
     @cached_property
     def transform(self) -> Any:
         """A picture to the model's input [3, s, s]: resize, centre crop, scale, normalise."""
+        from open_clip.transform import PreprocessCfg, image_transform_v2
+
         return image_transform_v2(PreprocessCfg(**self.model.visual.preprocess_cfg), is_train=False)
 
     def check_phi(self) -> None:

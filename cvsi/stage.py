@@ -29,7 +29,7 @@ def run(stage: Callable[..., None]) -> None:
     """Run a stage from the command line and exit: 0, 1 on an error (one line), 128 + n on signal n."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
     def guarded(**arguments: Any) -> None:
         _guard(stage, [str(value) for value in arguments.values()], lambda: stage(**arguments))

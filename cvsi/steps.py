@@ -12,8 +12,9 @@ import polars as pl
 import pyarrow as pa
 
 from cvsi import runs
-from cvsi.console import Meter, count, say, seconds
+from cvsi.console import Meter, chatter_to, count, say, seconds
 from cvsi.store import Shelf
+from cvsi.tables import libraries_log
 
 Compute = Callable[[pl.DataFrame], pa.Table]
 
@@ -46,7 +47,8 @@ def fill(shelf: Shelf, step: Step, wanted: pl.DataFrame, rows: int | None = None
     began = time.monotonic()
     loaded = 0.0
     if missing.len():
-        compute = step.load()
+        with chatter_to(libraries_log()):
+            compute = step.load()
         loaded = time.monotonic() - began
         todo = wanted.with_columns(block=pl.int_range(pl.len()) // step.block)
         todo = todo.filter(pl.col("key").is_in(missing.implode()))

@@ -31,6 +31,11 @@ def runs_folder() -> Path:
     return CACHE / ".runs"
 
 
+def libraries_log() -> Path:
+    """The file that takes what libraries print while a model is loaded."""
+    return runs_folder() / "libraries.log"
+
+
 def write_parquet(table: pa.Table, path: Path) -> None:
     """Write a table so that equal rows give equal bytes: combined chunks, fixed row groups, zstd, no metadata."""
     plain = table.replace_schema_metadata(None).combine_chunks()

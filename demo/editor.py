@@ -112,7 +112,7 @@ def sources(seed: int, number: int) -> list[Scene]:
 
 
 def learn_from_made_up(seed: int, steps: int) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """Train on made-up captions: two a prompt at first, which is quicker to learn from, then all."""
+    """Train on made-up captions: one or two a prompt at first, which is quicker to learn from, then all."""
     torch.manual_seed(seed)
     random = Random(f"editor {seed}")
     examples = [compose(random) for _ in range(4000)]
@@ -122,7 +122,7 @@ def learn_from_made_up(seed: int, steps: int) -> tuple[LlamaForCausalLM, PreTrai
     say(f"editor: {sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens")
     trainer = Trainer("editor on made-up captions", steps, [(model.parameters(), 2e-3)])
     for step in trainer:
-        number = 2 if step < 0.4 * steps else CAPTIONS
+        number = 1 if step < 0.15 * steps else 2 if step < 0.4 * steps else CAPTIONS
         composed = [compose(random) for _ in range(BATCH)]
         batch = [asked(one, blurred(one.source, number, random), _cue(random)) for one in composed]
         trainer.update(step, _loss(model, tokenizer, batch))

@@ -21,7 +21,8 @@ from demo.clip import WIDTH, Words, encode_text
 from demo.common import Trainer, say
 from demo.texts import describe
 
-BATCH = 512
+BATCH = 256
+CHUNKS = 4  # of a batch, by length, which saves padding
 # Words between keyword spans: a span is a run of nouns, adjectives and numbers.
 LINKS = frozenset("a an and of on the with photo picture background is".split())
 
@@ -37,7 +38,7 @@ def masked(description: str, random: Random) -> tuple[str, str]:
             words.append(word)
         elif not words or words[-1] != "$":
             words.append("$")
-    return opening + description, " ".join(words).replace(" ,", ",")
+    return opening + description, " ".join(words)
 
 
 def _embed(clip: CLIP, phi: Phi, words: Words, sentences: Tensor, masks: list[str]) -> Tensor:
@@ -46,6 +47,14 @@ def _embed(clip: CLIP, phi: Phi, words: Words, sentences: Tensor, masks: list[st
     embedded = clip.token_embedding(tokens)
     found = (tokens == words.placeholder).unsqueeze(-1)
     return encode_text(clip, tokens, torch.where(found, phi(sentences).unsqueeze(1), embedded))
+
+
+def _loss(clip: CLIP, phi: Phi, words: Words, pairs: list[tuple[str, str]]) -> Tensor:
+    """Mean squared change of sentences' embeddings when phi's words stand in them."""
+    with torch.no_grad():
+        goal = encode_text(clip, words([plain for plain, _ in pairs]))
+        noisy = goal + torch.rand(len(goal), 1) * torch.randn_like(goal)
+    return functional.mse_loss(_embed(clip, phi, words, noisy, [mask for _, mask in pairs]), goal)
 
 
 def train(clip: CLIP, words: Words, path: Path, seed: int, steps: int) -> dict[str, float]:
@@ -58,21 +67,17 @@ def train(clip: CLIP, words: Words, path: Path, seed: int, steps: int) -> dict[s
     trainer = Trainer("phi", steps, [(phi.parameters(), 2e-3)])
     phi.train()
     for step in trainer:
-        plain, masks = zip(
-            *(masked(describe(draw_scene(random, "training"), random), random) for _ in range(BATCH)), strict=True
-        )
-        with torch.no_grad():
-            goal = encode_text(clip, words(list(plain)))
-            noisy = goal + torch.rand(BATCH, 1) * torch.randn_like(goal)
-        trainer.update(step, functional.mse_loss(_embed(clip, phi, words, noisy, list(masks)), goal))
+        pairs = [masked(describe(draw_scene(random, "training"), random), random) for _ in range(BATCH)]
+        pairs.sort(key=lambda pair: len(pair[0]))
+        size = BATCH // CHUNKS
+        losses = [_loss(clip, phi, words, pairs[at : at + size]) for at in range(0, BATCH, size)]
+        trainer.update(step, torch.stack(losses).mean())
     phi.eval()
     with torch.no_grad():
         held = Random("held out phi")
-        plain, masks = zip(
-            *(masked(describe(draw_scene(held, "training"), held), held) for _ in range(500)), strict=True
-        )
-        goal = encode_text(clip, words(list(plain)))
-        kept = functional.cosine_similarity(_embed(clip, phi, words, goal, list(masks)), goal).mean()
+        pairs = [masked(describe(draw_scene(held, "training"), held), held) for _ in range(500)]
+        goal = encode_text(clip, words([plain for plain, _ in pairs]))
+        kept = functional.cosine_similarity(_embed(clip, phi, words, goal, [mask for _, mask in pairs]), goal).mean()
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: value.half().contiguous() for name, value in phi.state_dict().items()}, path)
     return {"cosine of sentences with and without phi's word": float(kept)}

@@ -106,12 +106,17 @@ def composed_text(example: Composed, random: Random) -> str:
 
 
 def edited(example: Composed, *, background: bool = True) -> str:
-    """The gold edited description: the target in caption words, plus what the instruction itself says."""
-    wanted = {edit.value if edit.kind == "shape" else edit.shape: edit for edit in example.edits}
+    """The gold edited description: the captions' items in their order, changed as asked, then the new ones."""
+    edits = {edit.shape: edit for edit in example.edits}
     names = []
-    for item in sorted(example.target.items, key=lambda item: SHAPES.index(item.shape)):
-        edit = wanted.get(item.shape)
-        names.append(_edited_name(item, edit) if edit else phrase(item.count, item.colour, item.shape))
+    for item in reading_order(example.source):
+        edit = edits.pop(item.shape, None)
+        if edit is None:
+            names.append(phrase(item.count, item.colour, item.shape))
+        elif edit.kind != "removal":
+            shape = edit.value if edit.kind == "shape" else edit.shape
+            names.append(_edited_name(example.target.item(shape), edit))
+    names += [_edited_name(example.target.item(edit.shape), edit) for edit in edits.values() if edit.shape]
     said = background or any(edit.kind == "background" for edit in example.edits)
     return join(names) + (f" on a {example.target.background} background" if said else "")
 

@@ -20,7 +20,7 @@ from demo import blip2, clip, editor, phi
 from demo.common import say, size_in_mb
 
 WEIGHTS = Path("demo/weights")
-STEPS = {"warm": 1600, "clip": 1000, "blip2": 1800, "phi": 500, "made up": 2000, "real": 600}
+STEPS = {"warm": 1600, "clip": 1000, "blip2": 2200, "phi": 600, "made up": 2000, "real": 600}
 READ = 5000  # scenes whose captions the editor reads
 HELD = 400  # more of them, on which it is measured
 SAID = 8  # captions of each, of which a prompt shows five
