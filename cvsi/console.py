@@ -57,7 +57,7 @@ def seconds(value: float) -> str:
 
 @contextmanager
 def chatter_to(path: Path) -> Iterator[None]:
-    """Send what libraries print meanwhile (both streams, C++ included) to the end of a file, so that our lines stand out."""
+    """Send what libraries print meanwhile, on both streams and from C++ too, to the end of a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()

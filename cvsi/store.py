@@ -37,11 +37,11 @@ class Shelf:
         """Open a shelf for reading and appending; `schema` has a string column `key`."""
         self.kind, self.recipe, self.schema = kind, dict(recipe), schema
         self.folder = Path(store) / kind / digest(self.recipe)
-        self._index = self._rows_of(sorted(self.folder.glob("*.parquet")))
+        self._pieces = [self._rows_of(file) for file in sorted(self.folder.glob("*.parquet"))]
 
     def missing(self, keys: pl.Series) -> pl.Series:
         """The keys that have no row yet, in the order given."""
-        return keys.filter(~keys.is_in(self._index["key"].implode()))
+        return keys.filter(~keys.is_in(self._index()["key"].implode()))
 
     def add(self, rows: pa.Table) -> None:
         """Append rows as one immutable file; they can be taken at once."""
@@ -56,11 +56,11 @@ class Shelf:
         finally:
             partial.unlink(missing_ok=True)
         flush(self.folder)
-        self._index = pl.concat([self._index, self._rows_of([final])]).unique("key", keep="first", maintain_order=True)
+        self._pieces.append(self._rows_of(final))
 
     def take(self, keys: pl.Series) -> pa.Table:
         """The rows of these keys, in their order (a key may repeat); raises KeyError for one that is not there."""
-        wanted = pl.DataFrame({"key": keys}).join(self._index, on="key", how="left", maintain_order="left")
+        wanted = pl.DataFrame({"key": keys}).join(self._index(), on="key", how="left", maintain_order="left")
         if wanted["file"].has_nulls():
             raise KeyError(wanted.filter(pl.col("file").is_null())["key"][0])
         pieces, offsets, total = [], {}, 0
@@ -73,14 +73,15 @@ class Shelf:
         places = wanted["row"] + wanted["file"].replace_strict(offsets, return_dtype=pl.Int64)
         return pa.concat_tables(pieces).take(pc.cast(places.to_arrow(), pa.int64())).combine_chunks()
 
-    def _rows_of(self, files: list[Path]) -> pl.DataFrame:
-        pieces = [pl.DataFrame(schema={"key": pl.String, "file": pl.String, "row": pl.Int64})]
-        for file in files:
-            keys = pl.Series("key", _read(file, self.schema, ["key"])["key"], dtype=pl.String)
-            pieces.append(
-                keys.to_frame().select("key", pl.lit(file.name).alias("file"), pl.int_range(pl.len()).alias("row"))
-            )
-        return pl.concat(pieces).unique("key", keep="first", maintain_order=True)
+    def _index(self) -> pl.DataFrame:
+        """Where each row is: `key`, `file`, `row`; of files that hold the same row the first by name."""
+        nothing = pl.DataFrame(schema={"key": pl.String, "file": pl.String, "row": pl.Int64})
+        self._pieces = [pl.concat([nothing, *self._pieces]).unique("key", keep="first", maintain_order=True)]
+        return self._pieces[0]
+
+    def _rows_of(self, file: Path) -> pl.DataFrame:
+        keys = pl.Series("key", _read(file, self.schema, ["key"])["key"], dtype=pl.String)
+        return keys.to_frame().select("key", pl.lit(file.name).alias("file"), pl.int_range(pl.len()).alias("row"))
 
     def _describe(self) -> None:
         """Keep the recipe readable beside its rows; whoever comes first writes it, all write the same."""

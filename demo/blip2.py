@@ -93,8 +93,9 @@ def _prefix(model: Blip2ForConditionalGeneration, scenes: list[Scene]) -> Tensor
     return torch.as_tensor(model.language_projection(asked))
 
 
-def _loss(model: Blip2ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, scenes: list[Scene],
-          texts: list[str]) -> Tensor:
+def _loss(
+    model: Blip2ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, scenes: list[Scene], texts: list[str]
+) -> Tensor:
     """Cross entropy of the captions' tokens and the end token, given the pictures."""
     rows = [[tokenizer.bos_token_id, *row, tokenizer.eos_token_id] for row in tokenizer(texts)["input_ids"]]
     longest = max(map(len, rows))
@@ -107,8 +108,9 @@ def _loss(model: Blip2ForConditionalGeneration, tokenizer: PreTrainedTokenizerFa
 
 
 @torch.no_grad()
-def sample(model: Blip2ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, scenes: list[Scene],
-           number: int) -> list[list[str]]:
+def sample(
+    model: Blip2ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, scenes: list[Scene], number: int
+) -> list[list[str]]:
     """That many sampled captions of each scene's picture."""
     rows: list[list[str]] = []
     for start in range(0, len(scenes), 64):

@@ -118,9 +118,7 @@ class Naming(nn.Module):
         backgrounds = torch.tensor([BACKGROUNDS.index(scene.background) for scene in scenes])
         loss = functional.cross_entropy(self.ground(hidden[:, 0]), backgrounds)
         for place, scores in enumerate(self(hidden).values()):
-            loss = loss + functional.cross_entropy(
-                scores.flatten(0, 1), labels[..., place].flatten(), ignore_index=-1
-            )
+            loss = loss + functional.cross_entropy(scores.flatten(0, 1), labels[..., place].flatten(), ignore_index=-1)
         return loss
 
 

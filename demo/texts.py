@@ -177,8 +177,13 @@ def words_used() -> set[str]:
     found = set(NUMBERS) | set("several few . , $ nothing new".split())
     for _ in range(20000):
         example = compose(random, hard=0.5)
-        for text in (composed_text(example, random), caption(example.source, random), edited(example),
-                     describe(example.target, random), relative(example.source, random)):
+        for text in (
+            composed_text(example, random),
+            caption(example.source, random),
+            edited(example),
+            describe(example.target, random),
+            relative(example.source, random),
+        ):
             found |= set(text.replace(",", " ,").replace(".", " .").split())
     return found
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 LOG = VENV / "setup.log"
 HINTS = (
-    ("No space left on device", "the disk is full; free {} GB and run the command again".format(NEEDED_GB)),
+    ("No space left on device", f"the disk is full; free {NEEDED_GB} GB and run the command again"),
     ("Failed to fetch", "no network: the package index can not be reached; connect and run the command again"),
     ("error sending request", "no network: the package index can not be reached; connect and run the command again"),
     ("NewConnectionError", "no network: the package index can not be reached; connect and run the command again"),
@@ -38,8 +38,8 @@ def main():
         return
     free = shutil.disk_usage(ROOT).free / 1e9
     if free < NEEDED_GB:
-        fail("{:.1f} GB free on this disk, the packages need {}; free some and run again".format(free, NEEDED_GB))
-    say("installing {} into .venv (about 6 GB; minutes, once)".format(wanted.relative_to(ROOT)))
+        fail(f"{free:.1f} GB free on this disk, the packages need {NEEDED_GB}; free some and run again")
+    say(f"installing {wanted.relative_to(ROOT)} into .venv (about 6 GB; minutes, once)")
     VENV.mkdir(exist_ok=True)
     LOG.write_text("", encoding="utf-8")
     python = VENV / "bin" / "python"
@@ -81,18 +81,18 @@ def step(command):
         text = LOG.read_text(encoding="utf-8", errors="replace")
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         hint = next((hint for sign, hint in HINTS if sign in text), lines[-1] if lines else "no output")
-        fail("{} (details: {})".format(hint, LOG.relative_to(ROOT)))
+        fail(f"{hint} (details: {LOG.relative_to(ROOT)})")
 
 
 def say(text):
     """Print one line at once."""
-    sys.stdout.write("setup: {}\n".format(text))
+    sys.stdout.write(f"setup: {text}\n")
     sys.stdout.flush()
 
 
 def fail(text):
     """Exit with one line."""
-    sys.stderr.write("setup: {}\n".format(text))
+    sys.stderr.write(f"setup: {text}\n")
     sys.exit(1)
 
 

@@ -57,12 +57,15 @@ class Sizes(Protocol):
     @property
     def seed(self) -> int:
         """Seeds every draw."""
+
     @property
     def gallery(self) -> int:
         """Pictures in all."""
+
     @property
     def val(self) -> int:
         """Labelled queries."""
+
     @property
     def test(self) -> int:
         """Queries whose answers stay hidden."""

@@ -1,0 +1,77 @@
+"""Filling the store: only what is missing, in fixed blocks, with the right words, also after a stop in the middle."""
+
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from cvsi.steps import Step, fill
+from cvsi.store import Shelf
+
+SCHEMA = pa.schema({"key": pa.string(), "value": pa.string()})
+
+
+class Counting:
+    """A computation that remembers its blocks and writes the whole block into each row, and may stop at one."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.loads, self.blocks, self.stop_at = 0, list[list[str]](), stop_at
+
+    def load(self) -> "Counting":
+        self.loads += 1
+        return self
+
+    def __call__(self, block: pl.DataFrame) -> pa.Table:
+        if len(self.blocks) == self.stop_at:
+            raise KeyboardInterrupt
+        keys = block["key"].to_list()
+        self.blocks.append(keys)
+        return pa.table({"key": keys, "value": ["+".join(keys)] * len(keys)}, schema=SCHEMA)
+
+
+def wanted(number: int) -> pl.DataFrame:
+    return pl.DataFrame({"key": [f"k{place}" for place in range(number)]})
+
+
+def run(folder: Path, work: Counting, number: int, rows: int | None = None) -> Shelf:
+    shelf = Shelf(folder, "things", {}, SCHEMA)
+    fill(shelf, Step("image", "to caption", "captioned", 3, work.load), wanted(number), rows)
+    return shelf
+
+
+def test_blocks_are_fixed_runs_and_words_say_what_happens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    work = Counting()
+    run(tmp_path, work, 7, rows=9)
+    assert work.blocks == [["k0", "k1", "k2"], ["k3", "k4", "k5"], ["k6"]]
+    out = capsys.readouterr().out
+    assert "9 images (7 distinct): 0 in the store, 7 to caption" in out
+    assert "7 images captioned in" in out and "a second" in out
+
+
+def test_nothing_missing_loads_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path, Counting(), 7)
+    again = Counting()
+    run(tmp_path, again, 7)
+    assert again.loads == 0 and again.blocks == []
+    assert "7 images: 7 in the store, 0 to caption" in capsys.readouterr().out
+
+
+def test_new_rows_alone_are_computed(tmp_path: Path) -> None:
+    run(tmp_path, Counting(), 7)
+    more = Counting()
+    run(tmp_path, more, 10)
+    assert more.blocks == [["k7", "k8"], ["k9"]]
+
+
+@pytest.mark.parametrize("stop_at", [0, 1, 2])
+def test_a_stopped_run_goes_on_with_the_same_blocks(tmp_path: Path, stop_at: int) -> None:
+    whole = run(tmp_path / "whole", Counting(), 8)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "stopped", Counting(stop_at), 8)
+    rest = Counting()
+    resumed = run(tmp_path / "stopped", rest, 8)
+    assert len(rest.blocks) == 3 - stop_at
+    keys = wanted(8)["key"]
+    # Each value names its whole block, so equal values mean equal blocks.
+    assert resumed.take(keys).equals(whole.take(keys))
