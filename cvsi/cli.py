@@ -4,6 +4,7 @@ import json
 import sys
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -56,18 +57,23 @@ def show(run: str = typer.Argument(help="A run of params.yaml, demo-tiny say."))
 
 
 def _table(title: str, rows: dict[str, dict[str, float]], metric: str) -> Table:
-    names = [name for name in next(iter(rows.values())) if "/" not in name and not name.endswith((" low", " high"))]
-    table = Table("weighting", *names, "95% interval", title=title)
+    """Weightings by the cut-offs of the main metric, with its interval; the report has the other metrics too."""
+    family = metric.partition("@")[0]
+    names = [
+        name for name in next(iter(rows.values())) if name.partition("@")[0] == family and name.split("@")[1].isdigit()
+    ]
+    table = Table("weighting", *names, f"{metric}, 95% interval", title=title, box=box.SIMPLE_HEAD)
     for weighting, values in rows.items():
         interval = f"{values[f'{metric} low']:.1f} to {values[f'{metric} high']:.1f}"
         style = "bold" if weighting == "cvsi" else None
-        table.add_row(weighting, *(f"{values[name]:.2f}" for name in names), interval, style=style)
+        table.add_row(weighting, *(f"{values[name]:.1f}" for name in names), interval, style=style)
     return table
 
 
 def _aspects(rows: dict[str, dict[str, float]], metric: str) -> Table:
     names = [name for name in next(iter(rows.values())) if name.startswith(f"{metric}/")]
-    table = Table("aspect", *rows, title=f"{metric} by aspect")
+    table = Table("aspect", *rows, title=f"{metric} by aspect", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in names:
-        table.add_row(name.removeprefix(f"{metric}/"), *(f"{values[name]:.1f}" for values in rows.values()))
+        aspect = name.removeprefix(f"{metric}/").replace("_", " ")
+        table.add_row(aspect, *(f"{values[name]:.1f}" for values in rows.values()))
     return table

@@ -63,7 +63,7 @@ def matrix_of(table: pa.Table, column: str, where: str) -> np.ndarray:
     if not pa.types.is_fixed_size_list(chunks.type) or chunks.null_count:
         raise CvsiError(f"{where}: column '{column}' is {chunks.type} with {chunks.null_count} nulls, not vectors")
     flat: np.ndarray = chunks.flatten().to_numpy(zero_copy_only=False)
-    return flat.reshape(len(chunks), chunks.type.list_size).astype(np.float32, copy=False)
+    return flat.reshape(len(chunks), chunks.type.list_size).astype(np.float32)
 
 
 def query_order(queries: pl.DataFrame, vectors: pa.Table, where: str) -> pa.Table:

@@ -75,8 +75,8 @@ class Output:
         write_parquet(table.select(schema.names).cast(schema), self.file(name))
 
     def json(self, name: str, content: Any) -> None:
-        """Write JSON with sorted keys and a final newline; NaN is refused."""
-        text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        """Write JSON, keys in the order given, and a final newline; NaN is refused."""
+        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
         self.file(name).write_text(text + "\n", encoding="utf-8")
 
 

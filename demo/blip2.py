@@ -13,6 +13,7 @@ from open_clip import CLIP
 from torch import Tensor
 from torch.nn import functional
 from transformers import (
+    AutoTokenizer,
     Blip2Config,
     Blip2ForConditionalGeneration,
     Blip2Processor,
@@ -148,10 +149,14 @@ def export(model: Blip2ForConditionalGeneration, tokenizer: PreTrainedTokenizerF
     tokenizer.save_pretrained(folder)
 
 
-def train(
-    clip: CLIP, folder: Path, seed: int, steps: int
-) -> tuple[Blip2ForConditionalGeneration, PreTrainedTokenizerFast, dict[str, float]]:
-    """Train and write the captioner; returns it with its tokenizer and its held-out figures."""
+def load(folder: Path) -> tuple[Blip2ForConditionalGeneration, PreTrainedTokenizerFast]:
+    """The exported model in float32, and its tokenizer."""
+    model = Blip2ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    return model.eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def train(clip: CLIP, folder: Path, seed: int, steps: int) -> dict[str, float]:
+    """Train and write the captioner; returns its held-out figures."""
     torch.manual_seed(seed)
     random = Random(f"blip2 {seed}")
     tokenizer = learn((caption(draw_scene(random, "training"), random) for _ in range(20000)), 400)
@@ -169,4 +174,4 @@ def train(
     model.eval()
     figures = quality(model, tokenizer)
     export(model, tokenizer, folder)
-    return model, tokenizer, figures
+    return figures

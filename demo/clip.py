@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from open_clip import CLIP
 from open_clip.tokenizer import SimpleTokenizer
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -230,8 +230,17 @@ def export(model: CLIP, words: Words, folder: Path) -> None:
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def train(folder: Path, seed: int, warm: int, steps: int) -> tuple[CLIP, Words, dict[str, float]]:
-    """Train and write CLIP; returns it with its tokenizer and its held-out figures."""
+def load(folder: Path, words: Words) -> CLIP:
+    """The exported model, in float32 and with the compact vocabulary."""
+    state = load_file(folder / "open_clip_model.safetensors")
+    state["token_embedding.weight"] = state["token_embedding.weight"][torch.tensor(words.ids)]
+    model = build(len(words.ids))
+    model.load_state_dict({name: value.float() for name, value in state.items()})
+    return model.eval().requires_grad_(False)
+
+
+def train(folder: Path, seed: int, warm: int, steps: int) -> tuple[CLIP, dict[str, float]]:
+    """Train and write CLIP; returns it with its held-out figures."""
     torch.manual_seed(seed)
     random = Random(f"clip {seed}")
     words = Words()
@@ -244,4 +253,4 @@ def train(folder: Path, seed: int, warm: int, steps: int) -> tuple[CLIP, Words, 
     model.eval()
     figures = quality(model, words, naming)
     export(model, words, folder)
-    return model, words, figures
+    return model, figures

@@ -18,6 +18,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 from cvsi.editor import ADDED_CUE, EDITED_CUE, few_shot, prompt
 from cvsi.world.scenes import COLOURS, MOST, SHAPES, Item, Scene, draw_scene
+from demo import blip2
 from demo.common import Trainer, say
 from demo.texts import Composed, added, caption, compose, edited
 from demo.tokens import learn
@@ -25,6 +26,10 @@ from demo.tokens import learn
 CAPTIONS = 5  # a picture, as the demo's parameters have it
 CONTEXT = 512
 BATCH = 64
+PROMPT_WEIGHT = 0.2  # of a prompt's token against an answer's
+READ = 5000  # scenes whose captions it reads
+HELD = 400  # more of them, on which it is measured
+SAID = 8  # captions of each, of which a prompt shows five
 TASKS = {EDITED_CUE: "demo_edited", ADDED_CUE: "demo_added"}  # each task's cue and its few-shot text
 
 Example = tuple[str, str]  # prompt and answer
@@ -81,17 +86,23 @@ def _cue(random: Random) -> str:
 
 
 def _loss(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example]) -> Tensor:
-    """Cross entropy of the answers' tokens and the end token, given the prompts."""
+    """Cross entropy of the answers and the end token and, for less, of the prompts.
+
+    A prompt's captions repeat each other, and learning to repeat is what the answers need most.
+    """
     prompts = tokenizer([question for question, _ in examples])["input_ids"]
     replies = [[*row, tokenizer.eos_token_id] for row in tokenizer([answer for _, answer in examples])["input_ids"]]
     longest = max(len(first) + len(last) for first, last in zip(prompts, replies, strict=True))
     tokens = torch.full((len(examples), longest), int(tokenizer.pad_token_id))
-    learnt = torch.zeros_like(tokens, dtype=torch.bool)
+    weights = torch.zeros(tokens.shape)
     for row, (first, last) in enumerate(zip(prompts, replies, strict=True)):
         tokens[row, : len(first) + len(last)] = torch.tensor(first + last)
-        learnt[row, len(first) : len(first) + len(last)] = True
-    hidden = model.model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state[learnt[:, 1:]]
-    return functional.cross_entropy(model.lm_head(hidden), tokens[:, 1:][learnt[:, 1:]])
+        weights[row, : len(first)] = PROMPT_WEIGHT
+        weights[row, len(first) : len(first) + len(last)] = 1.0
+    logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
+    losses = functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+    learnt = weights[:, 1:].flatten()
+    return (losses * learnt).sum() / (learnt == 1.0).sum()
 
 
 @torch.no_grad()
@@ -103,12 +114,6 @@ def reply(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: 
         tokens = model.generate(**batch, do_sample=False, max_new_tokens=64)[:, batch["input_ids"].shape[1] :]
         answers += [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
     return answers
-
-
-def sources(seed: int, number: int) -> list[Scene]:
-    """The scenes whose real captions the second part of the training reads."""
-    random = Random(f"editor sources {seed}")
-    return [draw_scene(random, "training") for _ in range(number)]
 
 
 def learn_from_made_up(seed: int, steps: int) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
@@ -129,21 +134,6 @@ def learn_from_made_up(seed: int, steps: int) -> tuple[LlamaForCausalLM, PreTrai
     return model, tokenizer
 
 
-def learn_from_real(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, scenes: Sequence[Scene],
-    captions: Sequence[Sequence[str]], seed: int, steps: int,
-) -> None:  # fmt: skip
-    """Train on with what the captioner says of the scenes, new instructions each time."""
-    random = Random(f"editor real {seed}")
-    trainer = Trainer("editor on real captions", steps, [(model.parameters(), 1e-3)])
-    for step in trainer:
-        batch = []
-        for place in (random.randrange(len(scenes)) for _ in range(BATCH)):
-            example = compose(random, source=scenes[place])
-            batch.append(asked(example, random.sample(captions[place], CAPTIONS), _cue(random)))
-        trainer.update(step, _loss(model, tokenizer, batch))
-
-
 def quality(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, scenes: Sequence[Scene],
     captions: Sequence[Sequence[str]],
@@ -162,6 +152,26 @@ def quality(
                 of = [good for good, one in zip(exact, examples, strict=True) if len(one.source.items) == items]
                 figures[f"{name}, {items} items"] = 100 * sum(of) / len(of)
     return figures
+
+
+def learn_from_real(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, captioner: Path, seed: int, steps: int
+) -> dict[str, float]:
+    """Train on with what the captioner in a folder says of pictures; returns the held-out figures."""
+    torch.manual_seed(seed)
+    random = Random(f"editor real {seed}")
+    scenes = [draw_scene(random, "training") for _ in range(READ + HELD)]
+    captions = blip2.sample(*blip2.load(captioner), scenes, SAID)
+    trainer = Trainer("editor on real captions", steps, [(model.parameters(), 1e-3)])
+    model.train()
+    for step in trainer:
+        batch = []
+        for place in (random.randrange(READ) for _ in range(BATCH)):
+            example = compose(random, source=scenes[place])
+            batch.append(asked(example, random.sample(captions[place], CAPTIONS), _cue(random)))
+        trainer.update(step, _loss(model, tokenizer, batch))
+    model.eval()
+    return quality(model, tokenizer, scenes[READ:], captions[READ:])
 
 
 def export(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

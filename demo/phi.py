@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from cvsi.phi import Phi
 from cvsi.world.scenes import draw_scene
-from demo.clip import WIDTH, Words, encode_text
+from demo.clip import WIDTH, Words, encode_text, load
 from demo.common import Trainer, say
 from demo.texts import describe
 
@@ -57,11 +57,12 @@ def _loss(clip: CLIP, phi: Phi, words: Words, pairs: list[tuple[str, str]]) -> T
     return functional.mse_loss(_embed(clip, phi, words, noisy, [mask for _, mask in pairs]), goal)
 
 
-def train(clip: CLIP, words: Words, path: Path, seed: int, steps: int) -> dict[str, float]:
-    """Train and write phi; returns its held-out figure."""
+def train(folder: Path, path: Path, seed: int, steps: int) -> dict[str, float]:
+    """Train and write phi for the CLIP in a folder; returns its held-out figure."""
     torch.manual_seed(seed)
     random = Random(f"phi {seed}")
-    clip.eval().requires_grad_(False)
+    words = Words()
+    clip = load(folder, words)
     phi = Phi(WIDTH, WIDTH)
     say(f"phi: {sum(p.numel() for p in phi.parameters()):,} parameters")
     trainer = Trainer("phi", steps, [(phi.parameters(), 2e-3)])

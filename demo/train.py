@@ -1,7 +1,8 @@
 """The one command that trains all of the demo's models from scratch: `python -m demo.train`.
 
 Two processes of one thread each: this one trains CLIP, BLIP-2 and phi, the other the editor, which waits for the
-captioner's captions at the end. The weights are written beside their place and moved there when all are done.
+captioner before its second part. phi and the editor read the exported weights, as the pipeline does. The weights are
+written beside their place and moved there when all are done.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ import argparse
 import json
 import shutil
 import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import get_context
-from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import torch
@@ -21,46 +25,66 @@ from demo.common import say, size_in_mb
 
 WEIGHTS = Path("demo/weights")
 STEPS = {"warm": 1600, "clip": 1000, "blip2": 2200, "phi": 600, "made up": 2000, "real": 600}
-READ = 5000  # scenes whose captions the editor reads
-HELD = 400  # more of them, on which it is measured
-SAID = 8  # captions of each, of which a prompt shows five
 
-Figures = dict[str, dict[str, float]]
+Figures = dict[str, float]
+_captioner_ready: Event  # in the second process
 
 
-def train_editor(folder: Path, seed: int, steps: dict[str, int], pipe: Connection) -> None:
-    """The second process: trains the editor, takes the captions from the pipe, sends the figures back."""
+def _start_second(ready: Event) -> None:
+    """Set up the second process."""
+    global _captioner_ready
+    _captioner_ready = ready
     torch.set_num_threads(1)
-    model, tokenizer = editor.learn_from_made_up(seed, steps["made up"])
-    captions = pipe.recv()
-    scenes = editor.sources(seed, READ + HELD)
-    editor.learn_from_real(model, tokenizer, scenes[:READ], captions[:READ], seed, steps["real"])
-    model.eval()
-    figures = editor.quality(model, tokenizer, scenes[READ:], captions[READ:])
-    editor.export(model, tokenizer, folder)
-    pipe.send(figures)
 
 
-def train(folder: Path, seed: int, steps: dict[str, int]) -> Figures:
+def _train_editor(folder: Path, seed: int, made_up: int, real: int) -> Figures:
+    """What the second process does."""
+    with timed("llama") as figures:
+        model, tokenizer = editor.learn_from_made_up(seed, made_up)
+        _captioner_ready.wait()
+        figures |= editor.learn_from_real(model, tokenizer, folder / "blip2", seed, real)
+        editor.export(model, tokenizer, folder / "llama")
+    return figures
+
+
+@contextmanager
+def timed(part: str) -> Iterator[Figures]:
+    """A place for the figures of one part, to which its minutes are added: by the clock, and of a processor."""
+    figures: Figures = {}
+    clock, processor = time.monotonic(), time.process_time()
+    yield figures
+    figures["minutes"] = (time.monotonic() - clock) / 60
+    figures["processor minutes"] = (time.process_time() - processor) / 60
+    say(f"{part}: {figures}")
+
+
+def train(folder: Path, seed: int, steps: dict[str, int]) -> dict[str, Figures]:
     """Train all parts into a folder; returns each part's held-out figures."""
     torch.set_num_threads(1)
     context = get_context("spawn")
-    ours, theirs = context.Pipe()
-    other = context.Process(target=train_editor, args=(folder / "llama", seed, steps, theirs), daemon=True)
-    other.start()
-    theirs.close()  # so that a dead editor ends the wait for its figures
-    figures: Figures = {}
-    model, words, figures["clip"] = clip.train(folder / "clip", seed, steps["warm"], steps["clip"])
-    say(f"CLIP: {figures['clip']}")
-    captioner, tokenizer, figures["blip2"] = blip2.train(model, folder / "blip2", seed, steps["blip2"])
-    say(f"BLIP-2: {figures['blip2']}")
-    ours.send(blip2.sample(captioner, tokenizer, editor.sources(seed, READ + HELD), SAID))
-    figures["phi"] = phi.train(model, words, folder / "phi.safetensors", seed, steps["phi"])
-    say(f"phi: {figures['phi']}")
-    figures["llama"] = ours.recv()
-    say(f"editor: {figures['llama']}")
-    other.join()
-    return figures
+    ready = context.Event()
+    parts: dict[str, Figures] = {}
+    with ProcessPoolExecutor(1, context, _start_second, (ready,)) as second:
+        edits = second.submit(_train_editor, folder, seed, steps["made up"], steps["real"])
+        try:
+            with timed("clip") as parts["clip"]:
+                model, figures = clip.train(folder / "clip", seed, steps["warm"], steps["clip"])
+                parts["clip"] |= figures
+            with timed("blip2") as parts["blip2"]:
+                parts["blip2"] |= blip2.train(model, folder / "blip2", seed, steps["blip2"])
+        finally:
+            ready.set()  # after a failure too: the second process then finds no captioner and ends
+        with timed("phi") as parts["phi"]:
+            parts["phi"] |= phi.train(folder / "clip", folder / "phi.safetensors", seed, steps["phi"])
+        parts["llama"] = edits.result()
+    return parts
+
+
+def write_figures(parts: dict[str, Figures], minutes: float, seed: int, folder: Path) -> None:
+    """Write the held-out figures beside the weights that they were measured on."""
+    parts["training"] = {"minutes": minutes, "seed": seed, "megabytes": size_in_mb(folder)}
+    rounded = {part: {name: round(value, 3) for name, value in figures.items()} for part, figures in parts.items()}
+    (folder / "figures.json").write_text(json.dumps(rounded, indent=2) + "\n")
 
 
 def main() -> None:
@@ -74,14 +98,12 @@ def main() -> None:
     fresh = arguments.weights.with_name(arguments.weights.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
     steps = {name: max(2, int(number * arguments.steps)) for name, number in STEPS.items()}
-    figures = train(fresh, arguments.seed, steps)
+    parts = train(fresh, arguments.seed, steps)
     minutes = (time.monotonic() - begun) / 60
-    figures["training"] = {"minutes": minutes, "seed": arguments.seed, "megabytes": size_in_mb(fresh)}
-    rounded = {part: {name: round(value, 3) for name, value in rows.items()} for part, rows in figures.items()}
-    (fresh / "figures.json").write_text(json.dumps(rounded, indent=2) + "\n")
+    write_figures(parts, minutes, arguments.seed, fresh)
     shutil.rmtree(arguments.weights, ignore_errors=True)
     fresh.rename(arguments.weights)
-    say(f"all parts in {minutes:.1f} minutes, {figures['training']['megabytes']:.1f} MB in {arguments.weights}")
+    say(f"all parts in {minutes:.1f} minutes, {parts['training']['megabytes']:.1f} MB in {arguments.weights}")
 
 
 if __name__ == "__main__":

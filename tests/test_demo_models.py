@@ -21,7 +21,7 @@ from cvsi.world.rule import answer, wish
 from cvsi.world.scenes import Item, Scene, draw_scene, part_of
 from demo.clip import CONTEXT, VOCABULARY, WIDTH, Words, encode_text, patches
 from demo.common import size_in_mb
-from demo.editor import asked, reply, sources
+from demo.editor import asked, reply
 from demo.texts import Composed, added, caption, compose, edited, near, parts_said
 
 WEIGHTS = Path(__file__).parents[1] / "demo" / "weights"
@@ -129,7 +129,7 @@ def test_training_and_world_share_no_scene_and_no_instruction(seed: int) -> None
         assert {part_of(scene.key) for scene in scenes} == {"world"}
         assert part_of(query.text) == "world"
     random = Random(seed)
-    for scene in sources(seed, 50):
-        example = compose(random, source=scene)
-        used = [scene, example.target, near(scene, random)]
+    for _ in range(50):
+        example = compose(random)
+        used = [example.source, example.target, near(example.source, random)]
         assert {part_of(one.key) for one in used} == {part_of(example.clause)} == {"training"}
