@@ -6,6 +6,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import wraps
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -27,15 +28,12 @@ class Stopped(BaseException):
 
 def run(stage: Callable[..., None]) -> None:
     """Run a stage from the command line and exit: 0, 1 on an error (one line), 128 + n on signal n."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
+    @wraps(stage)
     def guarded(**arguments: Any) -> None:
         _guard(stage, [str(value) for value in arguments.values()], lambda: stage(**arguments))
 
-    guarded.__doc__ = stage.__doc__
-    guarded.__signature__ = __import__("inspect").signature(stage)  # type: ignore[attr-defined]
     app.command()(guarded)
     app()
 
@@ -44,6 +42,7 @@ def _guard(stage: Callable[..., None], arguments: list[str], work: Callable[[], 
     name, began = stage.__name__, time.time()
     speak_as(" ".join([name, *arguments]))
     try:
+        _on_signals(_stop)
         work()
     except CvsiError as error:
         _end(name, arguments, began, 1, str(error))
@@ -51,10 +50,7 @@ def _guard(stage: Callable[..., None], arguments: list[str], work: Callable[[], 
         _end(name, arguments, began, 1, f"{error.filename or 'input or output'}: {error.strerror or error}")
     except (Stopped, KeyboardInterrupt) as stop:
         number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
-        word = signal.Signals(number).name
-        _end(
-            name, arguments, began, 128 + number, f"stopped by {word}; finished blocks are kept, run it again to go on"
-        )
+        _end(name, arguments, began, 128 + number, _stopped(number))
     except Exception as error:
         details = runs_folder() / f"{name}-{os.getpid()}.traceback.txt"
         details.parent.mkdir(parents=True, exist_ok=True)
@@ -72,5 +68,23 @@ def _end(name: str, arguments: list[str], began: float, code: int, line: str) ->
     os._exit(code)
 
 
+def _on_signals(handler: Callable[[int, FrameType | None], None]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
+
+
 def _stop(number: int, frame: FrameType | None) -> None:
     raise Stopped(number)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    complain(_stopped(number))
+    os._exit(128 + number)
+
+
+def _stopped(number: int) -> str:
+    return f"stopped by {signal.Signals(number).name}; finished blocks are kept, run it again to go on"
+
+
+# From here on, since what a script imports next may take seconds; nothing is at work yet that would need an end.
+_on_signals(_leave)

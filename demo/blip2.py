@@ -25,12 +25,14 @@ from transformers import (
 
 from cvsi.world.drawing import SIDE
 from cvsi.world.scenes import Scene, draw_scene
-from demo.clip import VISION, WIDTH
+from demo.clip import VISION, WIDTH, Words
+from demo.clip import load as clip_of
 from demo.common import MEAN, STD, Trainer, pictures, say
 from demo.texts import caption, parts_said
 from demo.tokens import learn
 
 QUERIES = 8  # tokens that the Q-Former hands to the language model
+INIT = 0.08  # of the weights: about 1 / sqrt(width), for a width so small
 TOKENS = 30  # at most, in a caption
 TOP_P = 0.9  # of the sampling, as the demo's parameters have it
 
@@ -39,7 +41,8 @@ def build(tokenizer: PreTrainedTokenizerFast) -> Blip2ForConditionalGeneration:
     """An untrained model for that tokenizer."""
     text = OPTConfig(
         vocab_size=len(tokenizer), hidden_size=WIDTH, word_embed_proj_dim=WIDTH, ffn_dim=4 * WIDTH, num_hidden_layers=3,
-        num_attention_heads=4, max_position_embeddings=64, dropout=0.0, pad_token_id=tokenizer.pad_token_id,
+        num_attention_heads=4, max_position_embeddings=64, dropout=0.0,
+        init_std=INIT, pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     config = Blip2Config(
@@ -52,7 +55,7 @@ def build(tokenizer: PreTrainedTokenizerFast) -> Blip2ForConditionalGeneration:
         qformer_config={
             "hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4,
             "encoder_hidden_size": WIDTH, "cross_attention_frequency": 1, "vocab_size": 4, "hidden_dropout_prob": 0.0,
-            "attention_probs_dropout_prob": 0.0,
+            "attention_probs_dropout_prob": 0.0, "initializer_range": INIT,
         },
         text_config=text.to_dict(), num_query_tokens=QUERIES,
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
@@ -155,14 +158,14 @@ def load(folder: Path) -> tuple[Blip2ForConditionalGeneration, PreTrainedTokeniz
     return model.eval(), AutoTokenizer.from_pretrained(folder)
 
 
-def train(clip: CLIP, folder: Path, seed: int, steps: int) -> dict[str, float]:
-    """Train and write the captioner; returns its held-out figures."""
+def train(clip: Path, folder: Path, seed: int, steps: int) -> dict[str, float]:
+    """Train and write the captioner, with the eyes of the CLIP in a folder; returns its held-out figures."""
     torch.manual_seed(seed)
     random = Random(f"blip2 {seed}")
     tokenizer = learn((caption(draw_scene(random, "training"), random) for _ in range(20000)), 400)
     tokenizer.add_tokens(["<image>"], special_tokens=True)
     model = build(tokenizer)
-    copy_vision(clip, model)
+    copy_vision(clip_of(clip, Words()), model)
     learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
     sizes = [sum(parameter.numel() for parameter in group) for group in (model.parameters(), learnt)]
     say(f"BLIP-2: {sizes[0]:,} parameters, {sizes[1]:,} to learn")

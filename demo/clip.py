@@ -239,8 +239,8 @@ def load(folder: Path, words: Words) -> CLIP:
     return model.eval().requires_grad_(False)
 
 
-def train(folder: Path, seed: int, warm: int, steps: int) -> tuple[CLIP, dict[str, float]]:
-    """Train and write CLIP; returns it with its held-out figures."""
+def train(folder: Path, seed: int, warm: int, steps: int) -> dict[str, float]:
+    """Train and write CLIP; returns its held-out figures."""
     torch.manual_seed(seed)
     random = Random(f"clip {seed}")
     words = Words()
@@ -253,4 +253,4 @@ def train(folder: Path, seed: int, warm: int, steps: int) -> tuple[CLIP, dict[st
     model.eval()
     figures = quality(model, words, naming)
     export(model, words, folder)
-    return model, figures
+    return figures

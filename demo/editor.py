@@ -25,6 +25,7 @@ from demo.tokens import learn
 
 CAPTIONS = 5  # a picture, as the demo's parameters have it
 CONTEXT = 512
+INIT = 0.08  # of the weights: about 1 / sqrt(width), for a width so small
 BATCH = 64
 PROMPT_WEIGHT = 0.2  # of a prompt's token against an answer's
 READ = 5000  # scenes whose captions it reads
@@ -39,7 +40,7 @@ def build(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """An untrained model for that tokenizer."""
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=4, max_position_embeddings=CONTEXT, tie_word_embeddings=True,
+        num_key_value_heads=4, max_position_embeddings=CONTEXT, tie_word_embeddings=True, initializer_range=INIT,
         pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
@@ -117,7 +118,7 @@ def reply(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: 
 
 
 def learn_from_made_up(seed: int, steps: int) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """Train on made-up captions: one or two a prompt at first, which is quicker to learn from, then all."""
+    """Train on made-up captions: three a prompt at first, which is quicker to learn from, then all."""
     torch.manual_seed(seed)
     random = Random(f"editor {seed}")
     examples = [compose(random) for _ in range(4000)]
@@ -127,7 +128,7 @@ def learn_from_made_up(seed: int, steps: int) -> tuple[LlamaForCausalLM, PreTrai
     say(f"editor: {sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens")
     trainer = Trainer("editor on made-up captions", steps, [(model.parameters(), 2e-3)])
     for step in trainer:
-        number = 1 if step < 0.15 * steps else 2 if step < 0.4 * steps else CAPTIONS
+        number = 3 if step < 0.5 * steps else CAPTIONS
         composed = [compose(random) for _ in range(BATCH)]
         batch = [asked(one, blurred(one.source, number, random), _cue(random)) for one in composed]
         trainer.update(step, _loss(model, tokenizer, batch))

@@ -1,8 +1,8 @@
 """The one command that trains all of the demo's models from scratch: `python -m demo.train`.
 
 Two processes of one thread each: this one trains CLIP, BLIP-2 and phi, the other the editor, which waits for the
-captioner before its second part. phi and the editor read the exported weights, as the pipeline does. The weights are
-written beside their place and moved there when all are done.
+captioner before its second part. Each part reads the exported weights of those before it, as the pipeline does. All
+weights are written beside their place and moved there in the end.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from demo import blip2, clip, editor, phi
 from demo.common import say, size_in_mb
 
 WEIGHTS = Path("demo/weights")
-STEPS = {"warm": 1600, "clip": 1000, "blip2": 2200, "phi": 600, "made up": 2000, "real": 600}
+STEPS = {"warm": 1600, "clip": 1000, "blip2": 1500, "phi": 400, "made up": 900, "real": 400}
 
 Figures = dict[str, float]
 _captioner_ready: Event  # in the second process
@@ -68,10 +68,9 @@ def train(folder: Path, seed: int, steps: dict[str, int]) -> dict[str, Figures]:
         edits = second.submit(_train_editor, folder, seed, steps["made up"], steps["real"])
         try:
             with timed("clip") as parts["clip"]:
-                model, figures = clip.train(folder / "clip", seed, steps["warm"], steps["clip"])
-                parts["clip"] |= figures
+                parts["clip"] |= clip.train(folder / "clip", seed, steps["warm"], steps["clip"])
             with timed("blip2") as parts["blip2"]:
-                parts["blip2"] |= blip2.train(model, folder / "blip2", seed, steps["blip2"])
+                parts["blip2"] |= blip2.train(folder / "clip", folder / "blip2", seed, steps["blip2"])
         finally:
             ready.set()  # after a failure too: the second process then finds no captioner and ends
         with timed("phi") as parts["phi"]:

@@ -63,6 +63,19 @@ def test_a_signal_ends_it_within_seconds_with_one_line(tmp_path: Path, number: s
     assert number.name in str(record(tmp_path)["outcome"])
 
 
+def test_a_signal_while_modules_are_imported_is_answered_too(tmp_path: Path) -> None:
+    script = tmp_path / "work.py"
+    script.write_text(
+        "from cvsi import stage\nimport time\nprint('importing', flush=True)\ntime.sleep(60)\n", encoding="utf-8"
+    )
+    command = [sys.executable, str(script)]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and "importing" in process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=10)
+    assert process.returncode == 143 and len(err.splitlines()) == 1 and "stopped by SIGTERM" in err
+
+
 @pytest.mark.parametrize(
     ("kind", "line"),
     [
