@@ -45,6 +45,9 @@ def build(name: str, params: Params) -> None:
     _known(listing)
     images, dropped = _examine(root, listing.images, dataset, params)
     queries, lost = _keep(listing.queries, images)
+    for table, word in ((images, "images"), (queries, "queries")):
+        if not table.height:
+            raise CvsiError(f"{root}: no {word} to work on; see what its annotations list and what was dropped")
     with output("index", name) as out:
         out.table("images.parquet", images.to_arrow(), IMAGES)
         out.table("queries.parquet", queries.to_arrow(), QUERIES)

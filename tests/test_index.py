@@ -169,6 +169,13 @@ def test_a_wrong_type_in_an_annotation(toy: Workspace) -> None:
     assert "coco/annotations/val.json: 0.reference_img_id" in toy.error("index", "toy")
 
 
+def test_a_folder_without_questions(toy: Workspace) -> None:
+    (toy.path / "photos" / "queries.jsonl").write_text("\n", encoding="utf-8")
+    assert "photos: no queries to work on" in toy.error("index", "toy")
+    (toy.path / "photos" / "queries.jsonl").unlink()
+    assert "photos/queries.jsonl: no such file" in toy.error("index", "toy")
+
+
 def test_an_unknown_split(toy: Workspace) -> None:
     toy.params(datasets__toy__splits=["train"])
     assert "no split 'train' in photos; there are: val, test" in toy.error("index", "toy")

@@ -1,7 +1,6 @@
 """Index, captions, edits, vectors and scores to `report/index.html` and `report/weightings.json`."""
 
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import polars as pl
@@ -11,11 +10,8 @@ from cvsi.console import count, say
 from cvsi.fusion import weightings as named
 from cvsi.params import Params
 from cvsi.report import weightings
-from cvsi.report.thumbnails import thumbnail
-from cvsi.scores import Judge, Judged
-
-SAMPLE = 36
-SHOWN = 10
+from cvsi.report.cards import SHOWN, cards
+from cvsi.scores import Judge
 
 
 def build(name: str, backbone: str, params: Params) -> None:
@@ -24,10 +20,10 @@ def build(name: str, backbone: str, params: Params) -> None:
     judge = Judge(name, backbone, dataset)
     judged = weightings.judge_all(judge, dataset.fusion)
     table = weightings.table(judged)
-    cards = _cards(name, Path(dataset.root), judge, judged["cvsi"])
+    shown = cards(name, Path(dataset.root), judge, judged["cvsi"])
     main = judge.protocol.main
     page = _template().render(
-        name=name, backbone=backbone, main=main, shown=SHOWN, cards=cards, table=table,
+        name=name, backbone=backbone, main=main, shown=SHOWN, cards=shown, table=table,
         weights=weightings.describe(dataset.fusion),
         columns=[column for column in _columns(table) if "/" not in column and not column.endswith((" low", " high"))],
         bars={split: weightings.bars(rows, main) for split, rows in table.items()},
@@ -38,7 +34,7 @@ def build(name: str, backbone: str, params: Params) -> None:
     with tables.output("report", name, backbone, recipe) as out:
         out.json("weightings.json", {"metric": main, "splits": table})
         out.file("index.html").write_text(page, encoding="utf-8")
-    say(f"{count(len(cards), 'query')} shown in {tables.folder('report', name, backbone) / 'index.html'}")
+    say(f"{count(len(shown), 'query')} shown in {tables.folder('report', name, backbone) / 'index.html'}")
 
 
 def _template() -> jinja2.Template:
@@ -84,43 +80,3 @@ def _models(name: str, backbone: str, params: Params) -> dict[str, str]:
         "backbone": f"{tower.model} {tower.pretrained or ''}".strip(),
         "phi": tower.phi,
     }
-
-
-def _cards(name: str, root: Path, judge: Judge, judged: Judged) -> list[dict[str, Any]]:
-    """A sample of queries, evenly spaced through the index, with all that the page shows of each."""
-    images = pl.DataFrame(tables.read("index", name, "images.parquet")).select("image_id", "path", "digest")
-    captions = pl.DataFrame(tables.whole("captions", name)).select("image_id", "captions")
-    edits = pl.DataFrame(tables.whole("edits", name)).select("split", "query_id", "edited", "added", "status")
-    step = max(judge.queries.height / SAMPLE, 1)
-    rows = sorted({int(number * step) for number in range(min(SAMPLE, judge.queries.height))})
-    asked = judge.queries.with_row_index("row")[rows].join(edits, on=["split", "query_id"], maintain_order="left")
-    asked = asked.join(
-        images.join(captions, on="image_id"), left_on="reference_id", right_on="image_id", maintain_order="left"
-    )
-    files = {image: (root / path, digest) for image, path, digest in images.iter_rows()}
-    values = {
-        (split, query): value
-        for split, metrics in judged.by_query.items()
-        for query, value in zip(judge.split(split)["query_id"], metrics[judge.protocol.main], strict=True)
-    }
-    ranked = judge.rankings(judged.ranking).filter(pl.col("rank") <= SHOWN)
-    lists = ranked.group_by("split", "query_id", maintain_order=True).agg("image_id")
-    best = {(split, query): ids for split, query, ids in lists.iter_rows()}
-    return [
-        row
-        | {
-            "picture": thumbnail(root / row["path"], row["digest"]),
-            "value": values.get((row["split"], row["query_id"])),
-            "results": [
-                {
-                    "id": image,
-                    "picture": thumbnail(*files[image]),
-                    "hit": image in row["target_ids"],
-                    "own": image == row["reference_id"],
-                }
-                for image in best.get((row["split"], row["query_id"]), [])
-            ],
-            "targets": [{"id": image, "picture": thumbnail(*files[image])} for image in row["target_ids"][:5]],
-        }
-        for row in asked.iter_rows(named=True)
-    ]
