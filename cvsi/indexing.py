@@ -39,7 +39,7 @@ def build(name: str, params: Params) -> None:
     root = Path(dataset.root)
     if not root.is_dir():
         raise CvsiError(f"{root}: no such folder; put the dataset there or change its root in params.yaml")
-    listing = READERS[dataset.format](root, dataset.splits)
+    listing = READERS[dataset.format](dataset)
     _unique(listing.images, ["image_id"], str(root))
     _unique(listing.queries, ["split", "query_id"], str(root))
     _known(listing)

@@ -25,6 +25,8 @@ class Protocol:
 
 PROTOCOLS: Mapping[str, Protocol] = {
     "circo": Protocol("mAP@10", average_precision=(5, 10, 25, 50), recall=(5, 10, 25, 50)),
+    "cirr": Protocol("Recall@5", recall=(1, 5, 10, 50), subset_recall=(1, 2, 3)),
+    "fashioniq": Protocol("Recall@10", recall=(1, 5, 10, 50)),
     "folder": Protocol("mAP@10", average_precision=(5, 10), recall=(1, 5, 10, 50)),
 }
 

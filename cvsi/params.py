@@ -81,12 +81,13 @@ class Fusion(Settings):
 class Dataset(Settings):
     """One dataset, complete in itself: where it lies, what describes and edits it, how it is scored."""
 
-    format: Literal["circo", "folder"]
+    format: Literal["circo", "cirr", "fashioniq", "folder"]
     root: str
     captioner: Captioner
     editor: Editor
     fusion: Fusion
     prompts: Prompts = Prompts()
+    category: Literal["dress", "shirt", "toptee"] | None = None
     splits: tuple[Name, ...] | None = None
     bad_images: Literal["stop", "drop"] = "stop"
     missing_images: Literal["stop", "drop"] = "stop"

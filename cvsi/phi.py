@@ -5,6 +5,7 @@ Trained on text alone (LinCIR, arXiv 2312.01998), applied to the projected, un-n
 
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -30,21 +31,37 @@ class Phi(nn.Module):
 
 
 def load(path: str, width: int, token_width: int) -> Phi:
-    """Read phi's weights from safetensors; raises CvsiError where the file, its keys or its shapes do not fit."""
-    try:
-        state = load_file(Path(path))
-    except FileNotFoundError:
-        raise CvsiError(f"{path}: no such file; check the backbone's phi in params.yaml") from None
-    except (SafetensorError, OSError) as error:
-        raise CvsiError(f"{path}: not a safetensors file ({error})") from None
+    """Read phi's weights; raises CvsiError where the file, its keys or its shapes do not fit the backbone."""
+    state = _state(Path(path))
     phi = Phi(width, token_width)
     expected = {name: tuple(tensor.shape) for name, tensor in phi.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if found != expected:
-        name = next(iter(sorted(set(expected.items()) ^ set(found.items()))))[0]
+        name = min(set(expected.items()) ^ set(found.items()))[0]
         raise CvsiError(
             f"{path}: {name} is {found.get(name, 'missing')}, the backbone needs {expected.get(name, 'none')}; "
             "use the phi trained for this backbone"
         )
     phi.load_state_dict({name: tensor.float() for name, tensor in state.items()})
     return phi.eval().requires_grad_(False)
+
+
+def _state(path: Path) -> dict[str, Tensor]:
+    """The state dict of a safetensors file, or of a published `.pt` checkpoint, read without running code."""
+    try:
+        if path.suffix != ".pt":
+            tensors: dict[str, Tensor] = load_file(path)
+            return tensors
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CvsiError(f"{path}: no such file; check the backbone's phi in params.yaml") from None
+    except (SafetensorError, OSError) as error:
+        raise CvsiError(f"{path}: not a safetensors file ({error})") from None
+    except Exception as error:  # torch raises many kinds on a hostile or broken pickle; none of it was run
+        raise CvsiError(
+            f"{path}: not a checkpoint of tensors alone ({type(error).__name__}); it was not opened"
+        ) from None
+    state = content.get("Phi") if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CvsiError(f"{path}: no state dict under the key 'Phi'; use a checkpoint as LinCIR publishes it")
+    return state

@@ -83,6 +83,17 @@ class Judge:
         asked = self.queries.select("query_id", "split")[frame["row"]]
         return pl.concat([asked, frame.select("rank"), ids.to_frame(), frame.select("score")], how="horizontal")
 
+    def group_rankings(self, ranking: Ranking) -> pl.DataFrame:
+        """Each query's group ranked by score, equal scores by position: `query_id`, `split`, `rank`, `image_id`."""
+        rows, places = np.nonzero((self.groups >= 0) & (ranking.probed.numpy() > -np.inf))
+        positions = self.groups[rows, places]
+        scores = ranking.probed.numpy()[rows, places]
+        order = np.lexsort((positions, -scores, rows))
+        ids = self.gallery["image_id"].gather(positions[order])
+        asked: pl.DataFrame = self.queries.select("query_id", "split")[rows[order]]
+        rank = pl.int_range(1, pl.len() + 1).over("split", "query_id").alias("rank")
+        return asked.with_columns(rank, image_id=ids)
+
     def _values(self, split: str, ranking: Ranking) -> dict[str, np.ndarray]:
         rows = (self.queries["split"] == split).to_numpy()
         positions, targets = ranking.positions.numpy()[rows], self.targets[rows]
@@ -137,7 +148,7 @@ def build(name: str, backbone: str, params: Params) -> None:
     judge = Judge(name, backbone, dataset)
     say(f"{count(judge.queries.height, 'query')} against {count(judge.gallery.height, 'image')}")
     judged = judge.judge(dataset.fusion)
-    rankings = judge.rankings(judged.ranking)
+    rankings, in_groups = judge.rankings(judged.ranking), judge.group_rankings(judged.ranking)
     recipe = {"fusion": dataset.fusion.model_dump(), "format": dataset.format}
     with tables.output("scores", name, backbone, recipe) as out:
         out.table("rankings.parquet", rankings.to_arrow(), RANKINGS)
@@ -146,7 +157,8 @@ def build(name: str, backbone: str, params: Params) -> None:
             if split in judge.labelled:
                 continue
             for form in submissions.SUBMISSIONS[dataset.format]:
-                text = submissions.build(form, judge.split(split), rankings.filter(pl.col("split") == split))
+                ranked = (in_groups if form.of_group else rankings).filter(pl.col("split") == split)
+                text = submissions.build(form, judge.split(split), ranked)
                 out.file(f"submissions/{split}.{form.metric}.json").write_text(text, encoding="utf-8")
     for split, values in judged.summary.items():
         main = judge.protocol.main

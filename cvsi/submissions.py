@@ -14,21 +14,37 @@ MAX_BYTES = 5_000_000
 
 @dataclass(frozen=True)
 class Submission:
-    """One file: its name's end, how many images a query gets, and how rankings become its content."""
+    """One file: its name's end, how many images a query gets, of the gallery or of its group, and how it is written."""
 
     metric: str
     images: int
-    build: Callable[[pl.DataFrame], Content]
+    content: Callable[[pl.DataFrame], Content]
+    of_group: bool = False
 
 
 def _circo(ranked: pl.DataFrame) -> Content:
     """`{query id: [50 image ids as integers]}`."""
-    numbers = ranked.with_columns(pl.col("image_id").cast(pl.Int64))
-    lists = numbers.group_by("query_id", maintain_order=True).agg("image_id")
-    return dict(lists.iter_rows())
+    return _lists(ranked.with_columns(pl.col("image_id").cast(pl.Int64)))
 
 
-SUBMISSIONS: Mapping[str, tuple[Submission, ...]] = {"circo": (Submission("map", 50, _circo),), "folder": ()}
+def _cirr(metric: str) -> Callable[[pl.DataFrame], Content]:
+    """`{"version": "rc2", "metric": ..., pair id: [names]}`."""
+    return lambda ranked: {"version": "rc2", "metric": metric} | _lists(ranked)
+
+
+def _lists(ranked: pl.DataFrame) -> Content:
+    return dict(ranked.group_by("query_id", maintain_order=True).agg("image_id").iter_rows())
+
+
+SUBMISSIONS: Mapping[str, tuple[Submission, ...]] = {
+    "circo": (Submission("map", 50, _circo),),
+    "cirr": (
+        Submission("recall", 50, _cirr("recall")),
+        Submission("recall_subset", 3, _cirr("recall_subset"), of_group=True),
+    ),
+    "fashioniq": (),
+    "folder": (),
+}
 
 
 def build(form: Submission, queries: pl.DataFrame, rankings: pl.DataFrame) -> str:
@@ -45,7 +61,7 @@ def build(form: Submission, queries: pl.DataFrame, rankings: pl.DataFrame) -> st
             f"submission: query {query} has {found} ranked images, the server wants {form.images} different ones"
         )
     ordered = queries.select("query_id").join(ranked, on="query_id", maintain_order="left_right")
-    text = json.dumps(form.build(ordered), separators=(",", ":"))
+    text = json.dumps(form.content(ordered), separators=(",", ":"))
     if len(text) > MAX_BYTES:
         raise CvsiError(f"submission: {len(text):,} bytes, the server takes {MAX_BYTES:,} at most")
     return text

@@ -1,5 +1,6 @@
 """The demo's CLIP through the code that loads any: pseudo tokens, trimming, batches, and open_clip's own features."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -100,8 +101,31 @@ def test_a_phi_of_another_width_is_refused_by_name(tmp_path: Path) -> None:
     assert phi.load(str(file), 8, 8)(torch.ones(2, 8)).shape == (2, 8)
     with pytest.raises(CvsiError, match=r"phi\.safetensors: layers\.0\.bias is \(32,\), the backbone needs \(64,\)"):
         phi.load(str(file), 16, 8)
+    torch.save({"Phi": phi.Phi(8, 8).state_dict()}, tmp_path / "phi.pt")
+    assert phi.load(str(tmp_path / "phi.pt"), 8, 8)(torch.ones(2, 8)).shape == (2, 8)
+    torch.save({"phi": 1}, tmp_path / "phi.pt")
+    with pytest.raises(CvsiError, match="no state dict under the key 'Phi'"):
+        phi.load(str(tmp_path / "phi.pt"), 8, 8)
     file.write_bytes(b"junk")
     with pytest.raises(CvsiError, match="not a safetensors file"):
         phi.load(str(file), 8, 8)
     with pytest.raises(CvsiError, match="no such file"):
         phi.load(str(tmp_path / "none"), 8, 8)
+
+
+class Hostile:
+    """A value whose pickle runs a command when it is opened."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, tuple[str, ...]]:
+        return os.system, (f"touch {self.mark}",)
+
+
+def test_a_hostile_checkpoint_runs_no_code(tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    torch.save({"Phi": Hostile(mark)}, tmp_path / "phi.pt")
+    with pytest.raises(CvsiError, match=r"phi\.pt: not a checkpoint of tensors alone \(UnpicklingError\)"):
+        phi.load(str(tmp_path / "phi.pt"), 8, 8)
+    assert not mark.exists()

@@ -7,14 +7,21 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from cvsi import schema
-from cvsi.datasets import circo
+from cvsi import params, schema
+from cvsi.datasets import circo, cirr, fashioniq
 from cvsi.errors import CvsiError
+from cvsi.params import Dataset
 from tests.conftest import Workspace, draw_pictures, write_queries
+from tests.imports import ROOT
 
 
 def table(workspace: Workspace, name: str) -> pl.DataFrame:
     return pl.read_parquet(workspace.path / "cache" / "toy" / "index" / f"{name}.parquet")
+
+
+def dataset(format: str, root: Path, **changes: object) -> Dataset:
+    known = params.load(ROOT / "params.yaml").dataset("demo")
+    return known.model_copy(update={"format": format, "root": str(root)} | changes)
 
 
 def test_a_folder_becomes_images_and_queries(toy: Workspace) -> None:
@@ -62,7 +69,7 @@ def test_real_circo_annotations(shared: Path, tmp_path: Path) -> None:
     info = tmp_path / "COCO2017_unlabeled" / "annotations" / "image_info_unlabeled2017.json"
     info.parent.mkdir(parents=True)
     info.write_text(json.dumps({"images": [{"id": i, "file_name": f"{i:012d}.jpg"} for i in sorted(named)]}))
-    listing = circo.read(tmp_path)
+    listing = circo.read(dataset("circo", tmp_path))
     counts = dict(listing.queries["split"].value_counts().iter_rows())
     assert counts == {"val": 220, "test": 800}
     first = listing.queries.row(0, named=True)
@@ -71,6 +78,43 @@ def test_real_circo_annotations(shared: Path, tmp_path: Path) -> None:
     assert "cardinality" in first["aspects"]
     hidden = listing.queries.filter(pl.col("split") == "test")
     assert hidden["target_ids"].list.len().max() == 0
+
+
+def test_real_cirr_annotations(shared: Path) -> None:
+    listing = cirr.read(dataset("cirr", shared / "annotations" / "CIRR", splits=("test1",)))
+    assert (listing.images.height, listing.queries.height) == (2315, 4148)
+    assert listing.images.row(0) == ("test1-147-1-img1", "test1/test1-147-1-img1.png", True)
+    first = listing.queries.row(0, named=True)
+    assert (first["query_id"], first["split"], first["target_ids"]) == ("12063", "test1", [])
+    assert first["exclude_ids"] == [first["reference_id"]] == ["test1-147-1-img1"]
+    assert len(first["group_ids"]) == 6 and first["reference_id"] in first["group_ids"]
+
+
+@pytest.mark.parametrize(("category", "images", "queries"), [("dress", 3817, 2017), ("toptee", 5373, 1961)])
+def test_real_fashioniq_annotations(shared: Path, category: str, images: int, queries: int) -> None:
+    listing = fashioniq.read(dataset("fashioniq", shared / "annotations" / "FASHIONIQ", category=category))
+    assert (listing.images.height, listing.queries.height) == (images, queries)
+    if category == "dress":
+        first = listing.queries.row(0, named=True)
+        assert first["instruction"] == "is shiny and silver with shorter sleeves and fit and flare"
+        assert (first["reference_id"], first["target_ids"], first["query_id"]) == ("B005X4PL1G", ["B0084Y8XIU"], "0")
+
+
+def test_fashioniq_captions_lose_what_stands_at_their_ends() -> None:
+    assert fashioniq.instruction([" is red.", "has no sleeves?, "]) == "is red and has no sleeves"
+
+
+def test_fashioniq_images_may_be_png_or_jpg(tmp_path: Path) -> None:
+    for folder, content in (("image_splits/split", ["a", "b", "c"]), ("captions/cap", [])):
+        (tmp_path / folder).parent.mkdir()
+        (tmp_path / f"{folder}.shirt.val.json").write_text(json.dumps(content), encoding="utf-8")
+    (tmp_path / "images").mkdir()
+    for name in ("a.jpg", "b.png", "b.jpg"):
+        (tmp_path / "images" / name).touch()
+    paths = fashioniq.read(dataset("fashioniq", tmp_path, category="shirt")).images["path"]
+    assert paths.to_list() == ["images/a.jpg", "images/b.png", "images/c.png"]
+    with pytest.raises(CvsiError, match="needs a category"):
+        fashioniq.read(dataset("fashioniq", tmp_path))
 
 
 def test_a_missing_folder(toy: Workspace) -> None:
@@ -195,4 +239,4 @@ def test_the_files_are_those_of_the_contract(toy: Workspace) -> None:
 
 def test_an_unreadable_workspace_is_one_line(toy: Workspace) -> None:
     with pytest.raises(CvsiError):
-        circo.read(toy.path / "photos")
+        circo.read(dataset("circo", toy.path / "photos"))

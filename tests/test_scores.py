@@ -80,22 +80,10 @@ def foreign(toy: Workspace) -> Workspace:
 
 def expected(workspace: Workspace) -> dict[tuple[str, str], list[str]]:
     """The first 100 of every query, by the definition, in float64."""
-    cache = workspace.path / "cache" / "toy"
-    gallery = pa.concat_tables(pq.read_table(file) for file in sorted((cache / "tiny" / "gallery_vectors").glob("*")))
-    right = 0.8 * matrix(gallery, "image") + 0.2 * matrix(gallery, "caption")
-    asked = pq.read_table(cache / "tiny" / "query_vectors" / "all.parquet")
-    left = sum(weight * matrix(asked, part) for part, weight in WEIGHTS.items())
-    keys = list(zip(asked["split"].to_pylist(), asked["query_id"].to_pylist(), strict=True))
-    barred = {
-        (row["split"], row["query_id"]): row["exclude_ids"]
-        for row in pq.read_table(cache / "index" / "queries.parquet").to_pylist()
-    }
-    ids = gallery["image_id"].to_pylist()
-    found = {}
-    for key, row in zip(keys, left @ right.T, strict=True):
-        order = [ids[place] for place in np.argsort(-row, kind="stable")]
-        found[key] = [image for image in order if image not in barred[key]][:100]
-    return found
+    rows = pq.read_table(workspace.path / "cache" / "toy" / "index" / "queries.parquet").to_pylist()
+    order = full_order(workspace)
+    keys = {(row["split"], row["query_id"]): row["exclude_ids"] for row in rows}
+    return {key: [image for image in order[key] if image not in barred][:100] for key, barred in keys.items()}
 
 
 def test_rankings_equal_the_definition(foreign: Workspace) -> None:
@@ -190,3 +178,60 @@ def test_a_dataset_that_is_not_active_can_be_scored(foreign: Workspace) -> None:
     foreign.params(active=[], runs={})
     foreign.run("scores", "toy", "tiny")
     assert Path(foreign.path / "cache/toy/tiny/scores/metrics.json").exists()
+
+
+def test_groups_are_ranked_without_the_reference(foreign: Workspace) -> None:
+    """CIRR's protocol: the reference is out of gallery and group, and the group has a ranking and a file of its own."""
+    foreign.params(datasets__toy__format="cirr")
+    cache = foreign.path / "cache/toy"
+    rows = pq.read_table(cache / "index/queries.parquet").to_pylist()
+    gallery = pq.read_table(cache / "index/images.parquet")["image_id"].to_pylist()[:-1]
+    random = np.random.default_rng(1)
+    for row in rows:
+        others = [gallery[place] for place in random.choice(len(gallery), 5, replace=False)]
+        group = list(dict.fromkeys([row["reference_id"], *row["target_ids"][:1], *others]))[:6]
+        row |= {
+            "group_ids": group,
+            "exclude_ids": [row["reference_id"]],
+            "target_ids": row["target_ids"][:1],
+            "aspects": [],
+        }
+    pq.write_table(pa.Table.from_pylist(rows, schema.QUERIES), cache / "index/queries.parquet")
+    foreign.run("scores", "toy", "tiny")
+    wanted, everything = expected(foreign), full_order(foreign)
+    found = json.loads((cache / "tiny/scores/metrics.json").read_text())["val"]
+    for k in (1, 2, 3):
+        hits = [row["target_ids"][0] in group_of(row, everything)[:k] for row in rows[:VAL]]
+        assert found[f"Recall_subset@{k}"] == pytest.approx(100 * np.mean(hits))
+    hits = [row["target_ids"][0] in wanted["val", row["query_id"]][:5] for row in rows[:VAL]]
+    assert found["Recall@5"] == pytest.approx(100 * np.mean(hits))
+    files = {file.name: json.loads(file.read_text()) for file in (cache / "tiny/scores/submissions").glob("*.json")}
+    assert sorted(files) == ["test.recall.json", "test.recall_subset.json"]
+    head = {"version": "rc2", "metric": "recall"}
+    assert files["test.recall.json"] == head | {str(q): wanted["test", str(q)][:50] for q in range(TEST)}
+    head = {"version": "rc2", "metric": "recall_subset"}
+    groups = {row["query_id"]: group_of(row, everything)[:3] for row in rows[VAL:]}
+    assert files["test.recall_subset.json"] == head | groups
+
+
+def full_order(workspace: Workspace) -> dict[tuple[str, str], list[str]]:
+    """All gallery images in the order of their score, by the definition."""
+    cache = workspace.path / "cache" / "toy"
+    gallery = pa.concat_tables(pq.read_table(file) for file in sorted((cache / "tiny" / "gallery_vectors").glob("*")))
+    right = 0.8 * matrix(gallery, "image") + 0.2 * matrix(gallery, "caption")
+    asked = pq.read_table(cache / "tiny" / "query_vectors" / "all.parquet")
+    left = sum(weight * matrix(asked, part) for part, weight in WEIGHTS.items())
+    keys = zip(asked["split"].to_pylist(), asked["query_id"].to_pylist(), strict=True)
+    ids = gallery["image_id"].to_pylist()
+    return {
+        key: [ids[place] for place in np.argsort(-row, kind="stable")]
+        for key, row in zip(keys, left @ right.T, strict=True)
+    }
+
+
+def group_of(row: dict[str, Any], order: dict[tuple[str, str], list[str]]) -> list[str]:
+    return [
+        image
+        for image in order[row["split"], row["query_id"]]
+        if image in row["group_ids"] and image != row["reference_id"]
+    ]

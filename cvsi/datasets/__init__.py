@@ -1,10 +1,14 @@
 """Dataset folders to listings: one reader a format, found by name in a plain dict."""
 
 from collections.abc import Callable
-from pathlib import Path
 
-from cvsi.datasets import circo, folder
+from cvsi.datasets import circo, cirr, fashioniq, folder
 from cvsi.datasets.listing import Listing
+from cvsi.params import Dataset
 
-Reader = Callable[[Path, tuple[str, ...] | None], Listing]
-READERS: dict[str, Reader] = {"circo": circo.read, "folder": folder.read}
+READERS: dict[str, Callable[[Dataset], Listing]] = {
+    "circo": circo.read,
+    "cirr": cirr.read,
+    "fashioniq": fashioniq.read,
+    "folder": folder.read,
+}

@@ -9,7 +9,8 @@ from pathlib import Path
 import polars as pl
 from pydantic import BaseModel
 
-from cvsi.datasets.listing import QUERY_COLUMNS, Listing, inside, load_json, wanted_splits
+from cvsi.datasets.listing import QUERY_COLUMNS, Listing, gallery, inside, load_json, wanted_splits
+from cvsi.params import Dataset
 
 SPLITS = ("val", "test")
 IMAGES = Path("COCO2017_unlabeled")
@@ -45,18 +46,15 @@ class Query(BaseModel):
         return [str(image) for image in dict.fromkeys([*first, *self.gt_img_ids])]
 
 
-def read(root: Path, splits: tuple[str, ...] | None = None) -> Listing:
-    """Read the annotations below `root`; ids become strings without leading zeros."""
+def read(dataset: Dataset) -> Listing:
+    """Read the annotations of the splits that the dataset asks for; ids become strings without leading zeros."""
+    root = Path(dataset.root)
     listed = root / IMAGES / "annotations" / "image_info_unlabeled2017.json"
     pictures = load_json(listed, CocoImages).images
-    images = pl.DataFrame(
-        {
-            "image_id": [str(image.id) for image in pictures],
-            "path": [inside(f"{IMAGES}/unlabeled2017/{image.file_name}", listed) for image in pictures],
-        },
-        schema={"image_id": pl.String, "path": pl.String},
-    ).with_columns(in_gallery=pl.lit(True))
-    sources = {split: root / "annotations" / f"{split}.json" for split in wanted_splits(splits, SPLITS, root)}
+    images = gallery(
+        (str(picture.id), inside(f"{IMAGES}/unlabeled2017/{picture.file_name}", listed)) for picture in pictures
+    )
+    sources = {split: root / "annotations" / f"{split}.json" for split in wanted_splits(dataset.splits, SPLITS, root)}
     rows = [_row(query, split) for split, file in sources.items() for query in load_json(file, list[Query])]
     return Listing(images, pl.DataFrame(rows, schema=QUERY_COLUMNS), sources)
 

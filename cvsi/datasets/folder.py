@@ -11,8 +11,9 @@ from pathlib import Path
 import polars as pl
 from pydantic import BaseModel, ConfigDict
 
-from cvsi.datasets.listing import QUERY_COLUMNS, Listing, inside, load_lines, wanted_splits
+from cvsi.datasets.listing import QUERY_COLUMNS, Listing, gallery, inside, load_lines, wanted_splits
 from cvsi.errors import CvsiError
+from cvsi.params import Dataset
 from cvsi.pictures import SUFFIXES
 
 QUERIES = "queries.jsonl"
@@ -28,18 +29,18 @@ class Query(BaseModel):
     targets: list[str] = []
 
 
-def read(root: Path, splits: tuple[str, ...] | None = None) -> Listing:
-    """List the images below `root` in the order of their paths, and the queries in the order of their lines."""
+def read(dataset: Dataset) -> Listing:
+    """List the images below the root in the order of their paths, and the queries in the order of their lines."""
+    root = Path(dataset.root)
     if not root.is_dir():
         raise CvsiError(f"{root}: no such folder; check the dataset's root in params.yaml")
     files = sorted(_walk(root))
     paths = [path for path in files if Path(path).suffix.lower() in SUFFIXES]
-    images = pl.DataFrame({"image_id": paths, "path": paths}, schema={"image_id": pl.String, "path": pl.String})
     source = root / QUERIES
-    chosen = wanted_splits(splits, ("val", "test"), root)
+    chosen = wanted_splits(dataset.splits, ("val", "test"), root)
     rows = [_row(number, query, source) for number, query in enumerate(load_lines(source, Query))]
     return Listing(
-        images.with_columns(in_gallery=pl.lit(True)),
+        gallery(zip(paths, paths, strict=True)),
         pl.DataFrame([row for split in chosen for row in rows if row["split"] == split], schema=QUERY_COLUMNS),
         dict.fromkeys(chosen, source),
         ignored=len(files) - len(paths) - (QUERIES in files),

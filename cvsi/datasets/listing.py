@@ -1,7 +1,7 @@
 """What every reader returns: the images and queries of a dataset as its annotations name them, nothing opened yet."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -28,6 +28,13 @@ class Listing:
     queries: pl.DataFrame
     sources: dict[str, Path]
     ignored: int = 0
+
+
+def gallery(images: Mapping[str, str] | Iterable[tuple[str, str]]) -> pl.DataFrame:
+    """Ids and paths as the `images` of a listing, all of them ranked."""
+    pairs = list(images.items() if isinstance(images, Mapping) else images)
+    frame = pl.DataFrame(pairs, schema={"image_id": pl.String, "path": pl.String}, orient="row")
+    return frame.with_columns(in_gallery=pl.lit(True))
 
 
 def load_json(path: Path, kind: type[T]) -> T:

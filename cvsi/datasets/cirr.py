@@ -1,0 +1,57 @@
+"""CIRR's folder to a listing: the gallery and queries of `val` (labelled) or `test1` (labels hidden).
+
+Each query has one target and a set of six similar images, its group. The reference is never ranked for its query,
+neither in the gallery nor in the group.
+"""
+
+from pathlib import Path
+
+import polars as pl
+from pydantic import BaseModel
+
+from cvsi.datasets.listing import QUERY_COLUMNS, Listing, gallery, inside, load_json, wanted_splits
+from cvsi.params import Dataset
+
+SPLITS = ("val", "test1")
+
+
+class ImageSet(BaseModel):
+    """The similar images among which a query was asked."""
+
+    members: list[str]
+
+
+class Query(BaseModel):
+    """One query of a caption file; the target is missing where labels are hidden."""
+
+    pairid: int
+    reference: str
+    caption: str
+    img_set: ImageSet
+    target_hard: str | None = None
+
+
+def read(dataset: Dataset) -> Listing:
+    """Read the splits that the dataset asks for; galleries of several splits are one."""
+    root = Path(dataset.root)
+    sources, images, rows = {}, {}, []
+    for split in wanted_splits(dataset.splits, SPLITS, root):
+        listed = root / "cirr" / "image_splits" / f"split.rc2.{split}.json"
+        for name, path in load_json(listed, dict[str, str]).items():
+            images[name] = inside(path.removeprefix("./"), listed)
+        sources[split] = root / "cirr" / "captions" / f"cap.rc2.{split}.json"
+        rows += [_row(query, split) for query in load_json(sources[split], list[Query])]
+    return Listing(gallery(images), pl.DataFrame(rows, schema=QUERY_COLUMNS), sources)
+
+
+def _row(query: Query, split: str) -> dict[str, object]:
+    return {
+        "query_id": str(query.pairid),
+        "split": split,
+        "reference_id": query.reference,
+        "instruction": query.caption,
+        "target_ids": [] if query.target_hard is None else [query.target_hard],
+        "exclude_ids": [query.reference],
+        "group_ids": query.img_set.members,
+        "aspects": [],
+    }

@@ -1,0 +1,62 @@
+"""FashionIQ's folder to a listing: the gallery and the labelled `val` queries of one category.
+
+A query has two captions by two people; stripped of punctuation at their ends they become one instruction, joined by
+" and ". Images may be `.png` or `.jpg`; nobody has all of them (`missing_images` says what then).
+"""
+
+import os
+from pathlib import Path
+
+import polars as pl
+from pydantic import BaseModel, Field
+
+from cvsi.datasets.listing import QUERY_COLUMNS, Listing, gallery, inside, load_json, wanted_splits
+from cvsi.errors import CvsiError
+from cvsi.params import Dataset
+
+SUFFIXES = (".png", ".jpg")
+
+
+class Query(BaseModel):
+    """One query of a caption file."""
+
+    candidate: str
+    target: str
+    captions: list[str] = Field(min_length=1)
+
+
+def read(dataset: Dataset) -> Listing:
+    """Read the category that the dataset names; query ids are the rows of the caption file, from 0."""
+    root = Path(dataset.root)
+    if dataset.category is None:
+        raise CvsiError("params.yaml: a dataset of format fashioniq needs a category: dress, shirt or toptee")
+    wanted_splits(dataset.splits, ("val",), root)
+    listed = root / "image_splits" / f"split.{dataset.category}.val.json"
+    source = root / "captions" / f"cap.{dataset.category}.val.json"
+    there = set(os.listdir(root / "images")) if (root / "images").is_dir() else set()
+    names = load_json(listed, list[str])
+    images = [(name, f"images/{inside(name, listed)}{_suffix(name, there)}") for name in names]
+    rows = [_row(number, query) for number, query in enumerate(load_json(source, list[Query]))]
+    return Listing(gallery(images), pl.DataFrame(rows, schema=QUERY_COLUMNS), {"val": source})
+
+
+def instruction(captions: list[str]) -> str:
+    """The captions of one query as one text."""
+    return " and ".join(caption.strip(".?, ") for caption in captions)
+
+
+def _suffix(name: str, there: set[str]) -> str:
+    return next((suffix for suffix in SUFFIXES if name + suffix in there), SUFFIXES[0])
+
+
+def _row(number: int, query: Query) -> dict[str, object]:
+    return {
+        "query_id": str(number),
+        "split": "val",
+        "reference_id": query.candidate,
+        "instruction": instruction(query.captions),
+        "target_ids": [query.target],
+        "exclude_ids": [],
+        "group_ids": [],
+        "aspects": [],
+    }
