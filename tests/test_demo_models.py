@@ -55,7 +55,7 @@ def test_clip_has_its_own_vocabulary_and_tells_pictures_apart(clip: open_clip.CL
     random = Random(7)
     scenes = [draw_scene(random, "world") for _ in range(20)]
     _, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{WEIGHTS / 'clip'}")
-    pixels = torch.stack([preprocess(picture(scene)) for scene in scenes])  # type: ignore[operator]
+    pixels = torch.stack([preprocess(picture(scene)) for scene in scenes])
     texts = [f"{', '.join(part for part in parts_said(caption(s, random)))} on {s.background}" for s in scenes]
     with torch.no_grad():
         scores = clip.encode_image(pixels, normalize=True) @ clip.encode_text(tokenizer(texts), normalize=True).T

@@ -12,12 +12,13 @@ from tests.imports import ROOT
 # A module imports only modules that stand before it.
 ORDER = tuple(
     """
-    cvsi cvsi.errors cvsi.schema cvsi.params cvsi.tables cvsi.runs cvsi.console cvsi.store cvsi.steps cvsi.pictures
-    cvsi.batches cvsi.datasets.listing cvsi.datasets.circo cvsi.datasets.cirr cvsi.datasets.fashioniq
-    cvsi.datasets.folder cvsi.datasets cvsi.indexing cvsi.weights cvsi.captioner cvsi.captions
-    cvsi.editor cvsi.edits cvsi.phi cvsi.encoder cvsi.fusion cvsi.embedding cvsi.vectors cvsi.ranking cvsi.metrics cvsi.submissions cvsi.scores cvsi.report
-    cvsi.report.thumbnails cvsi.report.weightings cvsi.report.cards cvsi.report.build cvsi.world cvsi.world.scenes
-    cvsi.world.drawing cvsi.world.instructions cvsi.world.rule cvsi.world.dataset cvsi.stage cvsi.cli
+    cvsi cvsi.errors cvsi.schema cvsi.params cvsi.tables cvsi.runs cvsi.console cvsi.store cvsi.steps
+    cvsi.pictures cvsi.batches cvsi.datasets.listing cvsi.datasets.circo cvsi.datasets.cirr
+    cvsi.datasets.fashioniq cvsi.datasets.folder cvsi.datasets cvsi.indexing cvsi.weights cvsi.captioner
+    cvsi.captions cvsi.editor cvsi.edits cvsi.phi cvsi.encoder cvsi.fusion cvsi.embedding cvsi.vectors
+    cvsi.ranking cvsi.metrics cvsi.submissions cvsi.scores cvsi.report cvsi.report.thumbnails
+    cvsi.report.weightings cvsi.report.cards cvsi.report.build cvsi.world cvsi.world.scenes cvsi.world.drawing
+    cvsi.world.wordings cvsi.world.instructions cvsi.world.rule cvsi.world.dataset cvsi.stage cvsi.cli
     """.split()
 )
 FILES = {

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from random import Random
 
 from cvsi.world.scenes import BACKGROUNDS, CELLS, COLOURS, MOST, SHAPES, SIDES, TEXTURES, Item, Part, Scene, part_of
+from cvsi.world.wordings import JOINS, WORDINGS
 
 # Each kind of edit with the semantic aspects that its queries carry: CIRCO's name first, then our finer ones.
 ASPECTS = {
@@ -27,118 +28,6 @@ ASPECTS = {
 LEARNABLE = ("colour", "shape", "texture", "addition", "removal", "background")
 TRIES = 30  # wordings
 NUMBERS = ("no", "one", "two", "three")
-
-# The wordings of each kind. `old` and `new` are the item before and after, `it` names it without its number,
-# `its` in the plural; `value` is the bare new word.
-WORDINGS = {
-    "colour": (
-        "has {new} instead of {old}",
-        "shows the {it} in {value}",
-        "has {new} in place of {old}",
-        "shows {new} rather than {old}",
-        "has the {it} turned {value}",
-        "has the {it} painted {value}",
-        "shows {new} where {old} used to be",
-        "has {value} as the colour of the {it}",
-        "has a {value} look of the {it}",
-        "shows the {it} with the colour {value}",
-        "has the same {it} but in {value}",
-        "is {value} where the {it} is",
-    ),
-    "shape": (
-        "has {new} instead of {old}",
-        "has {new} in place of the {it}",
-        "shows {new} rather than the {it}",
-        "shows {new} where {old} used to be",
-        "has the {it} replaced by {new}",
-        "has {new} and not {old}",
-        "shows the {it} swapped for {new}",
-        "has the {it} turned into {new}",
-        "is with {new} instead of the {it}",
-    ),
-    "texture": (
-        "has {new} instead of {old}",
-        "shows the {it} with a {value} pattern",
-        "has the {it} made {value}",
-        "has {new} in place of {old}",
-        "shows the {it} in a {value} style",
-        "has the same {it} but {value}",
-        "shows {new} rather than {old}",
-        "has a {value} surface on the {it}",
-        "is {value} where the {it} is",
-    ),
-    "addition": (
-        "has also {new}",
-        "shows {new} as well",
-        "has {new} added",
-        "has {new} in addition",
-        "shows in addition {new}",
-        "is joined by {new}",
-        "has {new} too",
-        "shows {new} next to the rest",
-        "is completed by {new}",
-        "adds {new}",
-    ),
-    "removal": (
-        "shows no {it}",
-        "has no {it}",
-        "is without the {it}",
-        "does not have the {it}",
-        "has the {it} removed",
-        "is missing the {it}",
-        "no longer shows the {it}",
-        "lacks the {it}",
-        "shows the rest without the {it}",
-    ),
-    "background": (
-        "is on a {value} background",
-        "has a {value} background",
-        "shows a {value} background",
-        "is set against a {value} background",
-        "is placed on a {value} ground",
-        "has everything on {value}",
-        "shows the same on a {value} background",
-        "has its background in {value}",
-        "is seen on {value}",
-    ),
-    "number": (
-        "has {new}",
-        "shows {new}",
-        "has {value} of the {its}",
-        "shows {value} of the {its}",
-        "has exactly {new}",
-        "is showing {new}",
-        "has {new} in all",
-        "shows exactly {new}",
-    ),
-    "amount": (
-        "has {value} {its}",
-        "shows {value} {its}",
-        "is shown with {value} {its}",
-        "has {value} of the {its}",
-        "shows {value} of the {its}",
-        "has {value} {its} than before",
-        "shows {value} {its} than now",
-    ),
-    "size": (
-        "has a {value} {it}",
-        "shows the {it} {value}",
-        "has the {it} become {value}",
-        "shows a {value} {it}",
-        "is with a {value} {it}",
-        "has the {it} {value} than before",
-        "shows the same {it} but {value}",
-    ),
-    "place": (
-        "has the {it} on the {value}",
-        "shows the {it} on the {value}",
-        "has the {it} moved to the {value}",
-        "is with the {it} on the {value}",
-        "shows the {it} at the {value}",
-        "has the {it} placed at the {value}",
-    ),
-}
-JOINS = (" and ", ", and ", " and also ", " and the photo ")
 
 
 @dataclass(frozen=True)
