@@ -11,14 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 PLAIN_SECONDS = 5.0
 _speaker = "cvsi"
-_console = Console(soft_wrap=True, highlight=False)
 
 
 def speak_as(name: str) -> None:
@@ -29,7 +28,7 @@ def speak_as(name: str) -> None:
 
 def say(text: str) -> None:
     """Print one line to standard output, at once."""
-    _console.print(f"{_speaker}: {text}", markup=False)
+    sys.stdout.write(f"{_speaker}: {text}\n")
     sys.stdout.flush()
 
 
@@ -83,16 +82,15 @@ class Meter:
         self.total, self.noun, self.done = total, noun, 0
         self.began = self._last = time.monotonic()
         self._bar: Progress | None = None
-        self._task = TaskID(0)
+        self._task: TaskID | None = None
 
     def __enter__(self) -> Self:
         """Start the clock and, on a terminal, the bar."""
-        if _console.is_terminal and self.total:
-            rate = TextColumn("{task.fields[rate]}")
-            self._bar = Progress(
-                TextColumn(f"{_speaker}:"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn(),
-                console=_console, transient=True,
-            )  # fmt: skip
+        if sys.stdout.isatty() and self.total:
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+            self._bar = Progress(TextColumn(f"{_speaker}:"), *columns, transient=True)
             self._task = self._bar.add_task(self.noun, total=self.total, rate="")
             self._bar.start()
         return self
@@ -102,7 +100,7 @@ class Meter:
         self.done += number
         now = time.monotonic()
         rate = self.done / max(now - self.began, 1e-9)
-        if self._bar is not None:
+        if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=self.done, rate=f"{rate:,.1f} {self.noun}/s")
         elif now - self._last >= PLAIN_SECONDS and self.done < self.total:
             self._last = now

@@ -1,5 +1,6 @@
 """Runs a stage script: its arguments, its errors as one line, a quick and clean end on Ctrl-C and SIGTERM."""
 
+import io
 import os
 import signal
 import sys
@@ -28,6 +29,9 @@ class Stopped(BaseException):
 
 def run(stage: Callable[..., None]) -> None:
     """Run a stage from the command line and exit: 0, 1 on an error (one line), 128 + n on signal n."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a path or a text must never be what stops a stage
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
     @wraps(stage)

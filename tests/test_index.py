@@ -220,6 +220,15 @@ def test_a_folder_without_questions(toy: Workspace) -> None:
     assert "photos/queries.jsonl: no such file" in toy.error("index", "toy")
 
 
+def test_names_and_texts_that_are_no_text(toy: Workspace) -> None:
+    write_queries(toy.path / "photos", {"reference": "red.png", "instruction": "is \ud800"})
+    assert "queries.jsonl line 1: broken JSON" in toy.error("index", "toy")
+    write_queries(toy.path / "photos", {"reference": "red.png", "instruction": "is \U0001f600 and grün"})
+    toy.run("index", "toy")
+    (toy.path / "photos" / "new\nline.png").write_bytes(b"")
+    assert "the file name 'new\\nline.png' is not plain text" in toy.error("index", "toy")
+
+
 def test_an_unknown_split(toy: Workspace) -> None:
     toy.params(datasets__toy__splits=["train"])
     assert "no split 'train' in photos; there are: val, test" in toy.error("index", "toy")

@@ -53,6 +53,9 @@ def _walk(root: Path) -> list[str]:
     for place, folders, names in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]
         below = os.path.relpath(place, root)
+        for name in names:
+            if not name.isprintable() or name != os.fsencode(name).decode("utf-8", "replace"):
+                raise CvsiError(f"{place}: the file name {name!r} is not plain text; rename it")
         found += [os.path.normpath(os.path.join(below, name)) for name in names if not name.startswith(".")]
     return found
 

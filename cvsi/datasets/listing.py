@@ -52,6 +52,8 @@ def parse_json(text: str, kind: type[T], where: str) -> T:
     """Parse JSON text as a typed value; `where` begins the message of the CvsiError."""
     try:
         value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        if "\\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text; this raises ValueError
         return TypeAdapter(kind).validate_python(value)
     except json.JSONDecodeError as error:
         raise CvsiError(f"{where}: broken JSON, {error.msg} (line {error.lineno}, column {error.colno})") from None
