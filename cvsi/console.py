@@ -40,10 +40,12 @@ def complain(text: str) -> None:
 
 def count(number: int, noun: str) -> str:
     """A number with its noun: `1 image`, `2,140 images`, `2 queries`."""
-    if number == 1:
-        return f"1 {noun}"
-    plural = noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
-    return f"{number:,} {plural}"
+    return f"1 {noun}" if number == 1 else f"{number:,} {plural(noun)}"
+
+
+def plural(noun: str) -> str:
+    """`images`, `queries`."""
+    return noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
 
 
 def seconds(value: float) -> str:

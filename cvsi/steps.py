@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow as pa
 
 from cvsi import runs
-from cvsi.console import Meter, chatter_to, count, say, seconds
+from cvsi.console import Meter, chatter_to, count, plural, say, seconds
 from cvsi.store import Shelf
 from cvsi.tables import libraries_log
 
@@ -52,7 +52,7 @@ def fill(shelf: Shelf, step: Step, wanted: pl.DataFrame, rows: int | None = None
         loaded = time.monotonic() - began
         todo = wanted.with_columns(block=pl.int_range(pl.len()) // step.block)
         todo = todo.filter(pl.col("key").is_in(missing.implode()))
-        with Meter(todo.height, count(2, step.noun).removeprefix("2 ")) as meter:
+        with Meter(todo.height, plural(step.noun)) as meter:
             for _, block in todo.group_by("block", maintain_order=True):
                 shelf.add(compute(block))
                 meter.advance(block.height)

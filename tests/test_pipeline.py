@@ -144,7 +144,7 @@ def test_killed_at_any_instant_and_run_again_is_byte_identical(project: Workspac
     process = workspace.start(stage, *arguments)
     while process.poll() is None and not stored(tmp_path, kinds):
         time.sleep(0.01)
-    time.sleep(random.random() * 0.3)
+    time.sleep(random.random() * 1.5)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     some = stored(tmp_path, kinds)
