@@ -24,7 +24,7 @@ from demo import blip2, clip, editor, phi
 from demo.common import say, size_in_mb
 
 WEIGHTS = Path("demo/weights")
-STEPS = {"warm": 1600, "clip": 1000, "blip2": 1500, "phi": 400, "made up": 900, "real": 400}
+STEPS = {"warm": 1600, "clip": 1000, "blip2": 1500, "phi": 700, "made up": 900, "real": 400}
 
 Figures = dict[str, float]
 _captioner_ready: Event  # in the second process
