@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cvsi import __version__, params, tables
+from cvsi import __version__, params, places
 from cvsi.console import complain
 from cvsi.errors import CvsiError
 
@@ -42,7 +42,7 @@ def show(run: str = typer.Argument(help="A run of params.yaml, demo-tiny say."))
     if run not in settings.runs:
         raise CvsiError(f"params.yaml: no run '{run}'; there are: {', '.join(settings.runs)}")
     chosen = settings.runs[run]
-    folder = tables.folder("report", chosen.dataset, chosen.backbone)
+    folder = places.folder("report", chosen.dataset, chosen.backbone)
     try:
         content = json.loads((folder / "weightings.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):

@@ -18,6 +18,7 @@ from cvsi.console import count, say
 from cvsi.datasets import READERS
 from cvsi.datasets.listing import Listing
 from cvsi.errors import CvsiError
+from cvsi.memo import remember
 from cvsi.params import Dataset, Params
 from cvsi.pictures import Unreadable, decode
 from cvsi.schema import DROPPED, DROPPED_QUERIES, IMAGES, QUERIES, STORED_FACTS
@@ -57,9 +58,13 @@ def build(name: str, params: Params) -> None:
         out.json("options/edits.json", {"prompts": dataset.prompts.model_dump()})
         out.json("options/gallery_vectors.json", {"normalize_captions": dataset.normalize_captions})
     ignored = f", {count(listing.ignored, 'other file')} ignored" if listing.ignored else ""
-    say(f"{count(images.height, 'image')}, {count(queries.height, 'query')}{ignored}")
+    summary = f"{count(images.height, 'image')}, {count(queries.height, 'query')}{ignored}"
+    say(summary)
     if dropped.height:
-        say(f"dropped {count(dropped.height, 'image')}, and {count(lost.height, 'query')} with them")
+        went = f"dropped {count(dropped.height, 'image')}, and {count(lost.height, 'query')} with them"
+        say(went)
+        summary = f"{summary}; {went}"
+    remember(name, summary)
 
 
 def _examine(root: Path, images: pl.DataFrame, dataset: Dataset, params: Params) -> tuple[pl.DataFrame, pl.DataFrame]:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
-from cvsi.tables import runs_folder
+from cvsi.places import runs_folder
 
 _facts: dict[str, Any] = {}
 _steps: list[dict[str, Any]] = []

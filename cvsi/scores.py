@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from cvsi import metrics, submissions, tables
+from cvsi import metrics, places, submissions, tables
 from cvsi.console import Meter, count, say
 from cvsi.errors import CvsiError
 from cvsi.fusion import fuse, needs, query_order
@@ -39,7 +39,7 @@ class Judge:
         images = pl.DataFrame(tables.read("index", name, "images.parquet"))
         self.gallery = images.filter("in_gallery").select("image_id").with_row_index("position")
         self.queries = pl.DataFrame(tables.read("index", name, "queries.parquet"))
-        self.where = str(tables.folder("query_vectors", name, backbone))
+        self.where = str(places.folder("query_vectors", name, backbone))
         self.vectors = query_order(self.queries, tables.whole("query_vectors", name, backbone), self.where)
         self.barred = (
             self._pairs("exclude_ids")
@@ -110,7 +110,7 @@ class Judge:
         return self.queries.filter(pl.col("split") == split)
 
     def _gallery(self, fusion: Fusion, width: int) -> Iterator[np.ndarray]:
-        place = tables.folder("gallery_vectors", self.name, self.backbone)
+        place = places.folder("gallery_vectors", self.name, self.backbone)
         ids, start = self.gallery["image_id"], 0
         with Meter(len(ids), "images ranked") as meter:
             for shard in tables.shards("gallery_vectors", self.name, self.backbone):

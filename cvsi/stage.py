@@ -16,7 +16,7 @@ import typer
 from cvsi import runs
 from cvsi.console import complain, speak_as
 from cvsi.errors import CvsiError
-from cvsi.tables import runs_folder
+from cvsi.places import runs_folder
 
 
 class Stopped(BaseException):

@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from cvsi import runs
 from cvsi.console import Meter, chatter_to, count, plural, say, seconds
+from cvsi.places import libraries_log
 from cvsi.store import Shelf
-from cvsi.tables import libraries_log
 
 Compute = Callable[[pl.DataFrame], pa.Table]
 

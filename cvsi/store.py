@@ -21,7 +21,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cvsi.errors import CvsiError
-from cvsi.tables import flush, write_parquet
+from cvsi.places import flush
+from cvsi.tables import write_parquet
 
 
 def digest(*parts: Any) -> str:

@@ -1,12 +1,9 @@
-"""The artifact tables on disk, by name; the only module that spells a path under `cache/`.
+"""The artifact tables on disk: one Parquet writer, and a stage's output folder, written whole or not at all.
 
-A stage writes one folder, whole or not at all: files are made in a hidden folder beside it, flushed, and renamed.
-The same rows give the same bytes: one Parquet writer, fixed row groups, no metadata of other libraries.
+The same rows give the same bytes: fixed row groups, no metadata of other libraries.
 """
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,39 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cvsi.errors import CvsiError
+from cvsi.places import folder, whole_or_absent
 
-CACHE = Path("cache")
 SHARD_ROWS = 4096
-
-
-def folder(stage: str, dataset: str, backbone: str | None = None) -> Path:
-    """Where a stage's output lies: `cache/<dataset>/[<backbone>/]<stage>`."""
-    return CACHE.joinpath(*([dataset, backbone, stage] if backbone else [dataset, stage]))
-
-
-def runs_folder() -> Path:
-    """Where records of single runs lie (times, device, versions), outside every output."""
-    return CACHE / ".runs"
-
-
-def libraries_log() -> Path:
-    """The file that takes what libraries print while a model is loaded."""
-    return runs_folder() / "libraries.log"
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:
     """Write a table so that equal rows give equal bytes: combined chunks, fixed row groups, zstd, no metadata."""
     plain = table.replace_schema_metadata(None).combine_chunks()
     pq.write_table(plain, path, compression="zstd", row_group_size=SHARD_ROWS, write_page_checksum=True)
-
-
-def flush(path: Path) -> None:
-    """Push a file's or folder's bytes to the disk, so that a rename never names something half-written."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class Output:
@@ -78,23 +51,6 @@ class Output:
         """Write JSON, keys in the order given, and a final newline; NaN is refused."""
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
         self.file(name).write_text(text + "\n", encoding="utf-8")
-
-
-@contextmanager
-def whole_or_absent(target: Path) -> Iterator[Path]:
-    """Make a folder beside its final place; it appears there, flushed, only when the block ends without an error."""
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        for path in partial.rglob("*"):
-            flush(path)
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
-        flush(target.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager

@@ -1,11 +1,16 @@
 """Scans a dataset's folder into the tables images, queries and dropped."""
 
-from cvsi import params, stage
-from cvsi.indexing import build
+from cvsi import stage
+from cvsi.memo import recall
 
 
 def index(dataset: str) -> None:
     """Scan the dataset's folder: cache/DATASET/index."""
+    if recall(dataset):
+        return
+    from cvsi import params  # half a second of imports, needed only when something changed
+    from cvsi.indexing import build
+
     build(dataset, params.load())
 
 

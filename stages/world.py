@@ -2,15 +2,16 @@
 
 from pathlib import Path
 
-from cvsi import params, stage, tables
+from cvsi import params, stage
 from cvsi.console import say
+from cvsi.places import whole_or_absent
 from cvsi.world.dataset import draw
 
 
 def world() -> None:
     """Draw the demo world: data/demo."""
     sizes = params.load().world
-    with tables.whole_or_absent(Path("data/demo")) as folder:
+    with whole_or_absent(Path("data/demo")) as folder:
         draw(folder, sizes)
     say(f"{sizes.gallery:,} images, {sizes.val:,} labelled and {sizes.test:,} hidden queries drawn")
 

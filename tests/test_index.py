@@ -50,11 +50,29 @@ def test_digests_are_those_of_the_bytes(toy: Workspace) -> None:
 def test_a_second_scan_opens_no_file_and_a_changed_file_is_seen(toy: Workspace) -> None:
     toy.run("index", "toy")
     before = toy.bytes_below("toy/index")
+    assert "8 images, 3 queries (no file, parameter or code changed since the last look)" in toy.run("index", "toy")
+    assert toy.bytes_below("toy/index") == before
+    toy.params(compute={"workers": 2})
     assert "8 in the store, 0 to read" in toy.run("index", "toy")
     assert toy.bytes_below("toy/index") == before
     Image.new("RGB", (9, 9), "pink").save(toy.path / "photos" / "red.png")
     assert "7 in the store, 1 to read" in toy.run("index", "toy")
     assert toy.bytes_below("toy/index") != before
+
+
+def test_a_fault_anywhere_in_the_parameters_is_seen_though_no_file_changed(toy: Workspace) -> None:
+    toy.run("index", "toy")
+    toy.params(speed=1)
+    assert "params.yaml: speed: unknown key" in toy.error("index", "toy")
+
+
+def test_a_damaged_memory_is_not_used(toy: Workspace) -> None:
+    toy.run("index", "toy")
+    before = toy.bytes_below("toy/index")
+    (memo,) = (toy.path / "cache/store/index").glob("*/files/images.parquet")
+    memo.write_bytes(b"damaged")
+    assert "8 in the store, 0 to read" in toy.run("index", "toy")
+    assert toy.bytes_below("toy/index") == before
 
 
 def test_real_circo_annotations(shared: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import jinja2
 import polars as pl
 
-from cvsi import tables
+from cvsi import places, tables
 from cvsi.console import count, say
 from cvsi.fusion import weightings as named
 from cvsi.params import Params
@@ -34,7 +34,7 @@ def build(name: str, backbone: str, params: Params) -> None:
     with tables.output("report", name, backbone, recipe) as out:
         out.json("weightings.json", {"metric": main, "splits": table})
         out.file("index.html").write_text(page, encoding="utf-8")
-    say(f"{count(len(shown), 'query')} shown in {tables.folder('report', name, backbone) / 'index.html'}")
+    say(f"{count(len(shown), 'query')} shown in {places.folder('report', name, backbone) / 'index.html'}")
 
 
 def _template() -> jinja2.Template:

@@ -1,0 +1,91 @@
+"""An index made before from the same files, parameters and code, found again without opening anything.
+
+`index` always runs, so what it takes when nothing changed is what everybody waits for. The fingerprint covers
+the parameters, this package's code, and path, size and modification time of every file below the dataset's root;
+the index made then lies in the store under it. Nothing but the standard library and YAML is loaded here.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+from cvsi.console import say
+from cvsi.places import folder, whole_or_absent
+
+PARAMS = Path("params.yaml")
+
+
+def recall(dataset: str) -> bool:
+    """Put the remembered index in its place if nothing changed since; whether that was so."""
+    remembered = _place(dataset)
+    if remembered is None or not (remembered / "memo.json").exists():
+        return False
+    memo = json.loads((remembered / "memo.json").read_text(encoding="utf-8"))
+    if memo["digests"] != _digests(remembered / "files"):
+        return False
+    with whole_or_absent(folder("index", dataset)) as partial:
+        shutil.copytree(remembered / "files", partial, dirs_exist_ok=True)
+    say(f"{memo['summary']} (no file, parameter or code changed since the last look)")
+    return True
+
+
+def remember(dataset: str, summary: str) -> None:
+    """Keep the index that was just made, with a line of words about it."""
+    place = _place(dataset)
+    if place is None or place.exists():
+        return
+    with whole_or_absent(place) as partial:
+        shutil.copytree(folder("index", dataset), partial / "files")
+        memo = {"summary": summary, "digests": _digests(partial / "files")}
+        (partial / "memo.json").write_text(json.dumps(memo, indent=2) + "\n", encoding="utf-8")
+
+
+def _place(dataset: str) -> Path | None:
+    """Where the index of things as they are now is remembered; None where the parameters do not even say so much."""
+    try:
+        text = PARAMS.read_bytes()
+        params = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        root, store = Path(params["datasets"][dataset]["root"]), Path(params.get("store", "cache/store"))
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+        return None
+    return store / "index" / _fingerprint(dataset, text, root)
+
+
+def _fingerprint(dataset: str, params: bytes, root: Path) -> str:
+    # All of the parameters, so that a fault anywhere in them is found by whoever reads them in full.
+    total = hashlib.sha256(dataset.encode() + b"\0" + params)
+    for source in sorted(Path(__file__).parent.rglob("*.py")):
+        total.update(source.read_bytes())
+    for line in sorted(_files(os.fspath(root), set())):
+        total.update(line.encode("utf-8", "surrogateescape"))
+    return total.hexdigest()
+
+
+def _files(place: str, seen: set[tuple[int, int]]) -> Iterator[str]:
+    """A line for every file below a folder; links are followed, each folder once."""
+    try:
+        here = Path(place).stat()
+        entries = list(os.scandir(place)) if (here.st_dev, here.st_ino) not in seen else []
+    except OSError as error:
+        yield f"{place}\0{error.errno}\n"
+        return
+    seen.add((here.st_dev, here.st_ino))
+    for entry in entries:
+        if entry.is_dir():
+            yield from _files(entry.path, seen)
+            continue
+        try:
+            facts = entry.stat()
+            yield f"{entry.path}\0{facts.st_size}\0{facts.st_mtime_ns}\0{entry.is_symlink()}\n"
+        except OSError as error:
+            yield f"{entry.path}\0{error.errno}\n"
+
+
+def _digests(place: Path) -> dict[str, str]:
+    files = sorted(file for file in place.rglob("*") if file.is_file())
+    return {file.relative_to(place).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}

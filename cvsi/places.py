@@ -1,0 +1,54 @@
+"""Where things lie under `cache/`, by name, and folders that appear whole or not at all.
+
+The only module that spells a path under `cache/`. It imports nothing but the standard library, so that a stage with
+nothing to do ends at once.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+CACHE = Path("cache")
+
+
+def folder(stage: str, dataset: str, backbone: str | None = None) -> Path:
+    """Where a stage's output lies: `cache/<dataset>/[<backbone>/]<stage>`."""
+    return CACHE.joinpath(*([dataset, backbone, stage] if backbone else [dataset, stage]))
+
+
+def runs_folder() -> Path:
+    """Where records of single runs lie (times, device, versions), outside every output."""
+    return CACHE / ".runs"
+
+
+def libraries_log() -> Path:
+    """The file that takes what libraries print while a model is loaded."""
+    return runs_folder() / "libraries.log"
+
+
+def flush(path: Path) -> None:
+    """Push a file's or folder's bytes to the disk, so that a rename never names something half-written."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def whole_or_absent(target: Path) -> Iterator[Path]:
+    """Make a folder beside its final place; it appears there, flushed, only when the block ends without an error."""
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for path in partial.rglob("*"):
+            flush(path)
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+        flush(target.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
