@@ -16,6 +16,9 @@ from PIL import Image, ImageDraw
 
 from tests.imports import ROOT
 
+# As `cvsi` does, but here before any test file loads torch.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 COLOURS = ("red", "green", "blue", "yellow", "orange", "purple", "black", "white")
 CUT_WORLD = {"seed": 1, "gallery": 260, "val": 24, "test": 8}
 SMALL_BLOCKS = {"caption_batch": 20, "edit_batch": 4, "image_batch": 16, "text_batch": 32, "block_batches": 1}

@@ -17,7 +17,8 @@ import yaml
 from tests.conftest import Workspace, environment, repro, write_queries
 from tests.imports import ROOT
 
-AFTER_INDEX = ["captions", "edits", "gallery_vectors", "query_vectors", "scores", "report"]
+# One worker runs all tests on the shared project, which takes a minute to make.
+pytestmark = pytest.mark.xdist_group("project")
 
 
 def read(project: Workspace, stage: str) -> pl.DataFrame:
