@@ -17,6 +17,10 @@ VENV = ROOT / ".venv"
 LOG = VENV / "setup.log"
 HINTS = (
     ("No space left on device", f"the disk is full; free {NEEDED_GB} GB and run the command again"),
+    (
+        "invalid peer certificate",
+        "the package index's certificate is not trusted here; set SSL_CERT_FILE to your system's",
+    ),
     ("Failed to fetch", "no network: the package index can not be reached; connect and run the command again"),
     ("error sending request", "no network: the package index can not be reached; connect and run the command again"),
     ("NewConnectionError", "no network: the package index can not be reached; connect and run the command again"),
