@@ -18,7 +18,6 @@ from cvsi.console import count, say
 from cvsi.datasets import READERS
 from cvsi.datasets.listing import Listing
 from cvsi.errors import CvsiError
-from cvsi.memo import remember
 from cvsi.params import Dataset, Params
 from cvsi.pictures import Unreadable, decode
 from cvsi.schema import DROPPED, DROPPED_QUERIES, IMAGES, QUERIES, STORED_FACTS
@@ -30,11 +29,11 @@ FACTS_RECIPE = {"code": 1}
 BLOCK = 512
 
 
-def build(name: str, params: Params) -> None:
+def build(name: str, params: Params) -> str:
     """Write `cache/<name>/index`: the three tables, and the optional parameters that later stages depend on.
 
-    Raises CvsiError for a missing folder, broken annotations, ids that are unknown or stand twice, and for missing or
-    unreadable images unless the dataset drops these.
+    Returns what it holds, in words. Raises CvsiError for a missing folder, broken annotations, ids that are unknown or
+    stand twice, and for missing or unreadable images unless the dataset drops these.
     """
     dataset = params.dataset(name)
     root = Path(dataset.root)
@@ -64,7 +63,7 @@ def build(name: str, params: Params) -> None:
         went = f"dropped {count(dropped.height, 'image')}, and {count(lost.height, 'query')} with them"
         say(went)
         summary = f"{summary}; {went}"
-    remember(name, summary)
+    return summary
 
 
 def _examine(root: Path, images: pl.DataFrame, dataset: Dataset, params: Params) -> tuple[pl.DataFrame, pl.DataFrame]:

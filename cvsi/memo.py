@@ -20,9 +20,8 @@ from cvsi.places import folder, whole_or_absent
 PARAMS = Path("params.yaml")
 
 
-def recall(dataset: str) -> bool:
-    """Put the remembered index in its place if nothing changed since; whether that was so."""
-    remembered = _place(dataset)
+def recall(dataset: str, remembered: Path | None) -> bool:
+    """Put the index remembered in this place, see `place_of`, where the dataset's belongs; whether there was one."""
     if remembered is None or not (remembered / "memo.json").exists():
         return False
     memo = json.loads((remembered / "memo.json").read_text(encoding="utf-8"))
@@ -34,9 +33,8 @@ def recall(dataset: str) -> bool:
     return True
 
 
-def remember(dataset: str, summary: str) -> None:
-    """Keep the index that was just made, with a line of words about it."""
-    place = _place(dataset)
+def remember(dataset: str, place: Path | None, summary: str) -> None:
+    """Keep the index that was just made in a place taken before it was, with a line of words about it."""
     if place is None or place.exists():
         return
     with whole_or_absent(place) as partial:
@@ -45,8 +43,11 @@ def remember(dataset: str, summary: str) -> None:
         (partial / "memo.json").write_text(json.dumps(memo, indent=2) + "\n", encoding="utf-8")
 
 
-def _place(dataset: str) -> Path | None:
-    """Where the index of things as they are now is remembered; None where the parameters do not even say so much."""
+def place_of(dataset: str) -> Path | None:
+    """Where the index of things as they are now is remembered; None where the parameters do not even say so much.
+
+    To be asked before the index is made: a file that changes meanwhile must not stand for the index made without it.
+    """
     try:
         text = PARAMS.read_bytes()
         params = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))

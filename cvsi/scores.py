@@ -85,9 +85,9 @@ class Judge:
 
     def group_rankings(self, ranking: Ranking) -> pl.DataFrame:
         """Each query's group ranked by score, equal scores by position: `query_id`, `split`, `rank`, `image_id`."""
-        rows, places = np.nonzero((self.groups >= 0) & (ranking.probed.numpy() > -np.inf))
-        positions = self.groups[rows, places]
-        scores = ranking.probed.numpy()[rows, places]
+        rows, columns = np.nonzero((self.groups >= 0) & (ranking.probed.numpy() > -np.inf))
+        positions = self.groups[rows, columns]
+        scores = ranking.probed.numpy()[rows, columns]
         order = np.lexsort((positions, -scores, rows))
         ids = self.gallery["image_id"].gather(positions[order])
         asked: pl.DataFrame = self.queries.select("query_id", "split")[rows[order]]

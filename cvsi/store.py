@@ -38,7 +38,8 @@ class Shelf:
         """Open a shelf for reading and appending; `schema` has a string column `key`."""
         self.kind, self.recipe, self.schema = kind, dict(recipe), schema
         self.folder = Path(store) / kind / digest(self.recipe)
-        self._pieces = [self._rows_of(file) for file in sorted(self.folder.glob("*.parquet"))]
+        self._known = pl.DataFrame(schema={"key": pl.String, "file": pl.String, "row": pl.Int64})
+        self._new = [self._rows_of(file) for file in sorted(self.folder.glob("*.parquet"))]
 
     def missing(self, keys: pl.Series) -> pl.Series:
         """The keys that have no row yet, in the order given."""
@@ -57,7 +58,7 @@ class Shelf:
         finally:
             partial.unlink(missing_ok=True)
         flush(self.folder)
-        self._pieces.append(self._rows_of(final))
+        self._new.append(self._rows_of(final))
 
     def take(self, keys: pl.Series) -> pa.Table:
         """The rows of these keys, in their order (a key may repeat); raises KeyError for one that is not there."""
@@ -76,9 +77,10 @@ class Shelf:
 
     def _index(self) -> pl.DataFrame:
         """Where each row is: `key`, `file`, `row`; of files that hold the same row the first by name."""
-        nothing = pl.DataFrame(schema={"key": pl.String, "file": pl.String, "row": pl.Int64})
-        self._pieces = [pl.concat([nothing, *self._pieces]).unique("key", keep="first", maintain_order=True)]
-        return self._pieces[0]
+        if self._new:
+            self._known = pl.concat([self._known, *self._new]).unique("key", keep="first", maintain_order=True)
+            self._new = []
+        return self._known
 
     def _rows_of(self, file: Path) -> pl.DataFrame:
         keys = pl.Series("key", _read(file, self.schema, ["key"])["key"], dtype=pl.String)

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from cvsi import params, schema
+from cvsi import indexing, memo, params, schema
 from cvsi.datasets import circo, cirr, fashioniq
 from cvsi.errors import CvsiError
 from cvsi.params import Dataset
@@ -64,6 +64,15 @@ def test_a_fault_anywhere_in_the_parameters_is_seen_though_no_file_changed(toy: 
     toy.run("index", "toy")
     toy.params(speed=1)
     assert "params.yaml: speed: unknown key" in toy.error("index", "toy")
+
+
+def test_a_file_that_changes_during_the_scan_is_not_taken_for_known(toy: Workspace) -> None:
+    place = memo.place_of("toy")
+    summary = indexing.build("toy", params.load())
+    Image.new("RGB", (9, 9), "pink").save(toy.path / "photos" / "red.png")
+    memo.remember("toy", place, summary)
+    assert not memo.recall("toy", memo.place_of("toy"))
+    assert "7 in the store, 1 to read" in toy.run("index", "toy")
 
 
 def test_a_damaged_memory_is_not_used(toy: Workspace) -> None:
