@@ -29,22 +29,48 @@ class Captioner(Settings):
     model: str
     revision: str | None = None
     precision: Precision = "auto"
+    decoding: Literal["nucleus", "beam-sample"] = "nucleus"
     n: PositiveInt = 15
+    beams: PositiveInt | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    min_tokens: Annotated[int, Field(ge=0, le=512)] = 0
     max_tokens: Annotated[int, Field(ge=1, le=512)] = 30
+    redraws: Annotated[int, Field(ge=0, le=20)] = 3
     seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def numbers_fit(self) -> Self:
+        """Refuse fewer beams than captions, beams without beam-sample, and a shortest length above the longest."""
+        if self.beams is not None and self.decoding != "beam-sample":
+            raise ValueError("beams is set, but decoding is nucleus; set decoding: beam-sample or leave beams out")
+        if self.beams is not None and self.beams < self.n:
+            raise ValueError(f"beams is {self.beams}, but n captions are {self.n}; beams must be at least n")
+        if self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens is {self.min_tokens}, above max_tokens {self.max_tokens}")
+        return self
 
 
 class Editor(Settings):
-    """A language model in vLLM that answers the two edit tasks at temperature 0."""
+    """A language model, in vLLM here or behind an OpenAI-compatible server, that answers at temperature 0."""
 
-    engine: Literal["vllm"] = "vllm"
+    engine: Literal["vllm", "server"] = "vllm"
+    address: Annotated[str, Field(pattern=r"^https?://[^@\s]+$")] | None = None
     model: str
     revision: str | None = None
     precision: Precision = "auto"
+    style: Literal["completion", "chat"] = "completion"
+    mode: Literal["joint", "each"] = "joint"
+    exact: bool = False
     max_tokens: Annotated[int, Field(ge=1, le=8192)] = 700
     context: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def address_goes_with_server(self) -> Self:
+        """Refuse a server without an address, and an address without a server."""
+        if (self.engine == "server") != (self.address is not None):
+            raise ValueError("address names the server of engine: server; give both or neither")
+        return self
 
 
 class Prompts(Settings):
@@ -92,6 +118,7 @@ class Dataset(Settings):
     bad_images: Literal["stop", "drop"] = "stop"
     missing_images: Literal["stop", "drop"] = "stop"
     normalize_captions: bool = False
+    sizes: dict[Name, PositiveInt] = {}
 
 
 class Backbone(Settings):
@@ -99,6 +126,7 @@ class Backbone(Settings):
 
     model: str
     pretrained: str | None = None
+    revision: str | None = None
     phi: str
     precision: Precision = "auto"
     preprocess: Literal["target-pad", "plain"] = "target-pad"
@@ -117,6 +145,9 @@ class Compute(Settings):
     executor: Literal["local"] = "local"
     workers: PositiveInt = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    tensor_parallel: PositiveInt = 1
+    gpu_memory: Annotated[float, Field(gt=0, le=1)] = 0.9
+    requests: PositiveInt = 32
     caption_batch: PositiveInt = 32
     edit_batch: PositiveInt = 256
     image_batch: PositiveInt = 64
