@@ -1,8 +1,7 @@
 """A BLIP-2 through transformers: pictures to n sampled captions each.
 
-The image goes through the vision tower and the Q-Former once, the language model reads its prefix once, and n sequences
-go on from there. Nucleus sampling draws by the inverse of the distribution function from one uniform number a token,
-seeded by the image's digest: a caption depends on neither the batch, nor the order, nor which images are new.
+The image goes through the vision tower and the Q-Former once, the language model reads its prefix once, and all of the
+image's sequences go on from there, many images a batch. How tokens are drawn is `decoding`'s work.
 """
 
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cvsi.decoding import Beams, Noise, nucleus, outside_nucleus, uniforms
 from cvsi.errors import CvsiError
 from cvsi.params import Captioner, Compute
 from cvsi.weights import DTYPES, device, identify, precision
@@ -58,13 +58,23 @@ class Blip2:
 
     @torch.inference_mode()
     def captions(self, pixels: Tensor, digests: Sequence[str]) -> list[list[str]]:
-        """Pixels [b, 3, s, s] and the images' digests to n captions each."""
-        n, steps = self.settings.n, self.settings.max_tokens
-        chances = torch.from_numpy(np.stack([uniforms(self.settings.seed, digest, n, steps) for digest in digests]))
-        tokens = self._sample(self._prefix(pixels), chances.flatten(0, 1).to(self.device))
-        texts = self.tokenizer.batch_decode(tokens.tolist(), skip_special_tokens=True)
-        lines = [" ".join(text.split()) for text in texts]
-        return [lines[start : start + n] for start in range(0, len(lines), n)]
+        """Pixels [b, 3, s, s] and the images' digests to at most n captions each.
+
+        An empty caption is drawn again, `redraws` times at most, and left out if it is still empty then.
+        """
+        prefix, n = self._prefix(pixels), self.settings.n
+        lines = self._draw(prefix, digests, 0)
+        for draw in range(1, self.settings.redraws + 1):
+            if all(lines):
+                break
+            lines = [old or new for old, new in zip(lines, self._draw(prefix, digests, draw), strict=True)]
+        return [[line for line in lines[start : start + n] if line] for start in range(0, len(lines), n)]
+
+    def _draw(self, prefix: Tensor, digests: Sequence[str], draw: int) -> list[str]:
+        """One draw of n captions an image, one after the other; `draw` counts from 0."""
+        decode = self._nucleus if self.settings.decoding == "nucleus" else self._beam_sample
+        texts = self.tokenizer.batch_decode(decode(prefix, digests, draw).tolist(), skip_special_tokens=True)
+        return [" ".join(text.split()) for text in texts]
 
     def _prefix(self, pixels: Tensor) -> Tensor:
         """The language model's input for each image: projected query tokens and the start token, [b, q + 1, w]."""
@@ -76,41 +86,54 @@ class Blip2:
         start = torch.full((len(pixels), 1), model.config.text_config.bos_token_id, device=self.device)
         return torch.cat([projected, model.get_input_embeddings()(start).to(projected.dtype)], dim=1)
 
-    def _sample(self, prefix: Tensor, chances: Tensor) -> Tensor:
-        """Sample sequences [b * n, steps] from prefixes [b, q + 1, w] and uniform numbers [b * n, steps]."""
-        pad = int(self.ends[0])
-        language = self.model.language_model
-        output = language(inputs_embeds=prefix, use_cache=True, logits_to_keep=1)
-        cache = output.past_key_values
-        cache.batch_repeat_interleave(self.settings.n)
-        logits = output.logits[:, -1].repeat_interleave(self.settings.n, dim=0)
-        drawn = torch.full(chances.shape, pad, device=self.device)
+    def _nucleus(self, prefix: Tensor, digests: Sequence[str], draw: int) -> Tensor:
+        """Nucleus-sampled tokens [b * n, steps] from prefixes [b, q + 1, w]."""
+        n, steps = self.settings.n, self.settings.max_tokens
+        numbers = np.stack([uniforms(self.settings.seed, digest, n, steps, draw) for digest in digests])
+        chances = torch.from_numpy(numbers).flatten(0, 1).to(self.device)
+        logits, cache = self._read(prefix, n)
+        drawn = torch.full(chances.shape, int(self.ends[0]), device=self.device)
         finished = torch.zeros(len(chances), dtype=torch.bool, device=self.device)
-        for step in range(chances.shape[1]):
-            chosen = nucleus(logits.float() / self.settings.temperature, self.settings.top_p, chances[:, step])
-            drawn[:, step] = torch.where(finished, pad, chosen)
+        for step in range(steps):
+            chosen = nucleus(self._scaled(logits, step), self.settings.top_p, chances[:, step])
+            drawn[:, step] = torch.where(finished, self.ends[0], chosen)
             finished |= torch.isin(chosen, self.ends)
-            if step + 1 == chances.shape[1] or bool(finished.all()):
+            if step + 1 == steps or bool(finished.all()):
                 break
-            output = language(input_ids=drawn[:, step : step + 1], past_key_values=cache, use_cache=True)
-            logits = output.logits[:, -1]
+            logits = self._next(drawn[:, step], cache)
         return drawn
 
+    def _beam_sample(self, prefix: Tensor, digests: Sequence[str], draw: int) -> Tensor:
+        """The n best beam-sampled sequences of each image, tokens [b * n, steps], from prefixes [b, q + 1, w]."""
+        steps, width = self.settings.max_tokens, self.settings.beams or self.settings.n
+        noise = Noise(self.settings.seed, digests, draw, self.device)
+        logits, cache = self._read(prefix, width)
+        beams = Beams.start(len(digests), width, steps, self.ends)
+        for step in range(steps):
+            chances = torch.log_softmax(self._scaled(logits, step), dim=-1)
+            out = outside_nucleus(chances, self.settings.top_p, 1 + len(self.ends))
+            grown = beams.grow(step, chances.masked_fill(out, -torch.inf), noise.gumbel(width * chances.shape[1]))
+            if step + 1 == steps or bool(beams.done.all()):
+                break
+            cache.reorder_cache(grown.sources)
+            logits = self._next(grown.tokens, cache)
+        return beams.best(self.settings.n)
 
-def uniforms(seed: int, digest: str, n: int, steps: int) -> np.ndarray:
-    """One uniform float32 number a sequence and token, [n, steps], from the seed and the image's digest alone."""
-    generator = np.random.Generator(np.random.Philox(key=int(digest[:32], 16) ^ seed))
-    return generator.random((n, steps), dtype=np.float32)
+    def _read(self, prefix: Tensor, sequences: int) -> tuple[Tensor, Any]:
+        """Read each prefix once: logits of the first token [b * sequences, vocabulary], and the cache for the rest."""
+        output = self.model.language_model(inputs_embeds=prefix, use_cache=True, logits_to_keep=1)
+        cache = output.past_key_values
+        cache.batch_repeat_interleave(sequences)
+        return output.logits[:, -1].repeat_interleave(sequences, dim=0), cache
 
+    def _next(self, tokens: Tensor, cache: Any) -> Tensor:
+        """Logits [m, vocabulary] after one more token [m] of each sequence."""
+        output = self.model.language_model(input_ids=tokens.unsqueeze(1), past_key_values=cache, use_cache=True)
+        return output.logits[:, -1]  # type: ignore[no-any-return]
 
-def nucleus(logits: Tensor, top_p: float, chances: Tensor) -> Tensor:
-    """One token a row from the smallest set of most likely tokens with mass of at least `top_p`.
-
-    Logits [m, vocabulary] float32 and uniform numbers [m] in [0, 1) to token ids [m]; equal logits rank by token id.
-    """
-    ordered, tokens = torch.sort(logits, dim=-1, descending=True, stable=True)
-    mass = torch.softmax(ordered, dim=-1).cumsum(dim=-1)
-    kept = (mass < top_p).sum(dim=-1, keepdim=True).clamp(max=mass.shape[1] - 1)
-    target = chances.unsqueeze(1) * mass.gather(1, kept)
-    place = torch.minimum((mass <= target).sum(dim=-1, keepdim=True), kept)
-    return tokens.gather(1, place).squeeze(1)
+    def _scaled(self, logits: Tensor, step: int) -> Tensor:
+        """Logits in float32 over the temperature; no end before `min_tokens`."""
+        scaled = logits.float() / self.settings.temperature
+        if step < self.settings.min_tokens:
+            scaled[:, self.ends] = -torch.inf
+        return scaled

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cvsi import captioner, tables
 from cvsi.batches import full, pixel_batches
+from cvsi.console import count, say
 from cvsi.params import Dataset, Params
 from cvsi.schema import CAPTIONS, STORED_CAPTIONS
 from cvsi.steps import Compute, Step, fill
@@ -22,10 +24,14 @@ def build(name: str, params: Params) -> None:
     step = Step("image", "to caption", "captioned", size * params.compute.block_batches, lambda: _load(dataset, params))
     distinct = images.unique("digest", keep="first", maintain_order=True).select(key="digest", path="path")
     fill(shelf, step, distinct, images.height)
+    short = 0
     with tables.output("captions", name, recipe=shelf.recipe) as out:
         for rows in images.iter_slices(tables.SHARD_ROWS):
             captions = shelf.take(rows["digest"])["captions"]
+            short += rows.height * dataset.captioner.n - pc.sum(pc.list_value_length(captions)).as_py()
             out.shard(rows.select("image_id", "digest").to_arrow().append_column("captions", captions), CAPTIONS)
+    if short:
+        say(f"{count(short, 'caption')} of {images.height * dataset.captioner.n:,} stayed empty, and are left out")
 
 
 def _load(dataset: Dataset, params: Params) -> Compute:

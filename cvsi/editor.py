@@ -1,14 +1,14 @@
-"""A language model in vLLM: captions and an instruction to the edited description and the objects most likely added.
+"""Captions and an instruction to the questions for a language model, and its answers to an edit.
 
 A prompt is a few-shot text of `cvsi/prompts/`, then the captions, the instruction and the task's cue. Answers are
 untrusted: what does not parse becomes a row with a status and a fallback (the captions themselves, nothing added).
 """
 
-import os
 from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
+from cvsi.engines import STOP, Answer
 from cvsi.errors import CvsiError
 from cvsi.params import Compute, Editor, Prompts
 from cvsi.weights import device, identify, precision
@@ -16,7 +16,6 @@ from cvsi.weights import device, identify, precision
 CODE = 1
 EDITED_CUE = "Edited Description:"
 ADDED_CUE = "Objects most likely added:"
-STOP = "\n\n"
 LONGEST_ANSWER = 2000
 
 
@@ -37,11 +36,20 @@ def prompt(examples: str, captions: Sequence[str], instruction: str, cue: str) -
 
 
 def recipe(editor: Editor, prompts: Prompts, compute: Compute) -> dict[str, Any]:
-    """What decides an edit besides captions and instruction."""
-    settings = editor.model_dump(exclude={"model", "revision", "precision"})
+    """What decides an edit besides captions and instruction; a server's address does not, what it serves does."""
+    settings = editor.model_dump(exclude={"model", "revision", "precision", "address"})
     texts = {"edited": few_shot(prompts.edited), "added": few_shot(prompts.added)}
-    used = precision(editor.precision, device(compute))
-    return settings | identify(editor.model, editor.revision) | {"prompts": texts, "precision": used, "code": CODE}
+    if editor.engine == "server":
+        model: dict[str, str | None] = {"model": editor.model, "revision": editor.revision}
+    else:
+        model = identify(editor.model, editor.revision)
+        model["precision"] = precision(editor.precision, device(compute))
+    return settings | model | {"prompts": texts, "code": CODE}
+
+
+def parts(mode: str, captions: Sequence[str]) -> list[list[str]]:
+    """The captions that each question for an edited description holds: all of them (joint), or one each."""
+    return [list(captions)] if mode == "joint" else [[caption] for caption in captions]
 
 
 def parse(answer: str) -> str | None:
@@ -52,44 +60,22 @@ def parse(answer: str) -> str | None:
     return " ".join(text.split()).strip('"') or None
 
 
-def row(key: str, captions: Sequence[str], edited: str, added: str) -> dict[str, Any]:
-    """A row of the store from two raw answers, with `status` `ok` or the reason for a fallback."""
-    description, objects = parse(edited), parse(added)
-    lost = [name for name, value in (("edited", description), ("added", objects)) if not value]
+def row(key: str, asked: Sequence[Sequence[str]], edited: Sequence[Answer], added: Answer) -> dict[str, Any]:
+    """A row of the store from raw answers: `edited` has one for each list of captions in `asked`, see `parts`.
+
+    `status` is `ok` or the reason for a fallback; an answer of None stands for a prompt that was too long to ask.
+    """
+    found = [parse(answer) if answer is not None else None for answer in edited]
+    objects = parse(added) if added is not None else None
+    descriptions = [[text] if text else list(lines) for text, lines in zip(found, asked, strict=True)]
+    lost = found.count(None)
+    reasons = [f"edited ({lost} of {len(found)})" if len(found) > 1 else "edited"] if lost else []
+    reasons += [] if objects else ["added"]
+    why = "prompt too long" if None in (*edited, added) else "no usable answer"
     return {
         "key": key,
-        "edited": [description] if description else list(captions),
+        "edited": [text for texts in descriptions for text in texts],
         "added": objects or "",
-        "status": f"no usable answer: {' and '.join(lost)}" if lost else "ok",
-        "answers": [edited, added],
+        "status": f"{why}: {' and '.join(reasons)}" if reasons else "ok",
+        "answers": [answer or "" for answer in (*edited, added)],
     }
-
-
-class VllmEngine:
-    """vLLM's offline engine in this process, greedy."""
-
-    def __init__(self, editor: Editor, compute: Compute) -> None:
-        """Load the engine; raises CvsiError when the model can not be loaded."""
-        on = device(compute)
-        # In this process the engine starts in a third of the time; its chatter would hide our lines.
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-        from vllm import LLM, SamplingParams  # seconds of imports, needed only when a row is missing
-
-        names = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-        try:
-            self.engine: Any = LLM(
-                editor.model, revision=editor.revision, dtype=names[precision(editor.precision, on)],
-                max_model_len=editor.context, enforce_eager=on.type == "cpu", seed=0, disable_log_stats=True,
-            )  # fmt: skip
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise CvsiError(f"params.yaml: editor model '{editor.model}' does not load: {reason}") from None
-        self.sampling = SamplingParams(temperature=0.0, max_tokens=editor.max_tokens, stop=[STOP])
-
-    def answers(self, prompts: Sequence[str]) -> list[str]:
-        """One raw answer a prompt, in order."""
-        outputs = self.engine.generate(list(prompts), self.sampling, use_tqdm=False)
-        return [output.outputs[0].text for output in outputs]

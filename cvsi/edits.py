@@ -1,9 +1,11 @@
 """Captions and instructions to edits: the table `edits`, one row a query, each distinct question asked once."""
 
+from itertools import islice
+
 import polars as pl
 import pyarrow as pa
 
-from cvsi import editor, tables
+from cvsi import editor, engines, tables
 from cvsi.console import count, say
 from cvsi.params import Editor as EditorSettings
 from cvsi.params import Params, Prompts
@@ -38,17 +40,22 @@ def build(name: str, params: Params) -> None:
 
 
 def _load(settings: EditorSettings, prompts: Prompts, params: Params) -> Compute:
-    engine = editor.VllmEngine(settings, params.compute)
-    tasks = (
-        (editor.few_shot(prompts.edited), editor.EDITED_CUE),
-        (editor.few_shot(prompts.added), editor.ADDED_CUE),
-    )
+    engine = engines.load(settings, params.compute)
+    edited, added = editor.few_shot(prompts.edited), editor.few_shot(prompts.added)
 
     def compute(block: pl.DataFrame) -> pa.Table:
-        asked = list(block.select("captions", "instruction").iter_rows())
-        questions = [editor.prompt(text, lines, wish, cue) for text, cue in tasks for lines, wish in asked]
-        answers = engine.answers(questions)
-        both = zip(block["key"], block["captions"].to_list(), answers[: len(asked)], answers[len(asked) :], strict=True)
-        return pa.Table.from_pylist([editor.row(*parts) for parts in both], STORED_EDITS)
+        rows = list(block.select("captions", "instruction").iter_rows())
+        asked = [editor.parts(settings.mode, captions) for captions, _ in rows]
+        questions = [
+            editor.prompt(edited, lines, wish, editor.EDITED_CUE)
+            for (_, wish), parts in zip(rows, asked, strict=True)
+            for lines in parts
+        ]
+        questions += [editor.prompt(added, captions, wish, editor.ADDED_CUE) for captions, wish in rows]
+        answers = iter(engine.answers(questions))
+        descriptions = [list(islice(answers, len(parts))) for parts in asked]
+        both = zip(block["key"], asked, descriptions, answers, strict=True)
+        edits = [editor.row(key, parts, texts, objects) for key, parts, texts, objects in both]
+        return pa.Table.from_pylist(edits, STORED_EDITS)
 
     return compute

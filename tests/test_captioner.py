@@ -1,4 +1,6 @@
-"""Nucleus sampling against its definition, and the demo's BLIP-2 against transformers' own generation."""
+"""Sampling against its definition, the demo's BLIP-2 against transformers' own generation."""
+
+from typing import Any
 
 import numpy as np
 import pytest
@@ -6,7 +8,8 @@ import torch
 from PIL import Image, ImageDraw
 
 from cvsi import params
-from cvsi.captioner import Blip2, nucleus, uniforms
+from cvsi.captioner import Blip2
+from cvsi.decoding import Noise, nucleus, uniforms
 from cvsi.params import Captioner, Compute
 from tests.imports import ROOT
 
@@ -79,3 +82,104 @@ def test_the_most_likely_caption_is_transformers_greedy_one() -> None:
     texts = greedy.tokenizer.batch_decode(tokens, skip_special_tokens=True)
     assert [line[0] for line in lines] == [" ".join(text.split()) for text in texts]
     assert all(line[0] == line[1] and line[0] for line in lines)
+
+
+def plain_beam_sample(
+    model: Blip2, prefix: torch.Tensor, noises: list[torch.Tensor], width: int, n: int
+) -> list[list[int]]:
+    """Beam-sample of one image written a second time: lists of tokens, the whole sequence read anew for each step."""
+    end = int(model.ends[0])
+    running: list[tuple[float, list[int]]] = [(0.0, [])] * width
+    finished: list[tuple[float, list[int]]] = []
+    language = model.model.language_model
+    for step, noise in enumerate(noises):
+        candidates = []
+        for beam, (score, tokens) in enumerate(running):
+            words = model.model.get_input_embeddings()(torch.tensor([tokens], dtype=torch.long))
+            logits = language(inputs_embeds=torch.cat([prefix, words], dim=1)).logits[0, -1]
+            logits = logits / model.settings.temperature
+            if step < model.settings.min_tokens:
+                logits[end] = -torch.inf
+            chances = torch.log_softmax(logits, -1)
+            mass = 0.0
+            for place, token in enumerate(chances.argsort(descending=True, stable=True).tolist()):
+                if mass >= model.settings.top_p and place >= 2:
+                    break
+                mass += float(chances[token].exp())
+                total = score + float(chances[token])
+                candidates.append((total + float(noise[beam * len(chances) + token]), total, [*tokens, token]))
+        drawn = sorted(candidates, key=lambda one: -one[0])[: 2 * width]
+        drawn.sort(key=lambda one: -one[1])
+        for _, total, tokens in drawn[:width]:
+            if tokens[-1] == end:
+                finished.append((total / len(tokens), tokens))
+        finished = sorted(finished, key=lambda one: -one[0])[:width]
+        running = [(total, tokens) for _, total, tokens in drawn if tokens[-1] != end][:width]
+        if len(finished) == width and finished[-1][0] >= running[0][0] / (step + 1):
+            return [tokens for _, tokens in finished[:n]]
+    finished += [(total / len(tokens), tokens) for total, tokens in running]
+    return [tokens for _, tokens in sorted(finished, key=lambda one: -one[0])[:n]]
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"top_p": 1.0, "temperature": 1.7}, {"min_tokens": 9}, {"max_tokens": 4}, {"n": 2, "beams": 7}]
+)
+def test_beam_sample_equals_a_second_writing_of_it(changes: dict[str, Any]) -> None:
+    model = Blip2(settings(**{"decoding": "beam-sample", "max_tokens": 16} | changes), Compute(device="cpu"))
+    width, vocabulary = model.settings.beams or model.settings.n, model.model.config.text_config.vocab_size
+    inputs = pixels(model)
+    with torch.inference_mode():
+        prefix = model._prefix(inputs)
+        found = model._beam_sample(prefix, DIGESTS, 0)
+        for place, digest in enumerate(DIGESTS):
+            source = Noise(0, [digest], 0, torch.device("cpu"))
+            noises = [source.gumbel(width * vocabulary)[0] for _ in range(model.settings.max_tokens)]
+            wanted = plain_beam_sample(model, prefix[place : place + 1], noises, width, model.settings.n)
+            ours = found.view(len(DIGESTS), model.settings.n, -1)[place].tolist()
+            assert [without_end(tokens, model) for tokens in ours] == [without_end(tokens, model) for tokens in wanted]
+
+
+def without_end(tokens: list[int], model: Blip2) -> list[int]:
+    return [token for token in tokens if token != int(model.ends[0])]
+
+
+def test_beam_sampled_captions_depend_on_neither_batch_nor_order() -> None:
+    model = Blip2(settings(decoding="beam-sample"), Compute(device="cpu"))
+    inputs = pixels(model)
+    together = model.captions(inputs, DIGESTS)
+    assert model.captions(inputs.flip(0), DIGESTS[::-1])[::-1] == together
+    assert model.captions(torch.stack([inputs[1]] * 3), [DIGESTS[1]] * 3) == [together[1]] * 3
+    other = Blip2(settings(decoding="beam-sample", seed=5, temperature=2.0), Compute(device="cpu"))
+    assert other.captions(inputs, DIGESTS) != together
+
+
+def test_the_noise_is_gumbels() -> None:
+    numbers = Noise(0, ["ab" * 32], 0, torch.device("cpu")).gumbel(200_000)
+    assert float(numbers.mean()) == pytest.approx(0.5772, abs=0.02)
+    assert float(numbers.var()) == pytest.approx(np.pi**2 / 6, abs=0.03)
+
+
+def test_empty_captions_are_drawn_again_and_left_out_in_the_end() -> None:
+    """An end token that is nearly as likely as not makes empty captions; each draw has numbers of its own."""
+    model = Blip2(settings(n=5, redraws=0, temperature=1.0), Compute(device="cpu"))
+    inputs, digests = pixels(model).repeat(8, 1, 1, 1), [f"{number:064x}" for number in range(24)]
+    head = model.model.language_model.get_output_embeddings()
+
+    def make_ends_likely(module: object, arguments: object, logits: torch.Tensor) -> torch.Tensor:
+        logits = logits.clone()
+        logits[..., model.ends] = logits.max()
+        return logits
+
+    with head.register_forward_hook(make_ends_likely):
+        without = model.captions(inputs, digests)
+        counts = {sum(map(len, without))}
+        for redraws in (1, 4):
+            model.settings = model.settings.model_copy(update={"redraws": redraws})
+            again = model.captions(inputs, digests)
+            kept = [all(line in new for line in old) for old, new in zip(without, again, strict=True)]
+            assert all(kept)
+            counts.add(sum(map(len, again)))
+    assert all(line for lines in again for line in lines)
+    assert len(counts) == 3 and max(counts) <= 5 * 24
+    longer = Blip2(settings(min_tokens=4), Compute(device="cpu")).captions(pixels(model), DIGESTS)
+    assert all(len(line.split()) >= 2 for lines in longer for line in lines)

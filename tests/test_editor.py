@@ -44,15 +44,30 @@ def test_whatever_parses_is_one_short_line(answer: str) -> None:
 
 
 def test_a_row_with_both_answers() -> None:
-    row = editor.row("k", ["a dog"], " a cat", " whiskers")
+    row = editor.row("k", [["a dog"]], [" a cat"], " whiskers")
     assert row == {
         "key": "k", "edited": ["a cat"], "added": "whiskers", "status": "ok", "answers": [" a cat", " whiskers"],
     }  # fmt: skip
 
 
 def test_fallbacks_are_the_captions_and_nothing_added() -> None:
-    row = editor.row("k", ["a dog", "dogs"], "", "whiskers")
+    row = editor.row("k", [["a dog", "dogs"]], [""], "whiskers")
     assert (row["edited"], row["added"], row["status"]) == (["a dog", "dogs"], "whiskers", "no usable answer: edited")
-    row = editor.row("k", ["a dog"], "", "")
+    row = editor.row("k", [["a dog"]], [""], "")
     assert (row["edited"], row["added"]) == (["a dog"], "")
     assert row["status"] == "no usable answer: edited and added"
+
+
+def test_captions_edited_one_by_one_fall_back_one_by_one() -> None:
+    asked = editor.parts("each", ["a dog", "dogs", "a puppy"])
+    assert asked == [["a dog"], ["dogs"], ["a puppy"]]
+    row = editor.row("k", asked, ["a cat", "", "a kitten"], "whiskers")
+    assert row["edited"] == ["a cat", "dogs", "a kitten"]
+    assert row["status"] == "no usable answer: edited (1 of 3)"
+    assert row["answers"] == ["a cat", "", "a kitten", "whiskers"]
+
+
+def test_a_prompt_that_is_too_long_to_ask_says_so() -> None:
+    row = editor.row("k", editor.parts("joint", ["a dog", "dogs"]), [None], None)
+    assert (row["edited"], row["added"]) == (["a dog", "dogs"], "")
+    assert row["status"] == "prompt too long: edited and added"

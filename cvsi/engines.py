@@ -1,0 +1,150 @@
+"""Prompts to raw answers, greedy: vLLM in this process, or an OpenAI-compatible server.
+
+Both send the same text and take the same answer. A prompt that is too long for the model is not asked; its answer is
+None. A server's key comes from the environment alone and appears in no line, record or artifact.
+"""
+
+import asyncio
+import os
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from cvsi.errors import CvsiError
+from cvsi.params import Compute, Editor
+from cvsi.weights import device, precision
+
+STOP = "\n\n"
+KEY = "CVSI_EDITOR_KEY"  # not OPENAI_API_KEY: a teammate's params.yaml must not send that one to an address of theirs
+RETRIES = 6
+TIMEOUT_SECONDS = 300.0
+
+Answer = str | None
+
+
+class Engine(Protocol):
+    """What answers prompts."""
+
+    def answers(self, prompts: Sequence[str]) -> list[Answer]:
+        """One raw answer a prompt, in order; None for a prompt that is too long."""
+
+
+def load(editor: Editor, compute: Compute) -> Engine:
+    """The engine that an editor names, ready to answer; raises CvsiError where it can not be had."""
+    return Server(editor, compute) if editor.engine == "server" else Vllm(editor, compute)
+
+
+class Vllm:
+    """vLLM's offline engine."""
+
+    def __init__(self, editor: Editor, compute: Compute) -> None:
+        """Load the engine; raises CvsiError when the model can not be loaded."""
+        on = device(compute)
+        # In this process the engine starts in a third of the time; its chatter would hide our lines.
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0" if compute.tensor_parallel == 1 else "1")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+        from vllm import LLM, SamplingParams  # seconds of imports, needed only when a row is missing
+
+        options: dict[str, Any] = {"gpu_memory_utilization": compute.gpu_memory} if on.type == "cuda" else {}
+        if editor.exact:
+            # An answer's last bit depends on what is computed beside it and on what is cached; so nothing is.
+            options |= {"max_num_seqs": 1, "enable_prefix_caching": False}
+        names = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+        try:
+            self.engine: Any = LLM(
+                editor.model, revision=editor.revision, dtype=names[precision(editor.precision, on)],
+                max_model_len=editor.context, enforce_eager=on.type == "cpu", seed=0, disable_log_stats=True,
+                tensor_parallel_size=compute.tensor_parallel, **options,
+            )  # fmt: skip
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            hint = "; lower the editor's context or compute.gpu_memory" if "memory" in reason.lower() else ""
+            raise CvsiError(f"params.yaml: editor model '{editor.model}' does not load: {reason}{hint}") from None
+        self.chat = editor.style == "chat"
+        self.sampling = SamplingParams(temperature=0.0, max_tokens=editor.max_tokens, stop=[STOP])
+        self.room = self.engine.model_config.max_model_len - editor.max_tokens
+
+    def answers(self, prompts: Sequence[str]) -> list[Answer]:
+        """One raw answer a prompt, in order; None for a prompt that leaves no room for an answer."""
+        questions = [self._tokens(prompt) for prompt in prompts]
+        asked = [place for place, tokens in enumerate(questions) if len(tokens) <= self.room]
+        inputs = [{"prompt_token_ids": questions[place]} for place in asked]
+        outputs = self.engine.generate(inputs, self.sampling, use_tqdm=False) if inputs else []
+        found: list[Answer] = [None] * len(prompts)
+        for place, output in zip(asked, outputs, strict=True):
+            found[place] = output.outputs[0].text
+        return found
+
+    def _tokens(self, prompt: str) -> list[int]:
+        tokenizer = self.engine.get_tokenizer()
+        if not self.chat:
+            return tokenizer.encode(prompt)  # type: ignore[no-any-return]
+        turns = [{"role": "user", "content": prompt}]
+        return tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)  # type: ignore[no-any-return]
+
+
+class Server:
+    """Any server that speaks OpenAI's interface: several requests at once, each retried with growing pauses."""
+
+    def __init__(self, editor: Editor, compute: Compute) -> None:
+        """Prepare requests; nothing is sent yet."""
+        self.editor = editor
+        self.at_once = 1 if editor.exact else compute.requests
+
+    def answers(self, prompts: Sequence[str]) -> list[Answer]:
+        """One raw answer a prompt, in order; raises CvsiError where the server can not be reached or refuses."""
+        return asyncio.run(self._all(prompts))
+
+    async def _all(self, prompts: Sequence[str]) -> list[Answer]:
+        import openai  # a second of imports
+
+        gate = asyncio.Semaphore(self.at_once)
+        key = os.environ.get(KEY) or "none"
+        address = self.editor.address
+        async with openai.AsyncOpenAI(
+            base_url=address, api_key=key, max_retries=RETRIES, timeout=TIMEOUT_SECONDS
+        ) as client:
+
+            async def one(prompt: str) -> Answer:
+                async with gate:
+                    return await self._ask(client, prompt)
+
+            try:
+                async with asyncio.TaskGroup() as group:
+                    tasks = [group.create_task(one(prompt)) for prompt in prompts]
+            except* openai.OpenAIError as errors:
+                raise self._explained(errors.exceptions[0]) from None
+        return [task.result() for task in tasks]
+
+    async def _ask(self, client: Any, prompt: str) -> Answer:
+        import openai
+
+        settings = {"model": self.editor.model, "temperature": 0.0, "max_tokens": self.editor.max_tokens, "stop": STOP}
+        try:
+            if self.editor.style == "completion":
+                found = await client.completions.create(prompt=prompt, **settings)
+                return str(found.choices[0].text)
+            turns = [{"role": "user", "content": prompt}]
+            found = await client.chat.completions.create(messages=turns, **settings)
+            return found.choices[0].message.content or ""
+        except openai.BadRequestError as error:
+            if "context length" in str(error) or "too long" in str(error):
+                return None
+            raise
+
+    def _explained(self, error: Exception) -> CvsiError:
+        """One line for a failed request; nothing of the key, which servers like to quote."""
+        import openai
+
+        address, model = self.editor.address, self.editor.model
+        if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
+            return CvsiError(f"{address}: the key was refused; set the environment variable {KEY}")
+        if isinstance(error, openai.NotFoundError):
+            return CvsiError(f"{address}: no model '{model}' there (or no such path); check the editor in params.yaml")
+        if isinstance(error, openai.APIConnectionError):
+            return CvsiError(
+                f"{address}: no answer after {RETRIES} retries; is the server up? Then run the stage again"
+            )
+        reason = " ".join(str(error).split())[:200].replace(os.environ.get(KEY) or "\0", "(key)")
+        return CvsiError(f"{address}: the server refused: {reason}")
