@@ -30,15 +30,15 @@ def recipe(captioner: Captioner, compute: Compute) -> dict[str, Any]:
 class Blip2:
     """A loaded BLIP-2 and its sampling settings."""
 
-    def __init__(self, captioner: Captioner, compute: Compute) -> None:
-        """Load model, image processor and tokenizer; raises CvsiError when they can not be loaded."""
+    def __init__(self, captioner: Captioner, compute: Compute, worker: int = 0) -> None:
+        """Load model, image processor and tokenizer for a worker; raises CvsiError when they can not be loaded."""
         from transformers import (  # seconds of imports, needed only when a row is missing
             AutoImageProcessor,
             AutoTokenizer,
             Blip2ForConditionalGeneration,
         )
 
-        self.settings, self.device = captioner, device(compute)
+        self.settings, self.device = captioner, device(compute, worker)
         source = {"revision": captioner.revision} if captioner.revision else {}
         dtype = DTYPES[precision(captioner.precision, self.device)]
         try:

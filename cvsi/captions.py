@@ -21,7 +21,10 @@ def build(name: str, params: Params) -> None:
     images = pl.DataFrame(tables.read("index", name, "images.parquet"))
     shelf = Shelf(params.store, "captions", captioner.recipe(dataset.captioner, params.compute), STORED_CAPTIONS)
     size = params.compute.caption_batch
-    step = Step("image", "to caption", "captioned", size * params.compute.block_batches, lambda: _load(dataset, params))
+    step = Step(
+        "image", "to caption", "captioned", size * params.compute.block_batches,
+        lambda worker: _load(dataset, params, worker), params.compute.workers, f"compute.caption_batch (now {size})",
+    )  # fmt: skip
     distinct = images.unique("digest", keep="first", maintain_order=True).select(key="digest", path="path")
     fill(shelf, step, distinct, images.height)
     short = 0
@@ -34,8 +37,8 @@ def build(name: str, params: Params) -> None:
         say(f"{count(short, 'caption')} of {images.height * dataset.captioner.n:,} stayed empty, and are left out")
 
 
-def _load(dataset: Dataset, params: Params) -> Compute:
-    model, size = captioner.Blip2(dataset.captioner, params.compute), params.compute.caption_batch
+def _load(dataset: Dataset, params: Params, worker: int) -> Compute:
+    model, size = captioner.Blip2(dataset.captioner, params.compute, worker), params.compute.caption_batch
 
     def compute(block: pl.DataFrame) -> pa.Table:
         lines: list[list[str]] = []

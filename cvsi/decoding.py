@@ -50,7 +50,7 @@ class Noise:
     def __init__(self, seed: int, digests: Sequence[str], draw: int, device: torch.device) -> None:
         """Seed one generator an image; the numbers differ between kinds of device."""
         self.generators = [
-            torch.Generator(device).manual_seed((int(digest[:15], 16) ^ seed) + (draw << 60)) for digest in digests
+            torch.Generator(device).manual_seed((int(digest[:14], 16) ^ seed) + (draw << 56)) for digest in digests
         ]
         self.device = device
 

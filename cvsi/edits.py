@@ -24,9 +24,12 @@ def build(name: str, params: Params) -> None:
     asked = asked.with_columns(key=pl.Series(keys, dtype=pl.String))
     recipe = editor.recipe(dataset.editor, dataset.prompts, params.compute)
     shelf = Shelf(params.store, "edits", recipe, STORED_EDITS)
+    # One worker: the engine spreads over GPUs by itself (compute.tensor_parallel).
     step = Step(
-        "query", "to edit", "edited", params.compute.edit_batch, lambda: _load(dataset.editor, dataset.prompts, params)
-    )
+        "query", "to edit", "edited", params.compute.edit_batch,
+        lambda worker: _load(dataset.editor, dataset.prompts, params),
+        lower="compute.gpu_memory or the editor's context",
+    )  # fmt: skip
     fill(shelf, step, asked.unique("key", keep="first", maintain_order=True), asked.height)
     rows = shelf.take(asked["key"])
     with tables.output("edits", name, recipe=recipe) as out:

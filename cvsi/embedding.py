@@ -5,6 +5,7 @@ vectors by reference and sentence; the tables of gallery and query vectors both 
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from cvsi.params import Params
 from cvsi.steps import Compute, Step, fill
 from cvsi.store import Shelf, digest
 
+Embed = Callable[[Encoder, pl.DataFrame], pa.Table]
+
 
 class Shelves:
     """The shelves of one backbone and the steps that fill them."""
@@ -27,7 +30,8 @@ class Shelves:
     def __init__(self, params: Params, backbone: str, root: str) -> None:
         """Open the shelves; `root` is the dataset's folder."""
         self.compute, self.root = params.compute, Path(root)
-        self.encoder = Encoder(params.backbone(backbone), params.compute)
+        self.backbone = params.backbone(backbone)
+        self.encoder = Encoder(self.backbone, params.compute)
         self.image, self.text = self.open(params, "image"), self.open(params, "text")
 
     def open(self, params: Params, kind: str) -> Shelf:
@@ -37,50 +41,56 @@ class Shelves:
 
     def images(self, digests: pl.Series, paths: pl.Series) -> None:
         """Fill the image shelf for these files."""
-        wanted = pl.DataFrame({"key": digests, "path": paths})
-        self._fill(self.image, "image", self._images, wanted, self.compute.image_batch)
+        self._fill(self.image, "image", self._images, pl.DataFrame({"key": digests, "path": paths}))
 
     def texts(self, texts: pl.Series) -> None:
         """Fill the text shelf for these texts."""
-        wanted = pl.DataFrame({"key": text_keys(texts), "text": texts})
-        self._fill(self.text, "text", self._texts, wanted, self.compute.text_batch)
+        self._fill(self.text, "text", self._texts, pl.DataFrame({"key": text_keys(texts), "text": texts}))
 
     def pseudos(self, shelf: Shelf, wanted: pl.DataFrame) -> None:
         """Fill a pseudo-token shelf for rows of `key`, `digest` of the reference and `text` of the template."""
-        self._fill(shelf, "pseudo token", self._pseudos, wanted, self.compute.text_batch)
+        self._fill(shelf, "pseudo token", self._pseudos, wanted)
 
-    def _fill(self, shelf: Shelf, noun: str, compute: Compute, wanted: pl.DataFrame, batch: int) -> None:
-        def load() -> Compute:
-            _ = self.encoder.model  # now, so that its time counts as loading
-            return compute
+    def _fill(self, shelf: Shelf, noun: str, embed: Embed, wanted: pl.DataFrame) -> None:
+        def load(worker: int) -> Compute:
+            encoder = Encoder(self.backbone, self.compute, worker) if worker else self.encoder
+            _ = encoder.model  # now, so that its time counts as loading
+            return partial(embed, encoder)
 
-        step = Step(noun, "to embed", "embedded", batch * self.compute.block_batches, load)
+        name = "image_batch" if noun == "image" else "text_batch"
+        batch = getattr(self.compute, name)
+        step = Step(
+            noun, "to embed", "embedded", batch * self.compute.block_batches, load,
+            self.compute.workers, f"compute.{name} (now {batch})",
+        )  # fmt: skip
         fill(shelf, step, wanted.unique("key", keep="first", maintain_order=True), wanted.height)
 
-    def _images(self, block: pl.DataFrame) -> pa.Table:
+    def _images(self, encoder: Encoder, block: pl.DataFrame) -> pa.Table:
         size = self.compute.image_batch
-        batches = pixel_batches(self.root, block, size, self.encoder.prepare)
-        parts = [self.encoder.images(pixels)[: len(digests)] for pixels, digests in batches]
+        batches = pixel_batches(self.root, block, size, encoder.prepare)
+        parts = [encoder.images(pixels)[: len(digests)] for pixels, digests in batches]
         return self._rows(block, torch.cat(parts).numpy())
 
-    def _texts(self, block: pl.DataFrame) -> pa.Table:
+    def _texts(self, encoder: Encoder, block: pl.DataFrame) -> pa.Table:
         texts = block["text"].to_list()
-        return self._by_length(block, lambda places: self.encoder.texts([texts[place] for place in places]))
+        return self._by_length(encoder, block, lambda places: encoder.texts([texts[place] for place in places]))
 
-    def _pseudos(self, block: pl.DataFrame) -> pa.Table:
+    def _pseudos(self, encoder: Encoder, block: pl.DataFrame) -> pa.Table:
         texts = block["text"].to_list()
         references = torch.from_numpy(matrix_of(self.image.take(block["digest"]), "vector", "image vectors"))
 
         def encode(places: list[int]) -> torch.Tensor:
-            return self.encoder.pseudo([texts[place] for place in places], self.encoder.words(references[places]))
+            return encoder.pseudo([texts[place] for place in places], encoder.words(references[places]))
 
-        return self._by_length(block, encode)
+        return self._by_length(encoder, block, encode)
 
-    def _by_length(self, block: pl.DataFrame, encode: Callable[[list[int]], torch.Tensor]) -> pa.Table:
+    def _by_length(
+        self, encoder: Encoder, block: pl.DataFrame, encode: Callable[[list[int]], torch.Tensor]
+    ) -> pa.Table:
         """Encode a block's texts in full batches of like length, back in the block's order."""
         size = self.compute.text_batch
-        found = np.empty((block.height, self.encoder.width), dtype=np.float32)
-        for places in length_batches(self.encoder.lengths(block["text"].to_list()), size):
+        found = np.empty((block.height, encoder.width), dtype=np.float32)
+        for places in length_batches(encoder.lengths(block["text"].to_list()), size):
             found[places] = encode(full(places, size))[: len(places)].numpy()
         return self._rows(block, found)
 

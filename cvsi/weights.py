@@ -45,13 +45,13 @@ def content_digest(path: Path) -> str:
     return total.hexdigest()
 
 
-def device(compute: Compute) -> torch.device:
-    """The device to compute on: as told, or a GPU where there is one."""
+def device(compute: Compute, worker: int = 0) -> torch.device:
+    """The device to compute on: as told, or a GPU where there is one; workers take the GPUs there are in turn."""
     if compute.device == "cuda" and not torch.cuda.is_available():
         raise CvsiError("params.yaml: compute.device is cuda, but no GPU can be used here; set it to auto or cpu")
-    if compute.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(compute.device)
+    if compute.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", worker % torch.cuda.device_count())
 
 
 def precision(asked: Precision, on: torch.device) -> str:

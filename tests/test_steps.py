@@ -1,11 +1,17 @@
 """Filling the store: only what is missing, in fixed blocks, with the right words, also after a stop in the middle."""
 
+import threading
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import polars as pl
 import pyarrow as pa
 import pytest
+import torch
 
+from cvsi.errors import CvsiError
 from cvsi.steps import Step, fill
 from cvsi.store import Shelf
 
@@ -18,7 +24,7 @@ class Counting:
     def __init__(self, stop_at: int | None = None) -> None:
         self.loads, self.blocks, self.stop_at = 0, list[list[str]](), stop_at
 
-    def load(self) -> "Counting":
+    def load(self, worker: int) -> "Counting":
         self.loads += 1
         return self
 
@@ -75,3 +81,41 @@ def test_a_stopped_run_goes_on_with_the_same_blocks(tmp_path: Path, stop_at: int
     keys = wanted(8)["key"]
     # Each value names its whole block, so equal values mean equal blocks.
     assert resumed.take(keys).equals(whole.take(keys))
+
+
+def test_workers_share_the_blocks_and_the_rows_are_the_same(tmp_path: Path) -> None:
+    alone = run(tmp_path / "alone", Counting(), 20)
+    workers = [Counting(), Counting(), Counting()]
+    seen: list[threading.Thread] = []
+    gate = threading.Barrier(3)
+
+    def load(number: int) -> Callable[[pl.DataFrame], pa.Table]:
+        def compute(block: pl.DataFrame) -> pa.Table:
+            if not workers[number].blocks:
+                gate.wait(30)  # all three are at work at once, or this ends in an error
+            seen.append(threading.current_thread())
+            return workers[number](block)
+
+        return compute
+
+    shelf = Shelf(tmp_path / "shared", "things", {}, SCHEMA)
+    fill(shelf, Step("image", "to caption", "captioned", 3, load, workers=3), wanted(20))
+    assert sum(len(worker.blocks) for worker in workers) == 7 and len(set(seen)) == 3
+    assert shelf.take(wanted(20)["key"]).equals(alone.take(wanted(20)["key"]))
+
+
+def test_running_out_of_gpu_memory_names_the_parameter_to_lower(tmp_path: Path) -> None:
+    def fail(block: pl.DataFrame) -> pa.Table:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    step = Step("image", "to caption", "captioned", 3, lambda worker: fail, lower="compute.caption_batch (now 32)")
+    with pytest.raises(
+        CvsiError, match=r"^out of GPU memory; lower compute\.caption_batch \(now 32\) in params\.yaml$"
+    ):
+        fill(Shelf(tmp_path, "things", {}, SCHEMA), step, wanted(4))
+
+    def load(worker: int) -> NoReturn:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(CvsiError, match="out of GPU memory while the image model is loaded; choose a lower precision"):
+        fill(Shelf(tmp_path, "things", {}, SCHEMA), replace(step, load=load), wanted(4))
