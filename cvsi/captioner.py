@@ -13,18 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from cvsi.decoding import Beams, Noise, nucleus, outside_nucleus, uniforms
+from cvsi.devices import device, dtype, precision
 from cvsi.errors import CvsiError
 from cvsi.params import Captioner, Compute
-from cvsi.weights import DTYPES, device, identify, precision
-
-CODE = 1
-
-
-def recipe(captioner: Captioner, compute: Compute) -> dict[str, Any]:
-    """What decides a caption besides the image's bytes."""
-    settings = captioner.model_dump(exclude={"model", "revision", "precision"})
-    used = precision(captioner.precision, device(compute))
-    return settings | identify(captioner.model, captioner.revision) | {"precision": used, "code": CODE}
 
 
 class Blip2:
@@ -40,11 +31,11 @@ class Blip2:
 
         self.settings, self.device = captioner, device(compute, worker)
         source = {"revision": captioner.revision} if captioner.revision else {}
-        dtype = DTYPES[precision(captioner.precision, self.device)]
+        used = dtype(precision(captioner.precision, self.device.type))
         try:
             self.processor: Any = AutoImageProcessor.from_pretrained(captioner.model, **source)
             self.tokenizer: Any = AutoTokenizer.from_pretrained(captioner.model, **source)
-            model = Blip2ForConditionalGeneration.from_pretrained(captioner.model, dtype=dtype, **source)
+            model = Blip2ForConditionalGeneration.from_pretrained(captioner.model, dtype=used, **source)
         except (OSError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise CvsiError(f"params.yaml: captioner model '{captioner.model}' does not load: {reason}") from None

@@ -6,9 +6,10 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cvsi import captioner, tables
+from cvsi import captioner, recipes, tables
 from cvsi.batches import full, pixel_batches
 from cvsi.console import count, say
+from cvsi.devices import device, precision
 from cvsi.params import Dataset, Params
 from cvsi.schema import CAPTIONS, STORED_CAPTIONS
 from cvsi.steps import Compute, Step, fill
@@ -19,7 +20,8 @@ def build(name: str, params: Params) -> None:
     """Write `cache/<name>/captions` from the dataset's images."""
     dataset = params.dataset(name)
     images = pl.DataFrame(tables.read("index", name, "images.parquet"))
-    shelf = Shelf(params.store, "captions", captioner.recipe(dataset.captioner, params.compute), STORED_CAPTIONS)
+    used = precision(dataset.captioner.precision, device(params.compute).type)
+    shelf = Shelf(params.store, "captions", recipes.captions(dataset.captioner, used), STORED_CAPTIONS)
     size = params.compute.caption_batch
     step = Step(
         "image", "to caption", "captioned", size * params.compute.block_batches,

@@ -10,10 +10,8 @@ from typing import Any
 
 from cvsi.engines import STOP, Answer
 from cvsi.errors import CvsiError
-from cvsi.params import Compute, Editor, Prompts
-from cvsi.weights import device, identify, precision
+from cvsi.params import Prompts
 
-CODE = 1
 EDITED_CUE = "Edited Description:"
 ADDED_CUE = "Objects most likely added:"
 LONGEST_ANSWER = 2000
@@ -35,16 +33,9 @@ def prompt(examples: str, captions: Sequence[str], instruction: str, cue: str) -
     return f"{examples}\n\nImage Content: {content}\nInstruction: {asked}\n{cue}"
 
 
-def recipe(editor: Editor, prompts: Prompts, compute: Compute) -> dict[str, Any]:
-    """What decides an edit besides captions and instruction; a server's address does not, what it serves does."""
-    settings = editor.model_dump(exclude={"model", "revision", "precision", "address"})
-    texts = {"edited": few_shot(prompts.edited), "added": few_shot(prompts.added)}
-    if editor.engine == "server":
-        model: dict[str, str | None] = {"model": editor.model, "revision": editor.revision}
-    else:
-        model = identify(editor.model, editor.revision)
-        model["precision"] = precision(editor.precision, device(compute))
-    return settings | model | {"prompts": texts, "code": CODE}
+def few_shots(prompts: Prompts) -> dict[str, str]:
+    """The few-shot texts of both tasks, by task."""
+    return {"edited": few_shot(prompts.edited), "added": few_shot(prompts.added)}
 
 
 def parts(mode: str, captions: Sequence[str]) -> list[list[str]]:

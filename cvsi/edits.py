@@ -5,10 +5,11 @@ from itertools import islice
 import polars as pl
 import pyarrow as pa
 
-from cvsi import editor, engines, tables
+from cvsi import editor, engines, recipes, tables
 from cvsi.console import count, say
+from cvsi.devices import device, precision
 from cvsi.params import Editor as EditorSettings
-from cvsi.params import Params, Prompts
+from cvsi.params import Params
 from cvsi.schema import EDITS, STORED_EDITS
 from cvsi.steps import Compute, Step, fill
 from cvsi.store import Shelf, digest
@@ -17,17 +18,15 @@ from cvsi.store import Shelf, digest
 def build(name: str, params: Params) -> None:
     """Write `cache/<name>/edits` from the dataset's queries and the captions of their references."""
     dataset = params.dataset(name)
-    queries = pl.DataFrame(tables.read("index", name, "queries.parquet"))
-    captions = pl.DataFrame(tables.whole("captions", name)).select(reference_id="image_id", captions="captions")
-    asked = queries.join(captions, on="reference_id", how="left", maintain_order="left")
-    keys = [digest(lines, text) for lines, text in asked.select("captions", "instruction").iter_rows()]
-    asked = asked.with_columns(key=pl.Series(keys, dtype=pl.String))
-    recipe = editor.recipe(dataset.editor, dataset.prompts, params.compute)
+    asked = questions(name)
+    prompts = editor.few_shots(dataset.prompts)
+    used = precision(dataset.editor.precision, device(params.compute).type)
+    recipe = recipes.edits(dataset.editor, prompts, used)
     shelf = Shelf(params.store, "edits", recipe, STORED_EDITS)
     # One worker: the engine spreads over GPUs by itself (compute.tensor_parallel).
     step = Step(
         "query", "to edit", "edited", params.compute.edit_batch,
-        lambda worker: _load(dataset.editor, dataset.prompts, params),
+        lambda worker: _load(dataset.editor, prompts, params),
         lower="compute.gpu_memory or the editor's context",
     )  # fmt: skip
     fill(shelf, step, asked.unique("key", keep="first", maintain_order=True), asked.height)
@@ -42,19 +41,27 @@ def build(name: str, params: Params) -> None:
         say(f"{count(fallbacks, 'query')} of {asked.height:,} fell back to the captions themselves (see column status)")
 
 
-def _load(settings: EditorSettings, prompts: Prompts, params: Params) -> Compute:
+def questions(name: str) -> pl.DataFrame:
+    """The indexed queries with the captions of their references and the store's `key`, in order."""
+    queries = pl.DataFrame(tables.read("index", name, "queries.parquet"))
+    captions = pl.DataFrame(tables.whole("captions", name)).select(reference_id="image_id", captions="captions")
+    asked = queries.join(captions, on="reference_id", how="left", maintain_order="left")
+    keys = [digest(lines, text) for lines, text in asked.select("captions", "instruction").iter_rows()]
+    return asked.with_columns(key=pl.Series(keys, dtype=pl.String))
+
+
+def _load(settings: EditorSettings, prompts: dict[str, str], params: Params) -> Compute:
     engine = engines.load(settings, params.compute)
-    edited, added = editor.few_shot(prompts.edited), editor.few_shot(prompts.added)
 
     def compute(block: pl.DataFrame) -> pa.Table:
         rows = list(block.select("captions", "instruction").iter_rows())
         asked = [editor.parts(settings.mode, captions) for captions, _ in rows]
         questions = [
-            editor.prompt(edited, lines, wish, editor.EDITED_CUE)
+            editor.prompt(prompts["edited"], lines, wish, editor.EDITED_CUE)
             for (_, wish), parts in zip(rows, asked, strict=True)
             for lines in parts
         ]
-        questions += [editor.prompt(added, captions, wish, editor.ADDED_CUE) for captions, wish in rows]
+        questions += [editor.prompt(prompts["added"], captions, wish, editor.ADDED_CUE) for captions, wish in rows]
         answers = iter(engine.answers(questions))
         descriptions = [list(islice(answers, len(parts))) for parts in asked]
         both = zip(block["key"], asked, descriptions, answers, strict=True)

@@ -9,9 +9,9 @@ import os
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from cvsi.devices import NAMES, device, precision
 from cvsi.errors import CvsiError
 from cvsi.params import Compute, Editor
-from cvsi.weights import device, precision
 
 STOP = "\n\n"
 KEY = "CVSI_EDITOR_KEY"  # not OPENAI_API_KEY: a teammate's params.yaml must not send that one to an address of theirs
@@ -50,10 +50,9 @@ class Vllm:
         if editor.exact:
             # An answer's last bit depends on what is computed beside it and on what is cached; so nothing is.
             options |= {"max_num_seqs": 1, "enable_prefix_caching": False}
-        names = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
         try:
             self.engine: Any = LLM(
-                editor.model, revision=editor.revision, dtype=names[precision(editor.precision, on)],
+                editor.model, revision=editor.revision, dtype=NAMES[precision(editor.precision, on.type)],
                 max_model_len=editor.context, enforce_eager=on.type == "cpu", seed=0, disable_log_stats=True,
                 tensor_parallel_size=compute.tensor_parallel, **options,
             )  # fmt: skip

@@ -53,3 +53,16 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+
+
+def rate(kind: str, recipe: str) -> float | None:
+    """Rows a second of the latest recorded step of a kind and recipe that computed any, loading left out."""
+    for file in sorted(runs_folder().glob("*.json"), reverse=True):
+        try:
+            steps = json.loads(file.read_text(encoding="utf-8"))["steps"]
+        except (ValueError, KeyError):
+            continue  # half-written by a run that was killed; it measured nothing
+        for step in steps:
+            if (step.get("kind"), step.get("recipe")) == (kind, recipe) and step["computed"]:
+                return float(step["computed"] / max(step["seconds"] - step["load_seconds"], 1e-3))
+    return None

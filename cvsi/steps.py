@@ -70,8 +70,8 @@ def fill(shelf: Shelf, step: Step, wanted: pl.DataFrame, rows: int | None = None
         ready = f", after {seconds(loaded)} of loading" if loaded >= 0.1 else ""
         say(f"{count(missing.len(), step.noun)} {step.done} in {seconds(took)} ({rate:,.1f} a second{ready})")
     runs.note_step(
-        kind=shelf.kind, rows=total, distinct=wanted.height, found=found, computed=missing.len(),
-        load_seconds=round(loaded, 3), seconds=round(time.monotonic() - began, 3),
+        kind=shelf.kind, recipe=shelf.folder.name, rows=total, distinct=wanted.height, found=found,
+        computed=missing.len(), load_seconds=round(loaded, 3), seconds=round(time.monotonic() - began, 3),
     )  # fmt: skip
 
 

@@ -1,18 +1,13 @@
 """Where a model's weights are and what identifies them: a folder's content, or a hub name with its revision.
 
-Two people with the same weights in different folders get the same recipe. Device and precision are settled here, once.
+Two people with the same weights in different folders get the same recipe.
 """
 
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
 from cvsi.errors import CvsiError
-from cvsi.params import Compute, Precision
 
-DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 READ_BYTES = 1 << 22
 
 
@@ -43,19 +38,3 @@ def content_digest(path: Path) -> str:
                 single.update(data)
         total.update(f"{'' if path.is_file() else relative.as_posix()}\0{single.hexdigest()}\n".encode())
     return total.hexdigest()
-
-
-def device(compute: Compute, worker: int = 0) -> torch.device:
-    """The device to compute on: as told, or a GPU where there is one; workers take the GPUs there are in turn."""
-    if compute.device == "cuda" and not torch.cuda.is_available():
-        raise CvsiError("params.yaml: compute.device is cuda, but no GPU can be used here; set it to auto or cpu")
-    if compute.device == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", worker % torch.cuda.device_count())
-
-
-def precision(asked: Precision, on: torch.device) -> str:
-    """The precision to compute in: as told, or bf16 on a GPU and fp32 on a CPU."""
-    if asked != "auto":
-        return asked
-    return "bf16" if on.type == "cuda" else "fp32"

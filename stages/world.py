@@ -1,17 +1,15 @@
 """Draws the demo's pictures and queries, in CIRCO's layout."""
 
-from pathlib import Path
-
 from cvsi import params, stage
 from cvsi.console import say
-from cvsi.places import whole_or_absent
+from cvsi.places import WORLD, whole_or_absent
 from cvsi.world.dataset import draw
 
 
 def world() -> None:
     """Draw the demo world: data/demo."""
     sizes = params.load().world
-    with whole_or_absent(Path("data/demo")) as folder:
+    with whole_or_absent(WORLD) as folder:
         draw(folder, sizes)
     say(f"{sizes.gallery:,} images, {sizes.val:,} labelled and {sizes.test:,} hidden queries drawn")
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -28,13 +29,24 @@ LOAD_SECONDS = 300
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """vLLM's server with the demo's editor, behind a key."""
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's editor with a chat template that adds nothing, so that both styles must give the same answers."""
+    folder = tmp_path_factory.mktemp("model") / "llama"
+    shutil.copytree(ROOT / "demo/weights/llama", folder)
+    file = folder / "tokenizer_config.json"
+    template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": template}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """vLLM's server with that editor, behind a key."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(ROOT / "demo/weights/llama"),
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model),
         "--served-model-name", "tiny", "--dtype", "float32", "--enforce-eager", "--host", "127.0.0.1",
         "--port", str(port), "--api-key", SECRET,
     ]  # fmt: skip
@@ -106,6 +118,21 @@ def test_edits_through_a_server_equal_those_of_the_engine(
         assert SECRET.encode() not in content, file
 
 
+def test_a_chat_gets_its_template_here_and_there(
+    asked: Workspace, model: Path, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = asked.params()["datasets"]["toy"]["editor"]
+    asked.params(datasets__toy__editor=tiny | {"model": str(model), "style": "chat"})
+    asked.run("edits", "toy")
+    ours = rows(asked)
+    assert sum(row["status"] == "ok" for row in ours) >= 20
+    monkeypatch.setenv(engines.KEY, SECRET)
+    for style in ("chat", "completion"):
+        ask_server(asked, address, style=style)
+        asked.run("edits", "toy")
+        assert rows(asked) == ours
+
+
 def test_each_caption_is_edited_by_itself(asked: Workspace, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(engines.KEY, SECRET)
     ask_server(asked, address, mode="each")
@@ -113,9 +140,7 @@ def test_each_caption_is_edited_by_itself(asked: Workspace, address: str, monkey
     found = rows(asked)
     assert [len(row["edited"]) for row in found] == [5] * 25
     assert found[-1]["status"] == "prompt too long: edited (5 of 5) and added"
-    captions = {
-        row["image_id"]: row["captions"] for row in pq.read_table(asked.path / "cache/toy/captions").to_pylist()
-    }
+    captions = {row["image_id"]: row["captions"] for row in rows(asked, "captions")}
     assert found[-1]["edited"] == captions["red.png"]
 
 
