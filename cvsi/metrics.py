@@ -22,6 +22,17 @@ class Protocol:
     recall: tuple[int, ...] = ()
     subset_recall: tuple[int, ...] = ()
 
+    def names(self) -> list[str]:
+        """Every metric by name, in the order they are computed and read."""
+        kinds = (("mAP", self.average_precision), ("Recall", self.recall), ("Recall_subset", self.subset_recall))
+        return [f"{kind}@{k}" for kind, ks in kinds for k in ks]
+
+    def cut_offs(self) -> list[str]:
+        """The main metric's other cut-offs, and its kind within a query's group."""
+        family = self.main.partition("@")[0]
+        kinds = (family, f"{family}_subset")
+        return [name for name in self.names() if name.partition("@")[0] in kinds and name != self.main]
+
 
 PROTOCOLS: Mapping[str, Protocol] = {
     "circo": Protocol("mAP@10", average_precision=(5, 10, 25, 50), recall=(5, 10, 25, 50)),

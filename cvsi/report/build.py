@@ -1,4 +1,7 @@
-"""Index, captions, edits, vectors and scores to `report/index.html` and `report/weightings.json`."""
+"""Index, captions, edits, vectors and scores to `report/index.html` and `report/weightings.json`.
+
+`published.json` comes with them where the dataset names its benchmark.
+"""
 
 from pathlib import Path
 
@@ -9,8 +12,9 @@ from cvsi import places, tables
 from cvsi.console import count, say
 from cvsi.fusion import weightings as named
 from cvsi.params import Params
-from cvsi.report import weightings
+from cvsi.report import beside, weightings
 from cvsi.report.cards import SHOWN, cards
+from cvsi.schema import DROPPED, DROPPED_QUERIES
 from cvsi.scores import Judge
 
 
@@ -22,6 +26,8 @@ def build(name: str, backbone: str, params: Params) -> None:
     table = weightings.table(judged)
     shown = cards(name, Path(dataset.root), judge, judged["cvsi"])
     main = judge.protocol.main
+    splits = judge.queries["split"].unique(maintain_order=True).to_list()
+    published = beside.section(dataset, params.backbone(backbone), splits, table)
     page = _template().render(
         name=name, backbone=backbone, main=main, shown=SHOWN, cards=shown, table=table,
         weights=weightings.describe(dataset.fusion),
@@ -29,10 +35,13 @@ def build(name: str, backbone: str, params: Params) -> None:
         bars={split: weightings.bars(rows, main) for split, rows in table.items()},
         aspects={split: weightings.by_aspect(rows, main) for split, rows in table.items()},
         facts=_facts(name, judge, params), models=_models(name, backbone, params), numbers=_numbers(judge),
+        published=published,
     )  # fmt: skip
     recipe = {"weightings": {key: value.model_dump() for key, value in named(dataset.fusion).items()}}
     with tables.output("report", name, backbone, recipe) as out:
         out.json("weightings.json", {"metric": main, "splits": table})
+        if published is not None:
+            out.json("published.json", published)
         out.file("index.html").write_text(page, encoding="utf-8")
     say(f"{count(len(shown), 'query')} shown in {places.folder('report', name, backbone) / 'index.html'}")
 
@@ -59,15 +68,19 @@ def _numbers(judge: Judge) -> dict[str, int]:
 
 def _facts(name: str, judge: Judge, params: Params) -> dict[str, str]:
     """What the page says of the data: how much there is, what was dropped, how many edits fell back."""
-    dropped = tables.read("index", name, "dropped.parquet").num_rows
-    lost = tables.read("index", name, "dropped_queries.parquet").num_rows
+    dropped = tables.optional("index", name, "dropped.parquet", DROPPED).num_rows
+    lost = tables.optional("index", name, "dropped_queries.parquet", DROPPED_QUERIES).num_rows
     fallbacks = pl.DataFrame(tables.whole("edits", name)).filter(pl.col("status") != "ok").height
+    captions = pl.Series(tables.whole("captions", name)["captions"]).list.len()
+    empty = captions.len() * params.dataset(name).captioner.n - int(captions.sum())
     queries = judge.queries["split"].value_counts(sort=True, name="n")
     return {
         "gallery": count(judge.gallery.height, "image"),
         "queries": ", ".join(f"{number:,} {split}" for split, number in queries.sort("split").iter_rows()),
         "dropped": f"{count(dropped, 'image')}, {count(lost, 'query')}",
-        "fallbacks": f"{count(fallbacks, 'edit')} of {judge.queries.height:,} fell back to the captions themselves",
+        "captions": f"{int(captions.sum()):,}{f', {empty:,} stayed empty' if empty else ''}",
+        "fallbacks": f"{count(fallbacks, 'edit')} of {judge.queries.height:,} "
+        f"({100 * fallbacks / judge.queries.height:.1f} %) fell back to the captions themselves",
         "format": params.dataset(name).format,
     }
 
@@ -75,7 +88,7 @@ def _facts(name: str, judge: Judge, params: Params) -> dict[str, str]:
 def _models(name: str, backbone: str, params: Params) -> dict[str, str]:
     dataset, tower = params.dataset(name), params.backbone(backbone)
     return {
-        "captioner": f"{dataset.captioner.model}, {dataset.captioner.n} captions, top-p {dataset.captioner.top_p}",
+        "captioner": f"{dataset.captioner.model}, {dataset.captioner.n} captions, {dataset.captioner.decoding}",
         "editor": f"{dataset.editor.model}, prompts {dataset.prompts.edited} and {dataset.prompts.added}",
         "backbone": f"{tower.model} {tower.pretrained or ''}".strip(),
         "phi": tower.phi,
