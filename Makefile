@@ -1,5 +1,5 @@
 # `make demo` and `make test` set everything up by themselves; README.md spells the same commands out without make.
-.PHONY: help setup demo demo-seeds demo-models test lint format requirements
+.PHONY: help setup demo demo-seeds demo-models test test-slow lint format requirements
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
@@ -23,6 +23,9 @@ demo-models: setup  ## train the demo's four tiny models from scratch (about 40 
 
 test: setup         ## run all tests
 	@python -m pytest
+
+test-slow: setup    ## hold ViT-L and ViT-bigG, with random weights, against transformers (9 GB of memory, minutes)
+	@python -m pytest -n 0 -m slow -rP
 
 lint: setup         ## formatting, lint, types
 	@ruff format --check .

@@ -18,14 +18,16 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cvsi import phi as mapping
+from cvsi import recipes
 from cvsi.batches import LENGTH_STEP
+from cvsi.checkpoints import FOLDER, locate, tag
+from cvsi.devices import device, dtype, precision
 from cvsi.errors import CvsiError
 from cvsi.params import Backbone, Compute
 from cvsi.pictures import target_pad
-from cvsi.weights import DTYPES, device, identify, precision
+from cvsi.weights import identify
 
 TOKEN = "$"
-CODE = 1
 
 
 def template(instruction: str, added: str) -> str:
@@ -36,40 +38,39 @@ def template(instruction: str, added: str) -> str:
 
 def sizes(backbone: Backbone) -> tuple[int, int]:
     """A backbone's vector width and token width, from its configuration alone; raises CvsiError where there is none."""
-    if backbone.model.startswith("local-dir:"):
-        path = Path(backbone.model.removeprefix("local-dir:")) / "open_clip_config.json"
+    if backbone.model.startswith(FOLDER):
+        path = Path(backbone.model.removeprefix(FOLDER)) / "open_clip_config.json"
         try:
             config = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
-        except (OSError, KeyError, ValueError) as error:
+            return int(config["embed_dim"]), int(config["text_cfg"]["width"])
+        except (OSError, KeyError, TypeError, ValueError) as error:
             raise CvsiError(f"{path}: no readable open_clip configuration ({error})") from None
-    else:
-        import open_clip
+    import open_clip
 
-        config = open_clip.get_model_config(backbone.model)
-        if config is None:
-            raise CvsiError(f"params.yaml: open_clip knows no model '{backbone.model}'")
+    if backbone.model not in open_clip.list_models():
+        raise CvsiError(
+            f"params.yaml: open_clip knows no model '{backbone.model}'; take one of its names, or {FOLDER}FOLDER"
+        )
+    config = open_clip.get_model_config(backbone.model)
     return int(config["embed_dim"]), int(config["text_cfg"]["width"])
 
 
 class Encoder:
     """One backbone's two towers and phi; the model is loaded when it is first used."""
 
-    def __init__(self, backbone: Backbone, compute: Compute) -> None:
-        """Settle device and precision; nothing is loaded yet."""
+    def __init__(self, backbone: Backbone, compute: Compute, worker: int = 0) -> None:
+        """Settle a worker's device, and the precision; nothing is loaded yet."""
         self.backbone, self.compute = backbone, compute
-        self.device = device(compute)
-        self.precision = precision(backbone.precision, self.device)
+        self.device = device(compute, worker)
+        self.precision = precision(backbone.precision, self.device.type)
         self.width, self.token_width = sizes(backbone)
+        tag(backbone)  # raises CvsiError now for weights that do not exist
 
     def recipe(self, kind: str) -> dict[str, Any]:
         """What decides this backbone's `image`, `text` or `pseudo` rows, for the store."""
-        facts: dict[str, Any] = {"kind": kind, "code": CODE, "precision": self.precision}
-        facts |= identify(self.backbone.model) | {"pretrained": self.backbone.pretrained}
-        if kind == "image":
-            facts["preprocess"] = self.backbone.preprocess
+        facts = recipes.vectors(self.backbone, kind, self.precision)
         if kind == "pseudo":
-            facts |= {"preprocess": self.backbone.preprocess, "phi": identify(self.backbone.phi)}
-            facts["template"] = template("{instruction}", "{added}")
+            facts |= {"phi": identify(self.backbone.phi), "template": template("{instruction}", "{added}")}
         return facts
 
     @cached_property
@@ -78,16 +79,22 @@ class Encoder:
         import open_clip  # seconds of imports, here and below, needed only when a row is missing
 
         logging.getLogger().setLevel(logging.ERROR)
+        name, (file, preprocess) = self.backbone.model, locate(self.backbone)
         try:
             model = open_clip.create_model(
-                self.backbone.model, pretrained=self.backbone.pretrained, precision="fp32", device="cpu"
+                name,
+                file,
+                force_preprocess_cfg=preprocess,
+                require_pretrained=bool(file) or name.startswith(FOLDER),
+                weights_only=True,  # a checkpoint runs no code
             )
-        except (RuntimeError, OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise CvsiError(f"params.yaml: backbone model '{self.backbone.model}' does not load: {reason}") from None
+        except Exception as error:  # open_clip, torch and safetensors raise many kinds on a broken file
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            source = f" {file}" if file else ""
+            raise CvsiError(f"params.yaml: backbone model '{name}' does not load{source}: {reason}") from None
         if not hasattr(model, "token_embedding") or model.text_pool_type != "argmax":
             raise CvsiError(f"params.yaml: backbone model '{self.backbone.model}' has no causal CLIP text tower")
-        return model.to(self.device, DTYPES[self.precision]).eval().requires_grad_(False)
+        return model.to(self.device, dtype(self.precision)).eval().requires_grad_(False)
 
     @cached_property
     def phi(self) -> mapping.Phi:
@@ -108,14 +115,30 @@ class Encoder:
 
         return image_transform_v2(PreprocessCfg(**self.model.visual.preprocess_cfg), is_train=False)
 
-    def check_phi(self) -> None:
-        """Raise CvsiError now if phi does not fit this backbone, before any work starts."""
-        _ = self.phi
+    def check_phi(self, optional: bool = False) -> None:
+        """Raise CvsiError now if phi does not fit this backbone, before any work starts; where `optional`, if any."""
+        if not optional or Path(self.backbone.phi).exists():
+            _ = self.phi
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """How many positions of the context each text takes, start and end token included."""
-        tokens = self.tokenizer(list(texts), context_length=self.model.context_length)
-        return (tokens.argmax(dim=1) + 1).tolist()  # type: ignore[no-any-return]
+        return (self.tokens(texts).argmax(dim=1) + 1).tolist()
+
+    def tokens(self, texts: Sequence[str]) -> Tensor:
+        """Texts to token ids [n, context] on the CPU, cut to the context with the end token kept."""
+        return self.tokenizer(list(texts), context_length=self.model.context_length)  # type: ignore[no-any-return]
+
+    def embed(self, tokens: Tensor, words: Tensor | None = None) -> Tensor:
+        """Token ids [n, context] to projected, un-normalised embeddings [n, d] float32 on the device.
+
+        `words` [n, token width] stand in place of every `$` of their row; gradients flow to them.
+        """
+        tokens = self._trim(tokens)
+        embeddings = self.model.token_embedding(tokens)
+        if words is not None:
+            found = (tokens == self.tokenizer.encode(TOKEN)[0]).unsqueeze(-1)
+            embeddings = torch.where(found, words.unsqueeze(1).to(embeddings.dtype), embeddings)
+        return self._project(tokens, embeddings)
 
     def prepare(self, picture: Image.Image) -> Tensor:
         """A picture to [3, s, s] float32, padded first where the backbone's preprocessing says so."""
@@ -125,13 +148,12 @@ class Encoder:
     @torch.inference_mode()
     def images(self, pixels: Tensor) -> Tensor:
         """Pixels [n, 3, s, s] to projected, un-normalised embeddings [n, d] float32 on the CPU."""
-        return self.model.encode_image(pixels.to(self.device, DTYPES[self.precision])).float().cpu()  # type: ignore[no-any-return]
+        return self.model.encode_image(pixels.to(self.device, dtype(self.precision))).float().cpu()  # type: ignore[no-any-return]
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Texts to unit vectors [n, d] float32 on the CPU."""
-        tokens = self._tokens(texts)
-        return self._encode(tokens, self.model.token_embedding(tokens))
+        return normalize(self.embed(self.tokens(texts)), dim=-1).cpu()
 
     @torch.inference_mode()
     def pseudo(self, texts: Sequence[str], words: Tensor) -> Tensor:
@@ -139,7 +161,7 @@ class Encoder:
 
         Raises CvsiError for a text without a `$`.
         """
-        tokens = self._tokens(texts)
+        tokens = self._trim(self.tokens(texts))
         token = self.tokenizer.encode(TOKEN)[0]
         found = tokens == token
         if not bool(found.any(dim=1).all()):
@@ -149,23 +171,22 @@ class Encoder:
         embeddings = self.model.token_embedding(tokens)
         rows = torch.arange(len(texts), device=self.device)
         embeddings[rows, found.int().argmax(dim=1)] = words.to(self.device, embeddings.dtype)
-        return self._encode(tokens, embeddings)
+        return normalize(self._project(tokens, embeddings), dim=-1).cpu()
 
     @torch.inference_mode()
     def words(self, embeddings: Tensor) -> Tensor:
         """Un-normalised image embeddings [n, d] to phi's word embeddings [n, token width]."""
         return self.phi(embeddings.to(self.device))  # type: ignore[no-any-return]
 
-    def _tokens(self, texts: Sequence[str]) -> Tensor:
-        tokens = self.tokenizer(list(texts), context_length=self.model.context_length)
+    def _trim(self, tokens: Tensor) -> Tensor:
         longest = int(tokens.argmax(dim=1).max()) + 1
         rounded = -(-longest // LENGTH_STEP) * LENGTH_STEP
-        return tokens[:, :rounded].to(self.device)  # type: ignore[no-any-return]
+        return tokens[:, :rounded].to(self.device)
 
-    def _encode(self, tokens: Tensor, embeddings: Tensor) -> Tensor:
+    def _project(self, tokens: Tensor, embeddings: Tensor) -> Tensor:
         model, length = self.model, tokens.shape[1]
         states = embeddings + model.positional_embedding[:length]
         states = model.transformer(states, attn_mask=model.attn_mask[:length, :length].to(states.dtype))
         ends = tokens.argmax(dim=1)  # the end token has the largest id
         pooled = model.ln_final(states)[torch.arange(len(tokens), device=self.device), ends]
-        return normalize((pooled @ model.text_projection).float(), dim=-1).cpu()
+        return (pooled @ model.text_projection).float()  # type: ignore[no-any-return]

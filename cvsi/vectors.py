@@ -19,6 +19,7 @@ def gallery(name: str, backbone: str, params: Params) -> None:
     captions = pl.DataFrame(tables.whole("captions", name)).select("image_id", "captions")
     images = images.filter("in_gallery").join(captions, on="image_id", how="left", maintain_order="left")
     shelves = Shelves(params, backbone, dataset.root)
+    shelves.encoder.check_phi(optional=True)  # the queries will need one that fits: better said before the gallery
     shelves.images(images["digest"], images["path"])
     shelves.texts(images["captions"].explode().drop_nulls())
     recipe = {
