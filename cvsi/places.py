@@ -1,4 +1,4 @@
-"""Where things lie under `cache/`, by name, and folders that appear whole or not at all.
+"""Where things lie under `cache/` and `models/`, by name; folders and files that appear whole or not at all.
 
 The only module that spells a path under `cache/`. It imports nothing but the standard library, so that a stage with
 nothing to do ends at once.
@@ -6,11 +6,14 @@ nothing to do ends at once.
 
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 CACHE = Path("cache")
+MODELS = Path("models")
+WORLD = Path("data/demo")  # what the stage world draws
 
 
 def folder(stage: str, dataset: str, backbone: str | None = None) -> Path:
@@ -21,6 +24,16 @@ def folder(stage: str, dataset: str, backbone: str | None = None) -> Path:
 def runs_folder() -> Path:
     """Where records of single runs lie (times, device, versions), outside every output."""
     return CACHE / ".runs"
+
+
+def phi_folder(name: str) -> Path:
+    """Where the training of phi `name` puts it: `models/<name>`."""
+    return MODELS / name
+
+
+def phi_checkpoint(store: str | Path, recipe: str) -> Path:
+    """Where the training of a phi stands, by its recipe's digest; outside every output, which DVC clears."""
+    return Path(store) / "phi" / recipe / "checkpoint.pt"
 
 
 def libraries_log() -> Path:
@@ -52,3 +65,17 @@ def whole_or_absent(target: Path) -> Iterator[Path]:
         flush(target.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """A path to write a file at, which takes its final place, flushed, only when the block ends without an error."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}-{uuid.uuid4().hex[:12]}.partial")
+    try:
+        yield partial
+        flush(partial)
+        partial.replace(target)
+        flush(target.parent)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -69,6 +69,7 @@ STORED_EDITS = pa.schema(
         "answers": STRINGS,
     }
 )
+STORED_MASKS = pa.schema({"key": pa.string(), "masked": pa.string()})
 
 
 def vector(width: int, value: pa.DataType | None = None) -> pa.DataType:

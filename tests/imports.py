@@ -7,7 +7,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def imported(script: Path) -> set[str]:
-    """Paths (relative to the root) of a script and all modules of `cvsi` that it imports, directly or not."""
+    """Paths below the root of a script and all modules of `cvsi` and `demo` that it imports, directly or not."""
     found: set[Path] = set()
     todo = [script]
     while todo:
@@ -26,9 +26,9 @@ def imported(script: Path) -> set[str]:
 
 
 def _files(module: str) -> list[Path]:
-    """The module's own file and the packages above it, those of `cvsi` alone."""
+    """The module's own file and the packages above it, those of `cvsi` and `demo` alone."""
     parts = module.split(".")
-    if parts[0] != "cvsi":
+    if parts[0] not in ("cvsi", "demo"):
         return []
     places = [ROOT.joinpath(*parts[: length + 1]) for length in range(len(parts))]
     candidates = [place / "__init__.py" for place in places] + [places[-1].with_suffix(".py")]
