@@ -8,9 +8,13 @@ from collections.abc import Mapping
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from cvsi import tables
 from cvsi.errors import CvsiError
 from cvsi.params import Fusion, GalleryWeights, QueryWeights
+
+KEY = pa.schema({"split": pa.string(), "query_id": pa.string()})
 
 IMAGE_ALONE = GalleryWeights(image=1.0)
 # PDV-F (arXiv 2502.07215) on edited captions, at the weights of its ViT-B/32 table.
@@ -56,19 +60,33 @@ def fuse(table: pa.Table, weights: Mapping[str, float], where: str) -> np.ndarra
 
 
 def matrix_of(table: pa.Table, column: str, where: str) -> np.ndarray:
-    """A column of fixed-size lists as a matrix [rows, d] float32."""
+    """A column of fixed-size lists as a matrix [rows, d] float32; other lists will do where all are equally long."""
     if column not in table.column_names:
         raise CvsiError(f"{where}: no column '{column}', which has a weight in the dataset's fusion")
     chunks = table[column].combine_chunks()
-    if not pa.types.is_fixed_size_list(chunks.type) or chunks.null_count:
+    width = _width(chunks)
+    if width is None or chunks.null_count:
         raise CvsiError(f"{where}: column '{column}' is {chunks.type} with {chunks.null_count} nulls, not vectors")
     flat: np.ndarray = chunks.flatten().to_numpy(zero_copy_only=False)
-    return flat.reshape(len(chunks), chunks.type.list_size).astype(np.float32)
+    return flat.reshape(len(chunks), width).astype(np.float32)
+
+
+def _width(lists: pa.Array) -> int | None:
+    """How long each list of numbers is; None where there are no such lists or they differ."""
+    kind = lists.type
+    if not (pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind)):
+        return None
+    if not (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)):
+        return None
+    if pa.types.is_fixed_size_list(kind):
+        return int(kind.list_size)
+    lengths = pc.unique(pc.list_value_length(lists)).to_pylist()
+    return int(lengths[0]) if len(lengths) == 1 and lengths[0] else None
 
 
 def query_order(queries: pl.DataFrame, vectors: pa.Table, where: str) -> pa.Table:
     """The query vectors in the index's order, joined by (`split`, `query_id`); raises CvsiError for a missing one."""
-    places = pl.DataFrame({"split": vectors["split"], "query_id": vectors["query_id"]}).with_row_index("place")
+    places = pl.DataFrame(tables.fit(vectors, KEY, where)).with_row_index("place")
     found = queries.join(places, on=["split", "query_id"], how="left", maintain_order="left")
     lost = found.filter(pl.col("place").is_null())
     if lost.height:

@@ -8,13 +8,14 @@ import hashlib
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pyarrow as pa
 
-from cvsi.console import count, say
+from cvsi.console import complain, count, say
 from cvsi.datasets import READERS
 from cvsi.datasets.listing import Listing
 from cvsi.errors import CvsiError
@@ -29,11 +30,12 @@ FACTS_RECIPE = {"code": 1}
 BLOCK = 512
 
 
-def build(name: str, params: Params) -> str:
-    """Write `cache/<name>/index`: the three tables, and the optional parameters that later stages depend on.
+def build(name: str, params: Params) -> tuple[str, list[str]]:
+    """Write `cache/<name>/index`: the tables, and the optional parameters that later stages depend on.
 
-    Returns what it holds, in words. Raises CvsiError for a missing folder, broken annotations, ids that are unknown or
-    stand twice, and for missing or unreadable images unless the dataset drops these.
+    Returns what it holds, in words, and a warning for each size that is not the known one; both are said, too. Raises
+    CvsiError for a missing folder, broken annotations, ids that are unknown or stand twice, and for missing or
+    unreadable images unless the dataset drops these.
     """
     dataset = params.dataset(name)
     root = Path(dataset.root)
@@ -56,24 +58,58 @@ def build(name: str, params: Params) -> str:
         # DVC refuses a parameter that params.yaml leaves out; it sees the optional ones through these files.
         out.json("options/edits.json", {"prompts": dataset.prompts.model_dump()})
         out.json("options/gallery_vectors.json", {"normalize_captions": dataset.normalize_captions})
+        out.json("options/report.json", {"benchmark": dataset.benchmark})
+    summary = _words(listing, images, queries, dropped, lost)
+    warnings = compare_sizes(name, dataset, listing)
+    say(summary)
+    for warning in warnings:
+        complain(warning)
+    return summary, warnings
+
+
+def compare_sizes(name: str, dataset: Dataset, listing: Listing) -> list[str]:
+    """A line for each number of the dataset's `sizes` that the annotations, before anything is dropped, differ from.
+
+    `images` are those of the gallery, any other name is a split's queries; a split that was not read is left out.
+    """
+    found = {"images": int(listing.images["in_gallery"].sum())}
+    found |= {split: listing.queries.filter(pl.col("split") == split).height for split in listing.sources}
+    return [
+        f"the annotations of {name} list {_sized(what, found[what])}, expected {expected:,} "
+        f"({abs(found[what] - expected):,} too {'few' if found[what] < expected else 'many'}); "
+        "see sizes in params.yaml"
+        for what, expected in dataset.sizes.items()
+        if what in found and found[what] != expected
+    ]
+
+
+def _sized(what: str, number: int) -> str:
+    return count(number, "image") if what == "images" else f"{count(number, 'query')} of split {what}"
+
+
+def _words(
+    listing: Listing, images: pl.DataFrame, queries: pl.DataFrame, dropped: pl.DataFrame, lost: pl.DataFrame
+) -> str:
+    """What the index holds and what it had to leave out, in a line."""
     ignored = f", {count(listing.ignored, 'other file')} ignored" if listing.ignored else ""
     summary = f"{count(images.height, 'image')}, {count(queries.height, 'query')}{ignored}"
-    say(summary)
-    if dropped.height:
-        went = f"dropped {count(dropped.height, 'image')}, and {count(lost.height, 'query')} with them"
-        say(went)
-        summary = f"{summary}; {went}"
-    return summary
+    if not dropped.height:
+        return summary
+    summary += f"; dropped {count(dropped.height, 'image')}, and {count(lost.height, 'query')} with them"
+    before = listing.queries.join(lost, on=["split", "query_id"], how="anti")
+    targets = before["target_ids"].explode().count() - queries["target_ids"].explode().count()
+    return summary + (f"; other queries lost {count(targets, 'further target')}" if targets else "")
 
 
 def _examine(root: Path, images: pl.DataFrame, dataset: Dataset, params: Params) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Join digest, width and height to the images; second, those that are missing or unreadable, with the reason."""
-    found = images.join(_stat(root, images["path"]), on="path", how="left", maintain_order="left")
+    found = images.join(stat_files(root, images["path"]), on="path", how="left", maintain_order="left")
     present = found.filter(pl.col("size").is_not_null())
     keys = pl.concat_str(pl.lit(f"{root}/"), "path", pl.lit(" "), "size", pl.lit(" "), "modified")
     present = present.with_columns(key=keys)
     shelf = Shelf(params.store, "files", FACTS_RECIPE, STORED_FACTS)
-    step = Step("file", "to read", "read", BLOCK, lambda: lambda block: _facts(root, block, params.compute.workers))
+    read = partial(_facts, root, workers=params.compute.workers)
+    step = Step("file", "to read", "read", BLOCK, lambda _: read)
     fill(shelf, step, present.unique("key", maintain_order=True), present.height)
     facts = pl.DataFrame(shelf.take(present["key"])).drop("key")
     present = pl.concat([present, facts], how="horizontal")
@@ -84,7 +120,7 @@ def _examine(root: Path, images: pl.DataFrame, dataset: Dataset, params: Params)
     return present.filter(pl.col("reason") == ""), pl.concat([missing, unreadable])
 
 
-def _stat(root: Path, paths: pl.Series) -> pl.DataFrame:
+def stat_files(root: Path, paths: pl.Series) -> pl.DataFrame:
     """Size and modification time (ns) of the files that exist, one scan a folder; links may not leave the root."""
     wanted = set(paths)
     rows: list[tuple[str, int, int]] = []

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from cvsi.console import say
+from cvsi.console import complain, say
 from cvsi.places import folder, whole_or_absent
 
 PARAMS = Path("params.yaml")
@@ -30,16 +30,18 @@ def recall(dataset: str, remembered: Path | None) -> bool:
     with whole_or_absent(folder("index", dataset)) as partial:
         shutil.copytree(remembered / "files", partial, dirs_exist_ok=True)
     say(f"{memo['summary']} (no file, parameter or code changed since the last look)")
+    for warning in memo["warnings"]:
+        complain(warning)
     return True
 
 
-def remember(dataset: str, place: Path | None, summary: str) -> None:
-    """Keep the index that was just made in a place taken before it was, with a line of words about it."""
+def remember(dataset: str, place: Path | None, summary: str, warnings: list[str]) -> None:
+    """Keep the index that was just made in a place taken before it was, with a line about it and what was warned of."""
     if place is None or place.exists():
         return
     with whole_or_absent(place) as partial:
         shutil.copytree(folder("index", dataset), partial / "files")
-        memo = {"summary": summary, "digests": _digests(partial / "files")}
+        memo = {"summary": summary, "warnings": warnings, "digests": _digests(partial / "files")}
         (partial / "memo.json").write_text(json.dumps(memo, indent=2) + "\n", encoding="utf-8")
 
 

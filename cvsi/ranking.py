@@ -1,10 +1,11 @@
 """Query and gallery vectors to the best k images of every query: exact, streaming, equal scores by position.
 
-One shard of the gallery is in memory at a time; what is kept is k scores and positions a query, so memory does not grow
-with the gallery.
+One block of the gallery is in memory at a time; what is kept is k scores and positions a query, so memory does not grow
+with the gallery. Products are always taken with `BLOCK` rows, the last ones filled up with zeros: a matrix product of
+another size may round otherwise, and then equal images would not score equally, nor the same gallery in other shards.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 LOWEST = -torch.inf
+BLOCK = 4096
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ def rank(
     positions = torch.empty((len(left), 0), dtype=torch.int64)
     probed = torch.full(wanted.shape, LOWEST)
     start = 0
-    for shard in gallery:
-        found = left @ torch.from_numpy(shard).T
+    for block, rows_there in _blocks(gallery):
+        found = (left @ torch.from_numpy(block).T)[:, :rows_there]
         end = start + found.shape[1]
         here = (barred[:, 1] >= start) & (barred[:, 1] < end)
         found[barred[here, 0], barred[here, 1] - start] = LOWEST
@@ -53,6 +55,19 @@ def rank(
         positions = torch.cat([positions, places + start], dim=1).gather(1, chosen)
         start = end
     return Ranking(positions.masked_fill(scores == LOWEST, -1), scores, probed)
+
+
+def _blocks(shards: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, int]]:
+    """The rows of all shards in blocks of `BLOCK`, each with how many of its rows are the gallery's."""
+    rest: np.ndarray | None = None
+    for shard in shards:
+        rest = shard if rest is None or not len(rest) else np.concatenate([rest, shard])
+        full = len(rest) // BLOCK * BLOCK
+        for start in range(0, full, BLOCK):
+            yield rest[start : start + BLOCK], BLOCK
+        rest = rest[full:]
+    if rest is not None and len(rest):
+        yield np.concatenate([rest, np.zeros((BLOCK - len(rest), rest.shape[1]), dtype=rest.dtype)]), len(rest)
 
 
 def best_of(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:

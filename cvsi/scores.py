@@ -1,7 +1,7 @@
 """The index and the two kinds of vectors to rankings, metrics and submissions.
 
-Nothing else is read (but the edits' status, to count fallbacks), so vectors may come from any program. `Judge` ranks
-and judges one weighting; the stage does so for the dataset's own, the report for all named ones.
+Nothing else is read (but the edits' status and the dropped queries, to count them), so vectors may come from any
+program. `Judge` ranks and judges one weighting; the stage does so for the dataset's own, the report for all named ones.
 """
 
 from collections.abc import Iterator
@@ -9,16 +9,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 
 from cvsi import metrics, places, submissions, tables
-from cvsi.console import Meter, count, say
+from cvsi.console import Meter, complain, count, say
 from cvsi.errors import CvsiError
 from cvsi.fusion import fuse, needs, query_order
 from cvsi.params import Dataset, Fusion, Params
 from cvsi.ranking import Ranking, rank
-from cvsi.schema import DROPPED_QUERIES, EDITS, RANKINGS
+from cvsi.schema import DROPPED_QUERIES, EDITS, IMAGES, QUERIES, RANKINGS
 
 KEPT = 100
+IDS = pa.schema([IMAGES.field("image_id")])
+GALLERY_COLUMNS = pa.schema([IMAGES.field("image_id"), IMAGES.field("in_gallery")])
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,9 @@ class Judge:
     def __init__(self, name: str, backbone: str, dataset: Dataset) -> None:
         """Read the index and the query vectors; the gallery's vectors are read shard by shard when ranking."""
         self.name, self.backbone, self.protocol = name, backbone, metrics.PROTOCOLS[dataset.format]
-        images = pl.DataFrame(tables.read("index", name, "images.parquet"))
+        images = _indexed(name, "images.parquet", GALLERY_COLUMNS, ["image_id"])
         self.gallery = images.filter("in_gallery").select("image_id").with_row_index("position")
-        self.queries = pl.DataFrame(tables.read("index", name, "queries.parquet"))
+        self.queries = _indexed(name, "queries.parquet", QUERIES, ["split", "query_id"])
         self.where = str(places.folder("query_vectors", name, backbone))
         self.vectors = query_order(self.queries, tables.whole("query_vectors", name, backbone), self.where)
         self.barred = (
@@ -114,7 +117,10 @@ class Judge:
         ids, start = self.gallery["image_id"], 0
         with Meter(len(ids), "images ranked") as meter:
             for shard in tables.shards("gallery_vectors", self.name, self.backbone):
-                if not pl.Series(shard["image_id"]).equals(ids.slice(start, shard.num_rows)):
+                if not shard.num_rows:
+                    continue
+                named = tables.fit(shard, IDS, str(place))["image_id"]
+                if not pl.Series(named).equals(ids.slice(start, shard.num_rows)):
                     raise CvsiError(f"{place}: image_id is not in the order of the index; run gallery_vectors again")
                 vectors = fuse(shard, needs(fusion.gallery), str(place))
                 if vectors.shape[1] != width:
@@ -149,36 +155,47 @@ def build(name: str, backbone: str, params: Params) -> None:
     say(f"{count(judge.queries.height, 'query')} against {count(judge.gallery.height, 'image')}")
     judged = judge.judge(dataset.fusion)
     rankings, in_groups = judge.rankings(judged.ranking), judge.group_rankings(judged.ranking)
+    dropped = pl.DataFrame(tables.optional("index", name, "dropped_queries.parquet", DROPPED_QUERIES))
     recipe = {"fusion": dataset.fusion.model_dump(), "format": dataset.format}
     with tables.output("scores", name, backbone, recipe) as out:
         out.table("rankings.parquet", rankings.to_arrow(), RANKINGS)
-        out.json("metrics.json", _with_counts(name, judge, judged))
+        out.json("metrics.json", _with_counts(name, judge, judged, dropped))
         for split in judge.queries["split"].unique(maintain_order=True):
             if split in judge.labelled:
                 continue
             for form in submissions.SUBMISSIONS[dataset.format]:
                 ranked = (in_groups if form.of_group else rankings).filter(pl.col("split") == split)
-                text = submissions.build(form, judge.split(split), ranked)
+                text = submissions.build(form, judge.split(split), ranked, judge.gallery["image_id"])
                 out.file(f"submissions/{split}.{form.metric}.json").write_text(text, encoding="utf-8")
+            lost = dropped.filter(pl.col("split") == split).height
+            if lost and submissions.SUBMISSIONS[dataset.format]:
+                complain(f"{split}: {count(lost, 'dropped query')} not in the submission; the server wants all of them")
     for split, values in judged.summary.items():
         main = judge.protocol.main
         say(f"{split}: {main} {values[main]:.2f} ({values[f'{main} low']:.2f} to {values[f'{main} high']:.2f})")
 
 
-def _with_counts(name: str, judge: Judge, judged: Judged) -> dict[str, dict[str, float]]:
+def _indexed(name: str, file: str, schema: pa.Schema, key: list[str]) -> pl.DataFrame:
+    """A table of the index with the columns of a schema; raises CvsiError for a key that stands twice."""
+    where = places.folder("index", name) / file
+    frame = pl.DataFrame(tables.fit(tables.read("index", name, file), schema, str(where)))
+    twice = frame.filter(frame.select(key).is_duplicated())
+    if twice.height:
+        raise CvsiError(f"{where}: {key[-1]} {twice[key[-1]][0]!r} stands twice; ids must be unique")
+    return frame
+
+
+def _with_counts(name: str, judge: Judge, judged: Judged, dropped: pl.DataFrame) -> dict[str, dict[str, float]]:
     """The metrics of labelled splits with how many queries they stand on, were dropped, and used a fallback."""
-    lost = tables.optional("index", name, "dropped_queries.parquet", DROPPED_QUERIES)
     edits = tables.whole("edits", name) if tables.exists("edits", name) else EDITS.empty_table()
-    dropped, fallbacks = pl.DataFrame(lost), pl.DataFrame(edits).filter(pl.col("status") != "ok")
-    return {
-        split: values
-        | {
-            "queries": judge.split(split).height,
-            "dropped": dropped.filter(pl.col("split") == split).height,
-            "fallbacks": fallbacks.filter(pl.col("split") == split).height,
-        }
-        for split, values in judged.summary.items()
-    }
+    fallbacks = pl.DataFrame(edits).filter(pl.col("status") != "ok")
+    counted = {}
+    for split, values in judged.summary.items():
+        queries, fell = judge.split(split).height, fallbacks.filter(pl.col("split") == split).height
+        lost_here = dropped.filter(pl.col("split") == split).height
+        counts = {"queries": queries, "dropped": lost_here, "fallbacks": fell, "fallback share": 100 * fell / queries}
+        counted[split] = values | counts
+    return counted
 
 
 def _subset_rank(probed: np.ndarray, groups: np.ndarray, main: np.ndarray) -> np.ndarray:

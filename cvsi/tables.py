@@ -70,7 +70,7 @@ def output(
 
 def read(stage: str, dataset: str, name: str) -> pa.Table:
     """Read one table file, `images.parquet` of `index` say; raises CvsiError where it is missing or damaged."""
-    return _read(folder(stage, dataset) / name)
+    return read_file(folder(stage, dataset) / name)
 
 
 def optional(stage: str, dataset: str, name: str, schema: pa.Schema) -> pa.Table:
@@ -79,18 +79,26 @@ def optional(stage: str, dataset: str, name: str, schema: pa.Schema) -> pa.Table
 
 
 def shards(stage: str, dataset: str, backbone: str | None = None) -> Iterator[pa.Table]:
-    """The shards of a stage's output in row order, one at a time."""
+    """A stage's output in row order, at most 4,096 rows at a time, however large its files are."""
     place = folder(stage, dataset, backbone)
     files = sorted(place.glob("*.parquet"))
     if not files:
         raise CvsiError(f"{place}: no Parquet files; run the stage {stage} first (dvc repro)")
     for file in files:
-        yield _read(file)
+        with _readable(file), pq.ParquetFile(file) as parquet:
+            if not parquet.metadata.num_rows:  # it still says which columns there are
+                yield _plain(parquet.schema_arrow.empty_table())
+            for batch in parquet.iter_batches(batch_size=SHARD_ROWS):
+                yield _plain(pa.Table.from_batches([batch]))
 
 
 def whole(stage: str, dataset: str, backbone: str | None = None) -> pa.Table:
     """All shards of a small output as one table."""
-    return pa.concat_tables(shards(stage, dataset, backbone), promote_options="none")
+    try:
+        return pa.concat_tables(shards(stage, dataset, backbone), promote_options="none")
+    except pa.ArrowInvalid as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CvsiError(f"{folder(stage, dataset, backbone)}: files that differ in their columns ({reason})") from None
 
 
 def exists(stage: str, dataset: str, backbone: str | None = None) -> bool:
@@ -98,10 +106,55 @@ def exists(stage: str, dataset: str, backbone: str | None = None) -> bool:
     return folder(stage, dataset, backbone).is_dir()
 
 
-def _read(path: Path) -> pa.Table:
+def read_file(path: Path) -> pa.Table:
+    """Read one Parquet file, strings and lists in their plain Arrow types; CvsiError where it is missing or damaged."""
+    with _readable(path):
+        return _plain(pq.read_table(path, partitioning=None))
+
+
+def fit(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
+    """The schema's columns of a table that another program may have written, cast to its types, other columns left out.
+
+    Raises CvsiError for a column that is missing, cannot be cast or has nulls.
+    """
+    lost = [name for name in schema.names if name not in table.column_names]
+    if lost:
+        raise CvsiError(f"{where}: no column '{lost[0]}'; there are: {', '.join(table.column_names)}")
     try:
-        return pq.read_table(path, partitioning=None)
+        cast = table.select(schema.names).cast(schema)
+    except pa.ArrowException as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CvsiError(f"{where}: columns of other types than docs/artifacts.md says ({reason})") from None
+    empty = [name for name in schema.names if cast[name].null_count]
+    if empty:
+        raise CvsiError(
+            f"{where}: column '{empty[0]}' has {cast[empty[0]].null_count:,} nulls; write a value everywhere"
+        )
+    return cast
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while a file is read into one line."""
+    try:
+        yield
     except FileNotFoundError:
         raise CvsiError(f"{path}: no such file; run the stage {path.parent.name} first (dvc repro)") from None
     except (pa.ArrowInvalid, OSError) as error:
         raise CvsiError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())[:200]})") from None
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    """The table with dictionaries, views and large forms, which other programs write, as plain strings and lists."""
+    wanted = pa.schema([field.with_type(_plain_type(field.type)) for field in table.schema])
+    return table if wanted.equals(table.schema) else table.cast(wanted)
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(kind):
+        return _plain_type(kind.value_type)
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return pa.list_(_plain_type(kind.value_type))
+    return kind

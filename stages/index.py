@@ -11,7 +11,7 @@ def index(dataset: str) -> None:
     from cvsi import params  # half a second of imports, needed only when something changed
     from cvsi.indexing import build
 
-    memo.remember(dataset, place, build(dataset, params.load()))
+    memo.remember(dataset, place, *build(dataset, params.load()))
 
 
 if __name__ == "__main__":

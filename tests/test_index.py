@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from cvsi import indexing, memo, params, schema
-from cvsi.datasets import circo, cirr, fashioniq
+from cvsi.datasets import READERS, circo, cirr, fashioniq
 from cvsi.errors import CvsiError
 from cvsi.params import Dataset
 from tests.conftest import Workspace, draw_pictures, write_queries
@@ -68,9 +68,9 @@ def test_a_fault_anywhere_in_the_parameters_is_seen_though_no_file_changed(toy: 
 
 def test_a_file_that_changes_during_the_scan_is_not_taken_for_known(toy: Workspace) -> None:
     place = memo.place_of("toy")
-    summary = indexing.build("toy", params.load())
+    summary, warnings = indexing.build("toy", params.load())
     Image.new("RGB", (9, 9), "pink").save(toy.path / "photos" / "red.png")
-    memo.remember("toy", place, summary)
+    memo.remember("toy", place, summary, warnings)
     assert not memo.recall("toy", memo.place_of("toy"))
     assert "7 in the store, 1 to read" in toy.run("index", "toy")
 
@@ -142,6 +142,138 @@ def test_fashioniq_images_may_be_png_or_jpg(tmp_path: Path) -> None:
     assert paths.to_list() == ["images/a.jpg", "images/b.png", "images/c.png"]
     with pytest.raises(CvsiError, match="needs a category"):
         fashioniq.read(dataset("fashioniq", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("files", "wanted"),
+    [
+        ({"a.png": b"x", "a.jpg": b"x"}, "a.png"),
+        ({"a.png": b"", "a.jpg": b"x"}, "a.jpg"),
+        ({"a.png": b"x", "a.jpg": b""}, "a.png"),
+        ({"a.png": None, "a.jpg": b"x"}, "a.jpg"),
+        ({"a.jpg": b""}, "a.jpg"),
+        ({}, "a.png"),
+    ],
+)
+def test_the_file_that_holds_something_is_taken(tmp_path: Path, files: dict[str, bytes | None], wanted: str) -> None:
+    fashioniq_folder(tmp_path, ["a"], [])
+    for name, content in files.items():
+        if content is None:
+            (tmp_path / "images" / name).symlink_to(tmp_path / "nowhere")
+        else:
+            (tmp_path / "images" / name).write_bytes(content)
+    images = fashioniq.read(dataset("fashioniq", tmp_path, category="dress")).images
+    assert images["path"].to_list() == [f"images/{wanted}"]
+
+
+def fashioniq_folder(root: Path, names: list[str], queries: list[tuple[str, str]]) -> None:
+    asked = [{"candidate": a, "target": b, "captions": ["is red", ""]} for a, b in queries]
+    for folder, content in (("image_splits/split", names), ("captions/cap", asked)):
+        (root / folder).parent.mkdir(parents=True)
+        (root / f"{folder}.dress.val.json").write_text(json.dumps(content), encoding="utf-8")
+    (root / "images").mkdir()
+
+
+def test_missing_dead_empty_and_damaged_images_take_their_queries_with_them(toy: Workspace) -> None:
+    names = ["red", "green", "blue", "gone", "dead", "empty", "damaged"]
+    pairs = [("red", name) for name in names[1:]] + [(name, "red") for name in names[3:]] + [("red", "green")]
+    fashioniq_folder(toy.path / "fiq", names, pairs)
+    images = toy.path / "fiq" / "images"
+    draw_pictures(images)
+    (images / "dead.png").symlink_to(images / "nowhere.png")
+    (images / "empty.jpg").write_bytes(b"")
+    (images / "damaged.png").write_bytes((images / "red.png").read_bytes()[:60])
+    toy.params(datasets__toy__format="fashioniq", datasets__toy__root="fiq", datasets__toy__category="dress")
+    assert "2 missing images: images/gone.png (no such file), images/dead.png (no such" in toy.error("index", "toy")
+    toy.params(datasets__toy__missing_images="drop")
+    assert "2 unreadable images: images/empty.jpg (empty file), images/damaged.png" in toy.error("index", "toy")
+    toy.params(datasets__toy__bad_images="drop")
+    assert "3 images, 3 queries; dropped 4 images, and 8 queries with them" in toy.run("index", "toy")
+    assert table(toy, "queries")["query_id"].to_list() == ["0", "1", "10"]
+    assert table(toy, "queries")["instruction"].to_list() == ["is red and "] * 3
+    reasons = table(toy, "dropped_queries")["reason"].value_counts(sort=True).rows()
+    assert sorted(reasons) == [("its main target was dropped", 4), ("its reference was dropped", 4)]
+
+
+def test_sizes_that_differ_are_warned_of_each_time_and_stop_nothing(toy: Workspace) -> None:
+    sizes = {"images": 10, "val": 2, "test": 3, "train": 7}
+    toy.params(datasets__toy__sizes=sizes)
+    before = ["the annotations of toy list 8 images, expected 10 (2 too few)"]
+    before.append("the annotations of toy list 1 query of split test, expected 3 (2 too few)")
+    for known in ("0 in the store", "no file, parameter or code changed"):
+        process = toy.start("index", "toy")
+        out, err = process.communicate()
+        assert process.returncode == 0 and known in out
+        lines = err.strip().splitlines()
+        assert len(lines) == 2 and all(wanted in line for wanted, line in zip(before, lines, strict=True)), err
+    toy.params(datasets__toy__splits=["val"], datasets__toy__sizes=sizes | {"images": 7, "val": 1})
+    process = toy.start("index", "toy")
+    _, err = process.communicate()
+    assert "8 images, expected 7 (1 too many)" in err and "2 queries of split val, expected 1 (1 too many)" in err
+    assert len(err.splitlines()) == 2
+
+
+def test_the_known_sizes_of_the_benchmarks_are_filled_in() -> None:
+    sizes = {name: known.sizes for name, known in params.load(ROOT / "params.yaml").datasets.items()}
+    assert sizes == {
+        "demo": {},
+        "circo": {"images": 123403, "val": 220, "test": 800},
+        "cirr-val": {"images": 2297, "val": 4181},
+        "cirr-test1": {"images": 2315, "test1": 4148},
+        "fashioniq-dress": {"images": 3817, "val": 2017},
+        "fashioniq-shirt": {"images": 6346, "val": 2038},
+        "fashioniq-toptee": {"images": 5373, "val": 1961},
+    }
+
+
+@pytest.mark.parametrize("name", ["cirr-test1", "fashioniq-dress", "fashioniq-toptee"])
+def test_real_annotations_have_the_known_sizes(shared: Path, name: str) -> None:
+    known = params.load(ROOT / "params.yaml").dataset(name)
+    root = shared / "annotations" / known.root.removeprefix("data/")
+    moved = known.model_copy(update={"root": str(root)})
+    listing = READERS[known.format](moved)
+    assert known.sizes and indexing.compare_sizes(name, moved, listing) == []
+    named = pl.concat([listing.queries["reference_id"], *(listing.queries[c].explode() for c in
+        ("target_ids", "exclude_ids", "group_ids"))]).drop_nulls()  # fmt: skip
+    assert named.is_in(listing.images["image_id"].implode()).all()
+    assert not listing.queries.select("split", "query_id").is_duplicated().any()
+
+
+def test_cirr_paths_lose_their_dot_and_soft_targets_are_not_read(tmp_path: Path) -> None:
+    for place in ("captions", "image_splits"):
+        (tmp_path / "cirr" / place).mkdir(parents=True)
+    paths = {"dev-0-0-img0": "./dev/dev-0-0-img0.png", "dev-0-0-img1": "dev//dev-0-0-img1.png"}
+    (tmp_path / "cirr/image_splits/split.rc2.val.json").write_text(json.dumps(paths), encoding="utf-8")
+    query = {
+        "pairid": 7, "reference": "dev-0-0-img0", "target_hard": "dev-0-0-img1", "caption": "3/4 \u00be view",
+        "target_soft": {"dev-0-0-img1": 1.0, "dev-0-0-img0": -1.0},
+        "img_set": {"id": 4, "members": list(paths), "reference_rank": 3, "target_rank": 0},
+    }  # fmt: skip
+    (tmp_path / "cirr/captions/cap.rc2.val.json").write_text(json.dumps([query]), encoding="utf-8")
+    listing = cirr.read(dataset("cirr", tmp_path, splits=("val",)))
+    assert listing.images["path"].to_list() == ["dev/dev-0-0-img0.png", "dev/dev-0-0-img1.png"]
+    assert listing.queries.to_dicts()[0] == {
+        "query_id": "7", "split": "val", "reference_id": "dev-0-0-img0", "instruction": "3/4 \u00be view",
+        "target_ids": ["dev-0-0-img1"], "exclude_ids": ["dev-0-0-img0"], "group_ids": list(paths), "aspects": [],
+    }  # fmt: skip
+
+
+def test_circo_puts_the_main_target_first_whatever_the_order_of_the_right_answers(toy: Workspace) -> None:
+    toy.params(datasets__toy__format="circo", datasets__toy__root="coco")
+    other = {"gt_img_ids": [5, 3, 2, 3], "shared_concept": "a disc", "rank": 4}
+    circo_folder(toy.path / "coco", [], [QUERY | other])
+    toy.run("index", "toy")
+    assert table(toy, "queries")["target_ids"].to_list() == [["2", "5", "3"]]
+
+
+def test_a_lost_target_that_is_not_the_main_one_is_counted(toy: Workspace) -> None:
+    (toy.path / "photos" / "blue.png").unlink()
+    draw_more = {"reference": "red.png", "instruction": "is green", "targets": ["green.png", "blue.png"]}
+    write_queries(toy.path / "photos", draw_more)
+    (toy.path / "photos" / "blue.png").write_bytes(b"")
+    toy.params(datasets__toy__bad_images="drop")
+    said = toy.run("index", "toy")
+    assert "dropped 1 image, and 0 queries with them; other queries lost 1 further target" in said
 
 
 def test_a_missing_folder(toy: Workspace) -> None:

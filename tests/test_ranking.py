@@ -65,3 +65,15 @@ def test_an_excluded_image_is_never_ranked() -> None:
 def test_fewer_images_than_k(images: int) -> None:
     left, right = np.ones((1, 2), dtype=np.float32), np.ones((images, 2), dtype=np.float32)
     assert rank(left, [right], 10, NO_PAIRS, no_probes(1)).positions.tolist() == [list(range(images))]
+
+
+@pytest.mark.parametrize("shard", [1, 37, 4096, 5000])
+def test_shards_change_no_bit_and_equal_images_score_equally(shard: int) -> None:
+    random = np.random.default_rng(2)
+    left, right = random.normal(size=(30, 48)).astype(np.float32), random.normal(size=(5003, 48)).astype(np.float32)
+    right[::7] = right[3]
+    probes = np.tile(np.arange(0, 5003, 7), (30, 1))
+    found = rank(left, (right[at : at + shard] for at in range(0, 5003, shard)), 50, NO_PAIRS, probes)
+    assert (found.probed == found.probed[:, :1]).all()
+    whole = rank(left, [right], 50, NO_PAIRS, probes)
+    assert torch.equal(found.scores, whole.scores) and torch.equal(found.positions, whole.positions)

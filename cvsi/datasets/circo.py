@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 from pydantic import BaseModel
 
-from cvsi.datasets.listing import QUERY_COLUMNS, Listing, gallery, inside, load_json, wanted_splits
+from cvsi.datasets.listing import NO_QUERIES, QUERY_COLUMNS, Listing, gallery, inside, load_json, wanted_splits
 from cvsi.params import Dataset
 
 SPLITS = ("val", "test")
@@ -55,8 +55,14 @@ def read(dataset: Dataset) -> Listing:
         (str(picture.id), inside(f"{IMAGES}/unlabeled2017/{picture.file_name}", listed)) for picture in pictures
     )
     sources = {split: root / "annotations" / f"{split}.json" for split in wanted_splits(dataset.splits, SPLITS, root)}
-    rows = [_row(query, split) for split, file in sources.items() for query in load_json(file, list[Query])]
-    return Listing(images, pl.DataFrame(rows, schema=QUERY_COLUMNS), sources)
+    tables = [queries(file, split) for split, file in sources.items()]
+    return Listing(images, pl.concat([NO_QUERIES, *tables]), sources)
+
+
+def queries(file: Path, split: str) -> pl.DataFrame:
+    """The queries of one annotation file."""
+    rows = [_row(query, split) for query in load_json(file, list[Query])]
+    return pl.DataFrame(rows, schema=QUERY_COLUMNS)
 
 
 def _row(query: Query, split: str) -> dict[str, object]:

@@ -1,7 +1,8 @@
 """CIRR's folder to a listing: the gallery and queries of `val` (labelled) or `test1` (labels hidden).
 
 Each query has one target and a set of six similar images, its group. The reference is never ranked for its query,
-neither in the gallery nor in the group.
+neither in the gallery nor in the group. `target_soft`, other images that annotators found right, is not part of the
+protocol and is not read.
 """
 
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import polars as pl
 from pydantic import BaseModel
 
-from cvsi.datasets.listing import QUERY_COLUMNS, Listing, gallery, inside, load_json, wanted_splits
+from cvsi.datasets.listing import NO_QUERIES, QUERY_COLUMNS, Listing, gallery, inside, load_json, wanted_splits
 from cvsi.params import Dataset
 
 SPLITS = ("val", "test1")
@@ -34,14 +35,20 @@ class Query(BaseModel):
 def read(dataset: Dataset) -> Listing:
     """Read the splits that the dataset asks for; galleries of several splits are one."""
     root = Path(dataset.root)
-    sources, images, rows = {}, {}, []
+    sources, images, tables = {}, {}, [NO_QUERIES]
     for split in wanted_splits(dataset.splits, SPLITS, root):
         listed = root / "cirr" / "image_splits" / f"split.rc2.{split}.json"
         for name, path in load_json(listed, dict[str, str]).items():
-            images[name] = inside(path.removeprefix("./"), listed)
+            images[name] = inside(path, listed)
         sources[split] = root / "cirr" / "captions" / f"cap.rc2.{split}.json"
-        rows += [_row(query, split) for query in load_json(sources[split], list[Query])]
-    return Listing(gallery(images), pl.DataFrame(rows, schema=QUERY_COLUMNS), sources)
+        tables.append(queries(sources[split], split))
+    return Listing(gallery(images), pl.concat(tables), sources)
+
+
+def queries(file: Path, split: str) -> pl.DataFrame:
+    """The queries of one caption file."""
+    rows = [_row(query, split) for query in load_json(file, list[Query])]
+    return pl.DataFrame(rows, schema=QUERY_COLUMNS)
 
 
 def _row(query: Query, split: str) -> dict[str, object]:

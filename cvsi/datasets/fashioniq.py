@@ -1,7 +1,8 @@
 """FashionIQ's folder to a listing: the gallery and the labelled `val` queries of one category.
 
 A query has two captions by two people; stripped of punctuation at their ends they become one instruction, joined by
-" and ". Images may be `.png` or `.jpg`; nobody has all of them (`missing_images` says what then).
+" and ", and nothing more: an empty one leaves the " and " standing, as in the published protocol. Images may be `.png`
+or `.jpg`; nobody has all of them (`missing_images` says what then).
 """
 
 import os
@@ -33,8 +34,8 @@ def read(dataset: Dataset) -> Listing:
     wanted_splits(dataset.splits, ("val",), root)
     listed = root / "image_splits" / f"split.{dataset.category}.val.json"
     source = root / "captions" / f"cap.{dataset.category}.val.json"
-    there = set(os.listdir(root / "images")) if (root / "images").is_dir() else set()
     names = load_json(listed, list[str])
+    there = _there(root / "images", names)
     images = [(name, f"images/{inside(name, listed)}{_suffix(name, there)}") for name in names]
     rows = [_row(number, query) for number, query in enumerate(load_json(source, list[Query]))]
     return Listing(gallery(images), pl.DataFrame(rows, schema=QUERY_COLUMNS), {"val": source})
@@ -45,8 +46,20 @@ def instruction(captions: list[str]) -> str:
     return " and ".join(caption.strip(".?, ") for caption in captions)
 
 
-def _suffix(name: str, there: set[str]) -> str:
-    return next((suffix for suffix in SUFFIXES if name + suffix in there), SUFFIXES[0])
+def _there(folder: Path, names: list[str]) -> dict[str, bool]:
+    """The files of these names with either suffix, and whether each holds anything (not empty, no dead link)."""
+    wanted = {name + suffix for name in names for suffix in SUFFIXES}
+    if not folder.is_dir():
+        return {}
+    with os.scandir(folder) as entries:
+        found = [entry for entry in entries if entry.name in wanted]
+        return {entry.name: entry.is_file() and entry.stat().st_size > 0 for entry in found}
+
+
+def _suffix(name: str, there: dict[str, bool]) -> str:
+    """The first suffix whose file holds something; else the first whose file is there; else the first."""
+    full = (suffix for suffix in SUFFIXES if there.get(name + suffix))
+    return next(full, next((suffix for suffix in SUFFIXES if name + suffix in there), SUFFIXES[0]))
 
 
 def _row(number: int, query: Query) -> dict[str, object]:

@@ -1,20 +1,19 @@
 """What every reader returns: the images and queries of a dataset as its annotations name them, nothing opened yet."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import polars as pl
-from pydantic import TypeAdapter, ValidationError
 
 from cvsi.errors import CvsiError
-from cvsi.params import explain
 from cvsi.schema import QUERIES
+from cvsi.strict_json import parse_json
 
 T = TypeVar("T")
-QUERY_COLUMNS = pl.Schema(pl.DataFrame(QUERIES.empty_table()).schema)
+NO_QUERIES = pl.DataFrame(QUERIES.empty_table())
+QUERY_COLUMNS = pl.Schema(NO_QUERIES.schema)
 
 
 @dataclass(frozen=True)
@@ -48,27 +47,12 @@ def load_lines(path: Path, kind: type[T]) -> list[T]:
     return [parse_json(line, kind, f"{path} line {number}") for number, line in numbered if line.strip()]
 
 
-def parse_json(text: str, kind: type[T], where: str) -> T:
-    """Parse JSON text as a typed value; `where` begins the message of the CvsiError."""
-    try:
-        value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
-        if "\\ud" in text.lower():
-            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text; this raises ValueError
-        return TypeAdapter(kind).validate_python(value)
-    except json.JSONDecodeError as error:
-        raise CvsiError(f"{where}: broken JSON, {error.msg} (line {error.lineno}, column {error.colno})") from None
-    except ValidationError as error:
-        raise CvsiError(f"{where}: {explain(error)[:500]}") from None
-    except (ValueError, RecursionError) as error:
-        raise CvsiError(f"{where}: broken JSON, {error}") from None
-
-
 def inside(path: str, where: object) -> str:
-    """The path as it is, if it stays below the dataset's root; raises CvsiError that names `where` it was read."""
+    """The path without `./` and `//`, if it stays below the dataset's root; else a CvsiError names `where` it stood."""
     pure = PurePosixPath(path)
     if pure.is_absolute() or ".." in pure.parts or "\0" in path or str(pure) in ("", "."):
         raise CvsiError(f"{where}: path {path!r} leaves the dataset's folder; give one below it")
-    return path
+    return str(pure)
 
 
 def wanted_splits(asked: tuple[str, ...] | None, known: Sequence[str], root: Path) -> tuple[str, ...]:
@@ -88,15 +72,3 @@ def _text(path: Path) -> str:
         raise CvsiError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     except OSError as error:
         raise CvsiError(f"{path}: {error.strerror}") from None
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r} stands twice in one object")
-    return found
-
-
-def _no_constant(text: str) -> Any:
-    raise ValueError(f"{text} is not JSON")

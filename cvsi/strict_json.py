@@ -1,0 +1,38 @@
+"""JSON text that others wrote to typed values; a key that stands twice, NaN and half characters are refused."""
+
+import json
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from cvsi.errors import CvsiError
+from cvsi.params import explain
+
+T = TypeVar("T")
+
+
+def parse_json(text: str, kind: type[T], where: str) -> T:
+    """Parse JSON text as a typed value; `where` begins the message of the CvsiError."""
+    try:
+        value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        if "\\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text; this raises ValueError
+        return TypeAdapter(kind).validate_python(value)
+    except json.JSONDecodeError as error:
+        raise CvsiError(f"{where}: broken JSON, {error.msg} (line {error.lineno}, column {error.colno})") from None
+    except ValidationError as error:
+        raise CvsiError(f"{where}: {explain(error)[:500]}") from None
+    except (ValueError, RecursionError) as error:
+        raise CvsiError(f"{where}: broken JSON, {error}") from None
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r} stands twice in one object")
+    return found
+
+
+def _no_constant(text: str) -> Any:
+    raise ValueError(f"{text} is not JSON")
