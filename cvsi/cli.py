@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import typer
 from rich import box
@@ -9,8 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from cvsi import __version__, params, places
-from cvsi.console import complain
+from cvsi.console import complain, count, say
 from cvsi.errors import CvsiError
+
+WIDE = 160  # columns of a table that goes into a file or a pipe
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -54,6 +57,76 @@ def show(run: str = typer.Argument(help="A run of params.yaml, demo-tiny say."))
     if not content["splits"]:
         console.print("No split has labels, so there are no metrics.")
     console.print(f"Report: {folder / 'index.html'}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def summary(
+    as_json: bool = typer.Option(False, "--json", help="Print JSON for other programs instead of tables."),
+) -> None:
+    """Print the metrics of all runs of params.yaml side by side, averages over categories, and what has none yet."""
+    from cvsi.summary import collect, tables, text
+
+    found = collect(params.load())
+    if as_json:
+        typer.echo(text(found))
+        return
+    console = Console(width=None if sys.stdout.isatty() else WIDE)
+    for table in tables(found):
+        console.print(table)
+    for unscored in found.without:
+        console.print(f"{unscored.run}: {unscored.why}", soft_wrap=True, highlight=False, markup=False)
+    for run, files in found.submissions.items():
+        console.print(f"{run}, to submit: {', '.join(files)}", soft_wrap=True, highlight=False, markup=False)
+
+
+@app.command()
+def check() -> None:
+    """Say what the active datasets and the runs still need, what they would compute, and on what terms they may."""
+    from cvsi.check import report
+
+    if report(params.load(), Console(width=None if sys.stdout.isatty() else WIDE)):
+        raise typer.Exit(1)
+
+
+@app.command("check-submission")
+def check_submission(
+    file: str = typer.Argument(help="A file of scores/submissions, or one from anywhere."),
+    queries: str = typer.Option(
+        "", help="What it should answer: a dataset's name, a queries.parquet, or the annotation file."
+    ),
+) -> None:
+    """Say what a benchmark's server would refuse in a submission file, a line each; nothing is sent anywhere."""
+    from cvsi import asked
+    from cvsi.submission_check import Known, inspect
+
+    text = asked.read(Path(file))
+    known = asked.known_of(queries, text, file) if queries else Known()
+    kind, number, faults = inspect(text, known, file)
+    for fault in faults:
+        complain(f"{file}: {fault}")
+    if faults:
+        raise typer.Exit(1)
+    say(f"{file}: {kind.benchmark}, metric {kind.metric}: {count(number, 'query')} of {kind.images} images, no fault")
+
+
+@app.command("convert-phi")
+def convert_phi(
+    source: str = typer.Argument(help="A published checkpoint, models/phi_best_large_openai.pt say."),
+    target: str = typer.Argument(help="The file to write, a name that ends in .safetensors."),
+    backbone: str = typer.Option("", help="A backbone of params.yaml whose sizes phi must have."),
+    force: bool = typer.Option(False, "--force", help="Overwrite the target."),
+) -> None:
+    """Write a published phi as safetensors: the same numbers in float32, and nothing that could run when it is read."""
+    from cvsi import phi
+
+    wanted = None
+    if backbone:
+        from cvsi.encoder import sizes
+
+        wanted = sizes(params.load().backbone(backbone))
+    width, token_width, before, after = phi.convert(Path(source), Path(target), wanted, force)
+    say(f"{source}: phi from width {width} to token width {token_width}, SHA-256 {before}")
+    say(f"{target}: written, SHA-256 {after}")
 
 
 def _table(title: str, rows: dict[str, dict[str, float]], metric: str) -> Table:

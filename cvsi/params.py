@@ -8,19 +8,13 @@ from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, ValidationError, model_validator
+from pydantic import Field, FiniteFloat, PositiveInt, ValidationError, model_validator
 
 from cvsi.errors import CvsiError
+from cvsi.settings import Name, PhiTraining, Precision, Settings
 
 T = TypeVar("T")
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
-
-
-class Settings(BaseModel):
-    """Immutable settings that refuse keys they do not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+Benchmark = Literal["circo", "cirr", "fashioniq-dress", "fashioniq-shirt", "fashioniq-toptee"]
 
 
 class Captioner(Settings):
@@ -37,7 +31,7 @@ class Captioner(Settings):
     min_tokens: Annotated[int, Field(ge=0, le=512)] = 0
     max_tokens: Annotated[int, Field(ge=1, le=512)] = 30
     redraws: Annotated[int, Field(ge=0, le=20)] = 3
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**53)] = 0
 
     @model_validator(mode="after")
     def numbers_fit(self) -> Self:
@@ -118,7 +112,8 @@ class Dataset(Settings):
     bad_images: Literal["stop", "drop"] = "stop"
     missing_images: Literal["stop", "drop"] = "stop"
     normalize_captions: bool = False
-    sizes: dict[Name, PositiveInt] = {}
+    sizes: dict[Name, PositiveInt] = Field(default={})
+    benchmark: Benchmark | None = None
 
 
 class Backbone(Settings):
@@ -169,10 +164,11 @@ class Params(Settings):
 
     active: tuple[Name, ...]
     runs: dict[Name, Run]
-    captioners: dict[Name, Captioner] = {}
-    editors: dict[Name, Editor] = {}
+    captioners: dict[Name, Captioner] = Field(default={})
+    editors: dict[Name, Editor] = Field(default={})
     datasets: dict[Name, Dataset]
     backbones: dict[Name, Backbone]
+    phis: dict[Name, PhiTraining] = Field(default={})
     world: World = World()
     compute: Compute = Compute()
     store: str = "cache/store"
@@ -188,6 +184,9 @@ class Params(Settings):
                 raise ValueError(f"runs.{name} names dataset '{run.dataset}', which is not among the datasets")
             if run.backbone not in self.backbones:
                 raise ValueError(f"runs.{name} names backbone '{run.backbone}', which is not among the backbones")
+        for name, phi in self.phis.items():
+            if phi.backbone not in self.backbones:
+                raise ValueError(f"phis.{name} names backbone '{phi.backbone}', which is not among the backbones")
         return self
 
     def dataset(self, name: str) -> Dataset:
@@ -197,6 +196,10 @@ class Params(Settings):
     def backbone(self, name: str) -> Backbone:
         """The settings of a backbone, or a CvsiError that lists the names there are."""
         return _named(self.backbones, name, "backbone")
+
+    def phi(self, name: str) -> PhiTraining:
+        """How a phi is trained, or a CvsiError that lists the names there are."""
+        return _named(self.phis, name, "phi")
 
 
 def load(path: Path = Path("params.yaml")) -> Params:
