@@ -40,6 +40,7 @@ EDITS = pa.schema(
         "edited": STRINGS,
         "added": pa.string(),
         "status": pa.string(),
+        "answers": STRINGS,
     }
 )
 RANKINGS = pa.schema(

@@ -183,3 +183,12 @@ def test_empty_captions_are_drawn_again_and_left_out_in_the_end() -> None:
     assert len(counts) == 3 and max(counts) <= 5 * 24
     longer = Blip2(settings(min_tokens=4), Compute(device="cpu")).captions(pixels(model), DIGESTS)
     assert all(len(line.split()) >= 2 for lines in longer for line in lines)
+
+
+@pytest.mark.parametrize("decoding", ["nucleus", "beam-sample"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_lower_precisions_caption_too(precision: str, decoding: str) -> None:
+    model = Blip2(settings(precision=precision, decoding=decoding), Compute(device="cpu"))
+    lines = model.captions(pixels(model), DIGESTS)
+    assert [len(captions) for captions in lines] == [5, 5, 5]
+    assert sum("red" in caption for caption in lines[0]) >= 3

@@ -307,3 +307,17 @@ def test_the_gallery_stage_finds_a_phi_that_does_not_fit(toy: Workspace) -> None
     line = toy.error("gallery_vectors", "toy", "tiny")
     assert "phi.safetensors: layers.0.bias is (32,), the backbone needs (512,)" in line
     assert not (toy.path / "cache/store/image_vectors").exists()
+
+
+@pytest.mark.parametrize(("precision", "near"), [("bf16", 0.02), ("fp16", 0.002)])
+def test_lower_precisions_come_near_the_full_one(encoder: Encoder, precision: str, near: float) -> None:
+    lower = Encoder(encoder.backbone.model_copy(update={"precision": precision}), Compute(device="cpu"))
+    pixels = torch.stack([lower.prepare(Image.new("RGB", (64, 64), colour)) for colour in ("red", "blue")])
+    images = encoder.images(pixels)
+    assert torch.allclose(lower.images(pixels), images, atol=near * float(images.norm(dim=1).min()))
+    texts = ["a red circle", "a photo of two blue squares on a white background"]
+    assert torch.allclose(lower.texts(texts), encoder.texts(texts), atol=near)
+    sentences = [template("is green", "")] * 2
+    found = lower.pseudo(sentences, lower.words(images))
+    assert torch.allclose(found, encoder.pseudo(sentences, encoder.words(images)), atol=near)
+    assert not torch.equal(lower.texts(texts), encoder.texts(texts))
