@@ -17,7 +17,7 @@ from cvsi.errors import CvsiError
 from cvsi.fusion import fuse, needs, query_order
 from cvsi.params import Dataset, Fusion, Params
 from cvsi.ranking import Ranking, rank
-from cvsi.schema import DROPPED_QUERIES, EDITS, IMAGES, QUERIES, RANKINGS
+from cvsi.schema import DROPPED, DROPPED_QUERIES, EDITS, IMAGES, QUERIES, RANKINGS
 
 KEPT = 100
 IDS = pa.schema([IMAGES.field("image_id")])
@@ -186,15 +186,16 @@ def _indexed(name: str, file: str, schema: pa.Schema, key: list[str]) -> pl.Data
 
 
 def _with_counts(name: str, judge: Judge, judged: Judged, dropped: pl.DataFrame) -> dict[str, dict[str, float]]:
-    """The metrics of labelled splits with how many queries they stand on, were dropped, and used a fallback."""
+    """The metrics of labelled splits with how many queries they stand on, were dropped, and fell back."""
     edits = tables.whole("edits", name) if tables.exists("edits", name) else EDITS.empty_table()
+    images = tables.optional("index", name, "dropped.parquet", DROPPED).num_rows
     fallbacks = pl.DataFrame(edits).filter(pl.col("status") != "ok")
     counted = {}
     for split, values in judged.summary.items():
         queries, fell = judge.split(split).height, fallbacks.filter(pl.col("split") == split).height
         lost_here = dropped.filter(pl.col("split") == split).height
-        counts = {"queries": queries, "dropped": lost_here, "fallbacks": fell, "fallback share": 100 * fell / queries}
-        counted[split] = values | counts
+        counts = {"queries": queries, "dropped": lost_here, "dropped images": images}
+        counted[split] = values | counts | {"fallbacks": fell, "fallback share": 100 * fell / queries}
     return counted
 
 

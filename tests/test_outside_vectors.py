@@ -328,7 +328,7 @@ def check_metrics(name: str, known: Truth, ranked: dict[tuple[str, str], list[st
         wanted |= recalls(queries, [known.group(row) for row in labelled], (1, 2, 3), "Recall_subset")
     found = metrics["val"]
     assert {metric: found[metric] for metric in wanted} == pytest.approx(wanted, abs=1e-6)
-    others = {"queries", "dropped", "fallbacks", "fallback share"}
+    others = {"queries", "dropped", "dropped images", "fallbacks", "fallback share"}
     assert {m for m in found if not m.endswith((" low", " high"))} == set(wanted) | others
     assert (found["queries"], found["dropped"], found["fallbacks"], found["fallback share"]) == (len(queries), 0, 0, 0)
     assert 0 < min(wanted.values()) and max(wanted.values()) < 100, "the vectors make the comparison empty"

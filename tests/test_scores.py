@@ -124,6 +124,20 @@ def test_metrics_equal_the_definition(foreign: Workspace) -> None:
     assert metrics["val"]["queries"] == VAL and metrics["val"]["dropped"] == metrics["val"]["fallbacks"] == 0
 
 
+def test_what_was_dropped_is_counted(foreign: Workspace) -> None:
+    index = foreign.path / "cache/toy/index"
+    rows = [{"path": f"{number}.png", "reason": "empty file"} for number in range(3)]
+    pq.write_table(pa.Table.from_pylist(rows, schema.DROPPED), index / "dropped.parquet")
+    lost = [
+        {"query_id": str(900 + n), "split": split, "reason": "gone"} for n, split in enumerate(("val", "val", "test"))
+    ]
+    pq.write_table(pa.Table.from_pylist(lost, schema.DROPPED_QUERIES), index / "dropped_queries.parquet")
+    said = foreign.run("scores", "toy", "tiny")
+    assert "test: 1 dropped query not in the submission" in said
+    found = json.loads((foreign.path / "cache/toy/tiny/scores/metrics.json").read_text())["val"]
+    assert (found["queries"], found["dropped"], found["dropped images"]) == (VAL, 2, 3)
+
+
 def test_the_submission_has_fifty_integers_for_every_hidden_query(foreign: Workspace) -> None:
     foreign.run("scores", "toy", "tiny")
     files = list((foreign.path / "cache/toy/tiny/scores/submissions").glob("*.json"))
