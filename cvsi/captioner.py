@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cvsi.decoding import Beams, Noise, nucleus, outside_nucleus, uniforms
 from cvsi.devices import device, dtype, precision
-from cvsi.errors import CvsiError
+from cvsi.errors import CvsiError, cause
 from cvsi.params import Captioner, Compute
 
 
@@ -36,9 +36,8 @@ class Blip2:
             self.processor: Any = AutoImageProcessor.from_pretrained(captioner.model, **source)
             self.tokenizer: Any = AutoTokenizer.from_pretrained(captioner.model, **source)
             model = Blip2ForConditionalGeneration.from_pretrained(captioner.model, dtype=used, **source)
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise CvsiError(f"params.yaml: captioner model '{captioner.model}' does not load: {reason}") from None
+        except Exception as error:  # transformers raises many kinds on a broken or hostile model; none of it was run
+            raise CvsiError(f"params.yaml: captioner model '{captioner.model}' does not load: {cause(error)}") from None
         self.model: Any = model.to(self.device).eval().requires_grad_(False)
         ends = self.model.generation_config.eos_token_id
         self.ends = torch.tensor([ends] if isinstance(ends, int) else ends, device=self.device)

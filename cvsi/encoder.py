@@ -22,7 +22,7 @@ from cvsi import recipes
 from cvsi.batches import LENGTH_STEP
 from cvsi.checkpoints import FOLDER, locate, tag
 from cvsi.devices import device, dtype, precision
-from cvsi.errors import CvsiError
+from cvsi.errors import CvsiError, cause
 from cvsi.params import Backbone, Compute
 from cvsi.pictures import target_pad
 from cvsi.weights import identify
@@ -89,9 +89,8 @@ class Encoder:
                 weights_only=True,  # a checkpoint runs no code
             )
         except Exception as error:  # open_clip, torch and safetensors raise many kinds on a broken file
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
             source = f" {file}" if file else ""
-            raise CvsiError(f"params.yaml: backbone model '{name}' does not load{source}: {reason}") from None
+            raise CvsiError(f"params.yaml: backbone model '{name}' does not load{source}: {cause(error)}") from None
         if not hasattr(model, "token_embedding") or model.text_pool_type != "argmax":
             raise CvsiError(f"params.yaml: backbone model '{self.backbone.model}' has no causal CLIP text tower")
         return model.to(self.device, dtype(self.precision)).eval().requires_grad_(False)

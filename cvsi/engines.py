@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from cvsi.devices import NAMES, device, precision
-from cvsi.errors import CvsiError
+from cvsi.errors import CvsiError, cause
 from cvsi.params import Compute, Editor
 
 STOP = "\n\n"
@@ -56,8 +56,8 @@ class Vllm:
                 max_model_len=editor.context, enforce_eager=on.type == "cpu", seed=0, disable_log_stats=True,
                 tensor_parallel_size=compute.tensor_parallel, **options,
             )  # fmt: skip
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
+        except Exception as error:  # vLLM and what it loads with raise many kinds on a broken model; none of it was run
+            reason = cause(error)
             hint = "; lower the editor's context or compute.gpu_memory" if "memory" in reason.lower() else ""
             raise CvsiError(f"params.yaml: editor model '{editor.model}' does not load: {reason}{hint}") from None
         self.chat = editor.style == "chat"
@@ -110,11 +110,9 @@ class Server:
                     return await self._ask(client, prompt)
 
             try:
-                async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(one(prompt)) for prompt in prompts]
-            except* openai.OpenAIError as errors:
-                raise self._explained(errors.exceptions[0]) from None
-        return [task.result() for task in tasks]
+                return list(await asyncio.gather(*map(one, prompts)))
+            except openai.OpenAIError as error:
+                raise self._explained(error) from None
 
     async def _ask(self, client: Any, prompt: str) -> Answer:
         import openai

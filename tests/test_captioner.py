@@ -1,5 +1,7 @@
 """Sampling against its definition, the demo's BLIP-2 against transformers' own generation."""
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,10 @@ from PIL import Image, ImageDraw
 from cvsi import params
 from cvsi.captioner import Blip2
 from cvsi.decoding import Noise, nucleus, uniforms
+from cvsi.errors import CvsiError
 from cvsi.params import Captioner, Compute
 from tests.imports import ROOT
+from tests.test_encoder import Hostile
 
 DIGESTS = ["1" * 64, "2" * 64, "3" * 64]
 
@@ -183,6 +187,15 @@ def test_empty_captions_are_drawn_again_and_left_out_in_the_end() -> None:
     assert len(counts) == 3 and max(counts) <= 5 * 24
     longer = Blip2(settings(min_tokens=4), Compute(device="cpu")).captions(pixels(model), DIGESTS)
     assert all(len(line.split()) >= 2 for lines in longer for line in lines)
+
+
+def test_hostile_weights_run_no_code(tmp_path: Path) -> None:
+    folder = tmp_path / "blip2"
+    shutil.copytree(ROOT / "demo/weights/blip2", folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    torch.save({"query_tokens": Hostile(tmp_path / "ran")}, folder / "pytorch_model.bin")
+    with pytest.raises(CvsiError, match="does not load: the file holds more than tensors; it was not opened"):
+        Blip2(settings(model=str(folder)), Compute(device="cpu"))
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("decoding", ["nucleus", "beam-sample"])
