@@ -61,6 +61,7 @@ class Vllm:
             hint = "; lower the editor's context or compute.gpu_memory" if "memory" in reason.lower() else ""
             raise CvsiError(f"params.yaml: editor model '{editor.model}' does not load: {reason}{hint}") from None
         self.chat = editor.style == "chat"
+        self.tokenizer = self.engine.get_tokenizer()
         self.sampling = SamplingParams(temperature=0.0, max_tokens=editor.max_tokens, stop=[STOP])
         self.room = self.engine.model_config.max_model_len - editor.max_tokens
 
@@ -76,11 +77,10 @@ class Vllm:
         return found
 
     def _tokens(self, prompt: str) -> list[int]:
-        tokenizer = self.engine.get_tokenizer()
         if not self.chat:
-            return tokenizer.encode(prompt)  # type: ignore[no-any-return]
+            return self.tokenizer.encode(prompt)  # type: ignore[no-any-return]
         turns = [{"role": "user", "content": prompt}]
-        return tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)  # type: ignore[no-any-return]
+        return self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)  # type: ignore[no-any-return]
 
 
 class Server:
@@ -143,5 +143,5 @@ class Server:
             return CvsiError(
                 f"{address}: no answer after {RETRIES} retries; is the server up? Then run the stage again"
             )
-        reason = " ".join(str(error).split())[:200].replace(os.environ.get(KEY) or "\0", "(key)")
+        reason = cause(error).replace(os.environ.get(KEY) or "\0", "(key)")
         return CvsiError(f"{address}: the server refused: {reason}")

@@ -19,6 +19,7 @@ from cvsi.datasets.listing import Listing
 from cvsi.errors import CvsiError
 from cvsi.indexing import stat_files
 from cvsi.params import Backbone, Dataset, Editor, Params
+from cvsi.weights import is_hub_name
 
 WEIGHTS = (".safetensors", ".bin")
 REACH_SECONDS = 1.0
@@ -100,7 +101,7 @@ def _model(needs: Needs, noun: str, model: str, revision: str | None) -> None:
     if path.is_dir():
         if not any(file.suffix in WEIGHTS for file in path.iterdir()):
             needs.lack(f"weights in {path}", f"put a model with {' or '.join(WEIGHTS)} files there")
-    elif path.is_absolute() or len(path.parts) != 2 or path.parts[0] in (".", ".."):
+    elif not is_hub_name(model):
         needs.lack(f"folder {path}", f"put the {noun}'s model there or change its name in params.yaml")
     elif not in_hub_cache(model, revision):
         at = f" at revision {revision}" if revision else ""

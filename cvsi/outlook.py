@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import polars as pl
@@ -19,7 +20,7 @@ from cvsi.devices import precision
 from cvsi.edits import questions
 from cvsi.errors import CvsiError
 from cvsi.params import Backbone, Params
-from cvsi.store import Shelf
+from cvsi.store import Shelf, digest
 
 KEY = pa.schema({"key": pa.string()})
 GIB = 1 << 30
@@ -68,7 +69,7 @@ def tasks(params: Params, found: needs.Needs) -> list[Task]:
 def _images(name: str, params: Params, found: needs.Needs) -> tuple[pl.Series | None, int]:
     """Distinct digests of the indexed images, or None; and how many images there are or will be."""
     if tables.exists("index", name):
-        digests = pl.Series(tables.read("index", name, "images.parquet")["digest"]).unique(maintain_order=True)
+        digests = _digests(name)
         return digests, digests.len()
     if name in found.listings:
         return None, found.listings[name].images.height
@@ -79,9 +80,14 @@ def _images(name: str, params: Params, found: needs.Needs) -> tuple[pl.Series | 
     raise CvsiError(f"{name}: no images to count")
 
 
+@cache
+def _digests(name: str) -> pl.Series:
+    return pl.Series(tables.read("index", name, "images.parquet")["digest"]).unique(maintain_order=True)
+
+
 def _count(shelf: Shelf, keys: pl.Series | None, most: int, name: str, kind: str) -> Task:
     todo = most if keys is None else shelf.missing(keys).len()
-    rate = runs.rate(shelf.kind, shelf.folder.name)
+    rate = runs.rates().get((shelf.kind, shelf.folder.name))
     took = todo / rate if rate else None
     return Task(name, kind, most, todo, keys is not None, took)
 
@@ -120,11 +126,10 @@ def _vectors(name: str, backbone: str, params: Params, found: needs.Needs) -> li
     used = precision(settings.precision, kind_of_device(params))
     keys, most = _images(name, params, found)
     image = Shelf(params.store, "image_vectors", recipes.vectors(settings, "image", used), KEY)
-    text = Shelf(params.store, "text_vectors", recipes.vectors(settings, "text", used), KEY)
     run = f"{name}, {backbone}"
     most_texts = most * params.dataset(name).captioner.n
     texts = 0 if tables.exists("gallery_vectors", name, backbone) else most_texts
-    rate = runs.rate("text_vectors", text.folder.name)
+    rate = runs.rates().get(("text_vectors", digest(recipes.vectors(settings, "text", used))))
     took = texts / rate if rate else None
     return [
         _count(image, keys, most, run, "image vectors"),

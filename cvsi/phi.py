@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from cvsi.errors import CvsiError
-from cvsi.places import flush
+from cvsi.places import whole_file
 
 MAX_WIDTH = 4096  # no backbone is wider; a file may claim any shape
 
@@ -55,15 +55,11 @@ def convert(source: Path, target: Path, sizes: tuple[int, int] | None, force: bo
     state = _state(source)
     width, token_width = sizes or _sizes(source, state)
     content = save(dict(sorted(_checked(str(source), state, width, token_width).items())))
-    partial = target.with_name(f".{target.name}.partial")
     try:
-        partial.write_bytes(content)
-        flush(partial)
-        partial.replace(target)
+        with whole_file(target) as partial:
+            partial.write_bytes(content)
     except OSError as error:
         raise CvsiError(f"{target}: can not be written ({error.strerror})") from None
-    finally:
-        partial.unlink(missing_ok=True)
     digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in (source, target)]
     return width, token_width, digests[0], digests[1]
 

@@ -49,6 +49,7 @@ class Progress:
 
 def save(path: Path, progress: Progress, parts: Mapping[str, Any]) -> None:
     """Write a checkpoint: the progress, and the state dicts of whatever goes on from there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as partial:
         torch.save({"progress": asdict(progress), "parts": dict(parts)}, partial)
     if progress.finished:

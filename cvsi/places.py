@@ -69,8 +69,10 @@ def whole_or_absent(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_file(target: Path) -> Iterator[Path]:
-    """A path to write a file at, which takes its final place, flushed, only when the block ends without an error."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    """A path to write a file at, which takes its final place, flushed, only when the block ends without an error.
+
+    The folder has to be there.
+    """
     partial = target.with_name(f".{target.name}-{uuid.uuid4().hex[:12]}.partial")
     try:
         yield partial

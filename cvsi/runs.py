@@ -7,6 +7,7 @@ import json
 import platform
 import time
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -55,14 +56,17 @@ def _version(name: str) -> str | None:
         return None
 
 
-def rate(kind: str, recipe: str) -> float | None:
-    """Rows a second of the latest recorded step of a kind and recipe that computed any, loading left out."""
+@cache
+def rates() -> dict[tuple[str, str], float]:
+    """Rows a second by kind and recipe, of the latest recorded step that computed any, loading left out; read once."""
+    found: dict[tuple[str, str], float] = {}
     for file in sorted(runs_folder().glob("*.json"), reverse=True):
         try:
             steps = json.loads(file.read_text(encoding="utf-8"))["steps"]
         except (ValueError, KeyError):
             continue  # half-written by a run that was killed; it measured nothing
         for step in steps:
-            if (step.get("kind"), step.get("recipe")) == (kind, recipe) and step["computed"]:
-                return float(step["computed"] / max(step["seconds"] - step["load_seconds"], 1e-3))
-    return None
+            if "recipe" in step and step["computed"]:
+                rate = step["computed"] / max(step["seconds"] - step["load_seconds"], 1e-3)
+                found.setdefault((step["kind"], step["recipe"]), rate)
+    return found

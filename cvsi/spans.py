@@ -14,7 +14,7 @@ import polars as pl
 import pyarrow as pa
 
 from cvsi.encoder import TOKEN
-from cvsi.errors import CvsiError
+from cvsi.errors import CvsiError, cause
 from cvsi.schema import STORED_MASKS
 from cvsi.settings import WordList
 from cvsi.steps import Compute, Step, fill
@@ -54,8 +54,7 @@ def pipeline(spans: str | WordList) -> "Language":
         try:
             return spacy.load(spans, exclude=UNUSED)
         except Exception as error:  # spaCy raises many kinds for a broken pipeline, or a package that is none
-            reason = " ".join(str(error).split())[:200]
-            raise CvsiError(f"params.yaml: spaCy does not load the pipeline '{spans}': {reason}") from None
+            raise CvsiError(f"params.yaml: spaCy does not load the pipeline '{spans}': {cause(error)}") from None
     try:
         words = Path(spans.words).read_text(encoding="utf-8").split()
     except UnicodeDecodeError as error:

@@ -8,7 +8,6 @@ counts, and names begin with their time of writing.
 
 import hashlib
 import json
-import os
 import time
 import uuid
 from collections.abc import Mapping
@@ -20,8 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cvsi.errors import CvsiError
-from cvsi.places import flush
+from cvsi.errors import CvsiError, cause
+from cvsi.places import whole_file
 from cvsi.tables import write_parquet
 
 
@@ -50,14 +49,9 @@ class Shelf:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._describe()
         name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:12]}"
-        partial, final = self.folder / f".{name}.partial", self.folder / f"{name}.parquet"
-        try:
+        final = self.folder / f"{name}.parquet"
+        with whole_file(final) as partial:
             write_parquet(rows.select(self.schema.names).cast(self.schema), partial)
-            flush(partial)
-            partial.rename(final)
-        finally:
-            partial.unlink(missing_ok=True)
-        flush(self.folder)
         self._new.append(self._rows_of(final))
 
     def take(self, keys: pl.Series) -> pa.Table:
@@ -90,10 +84,8 @@ class Shelf:
         """Keep the recipe readable beside its rows; whoever comes first writes it, all write the same."""
         path = self.folder / "recipe.json"
         if not path.exists():
-            partial = self.folder / f".recipe-{os.getpid()}-{uuid.uuid4().hex[:8]}.partial"
-            partial.write_text(json.dumps(self.recipe, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-            flush(partial)
-            partial.rename(path)
+            with whole_file(path) as partial:
+                partial.write_text(json.dumps(self.recipe, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _read(file: Path, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
@@ -101,5 +93,6 @@ def _read(file: Path, schema: pa.Schema, columns: list[str] | None = None) -> pa
         table = pq.read_table(file, columns=columns or schema.names, partitioning=None, page_checksum_verification=True)
         return table.cast(pa.schema([schema.field(name) for name in table.column_names]))
     except (pa.ArrowInvalid, pa.ArrowKeyError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CvsiError(f"{file}: damaged store file ({reason}); delete it, its rows are computed again") from None
+        raise CvsiError(
+            f"{file}: damaged store file ({cause(error)}); delete it, its rows are computed again"
+        ) from None

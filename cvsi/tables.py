@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cvsi.errors import CvsiError
+from cvsi.errors import CvsiError, cause
 from cvsi.places import folder, whole_or_absent
 
 SHARD_ROWS = 4096
@@ -97,8 +97,9 @@ def whole(stage: str, dataset: str, backbone: str | None = None) -> pa.Table:
     try:
         return pa.concat_tables(shards(stage, dataset, backbone), promote_options="none")
     except pa.ArrowInvalid as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CvsiError(f"{folder(stage, dataset, backbone)}: files that differ in their columns ({reason})") from None
+        raise CvsiError(
+            f"{folder(stage, dataset, backbone)}: files that differ in their columns ({cause(error)})"
+        ) from None
 
 
 def exists(stage: str, dataset: str, backbone: str | None = None) -> bool:
@@ -123,8 +124,7 @@ def fit(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
     try:
         cast = table.select(schema.names).cast(schema)
     except pa.ArrowException as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CvsiError(f"{where}: columns of other types than docs/artifacts.md says ({reason})") from None
+        raise CvsiError(f"{where}: columns of other types than docs/artifacts.md says ({cause(error)})") from None
     empty = [name for name in schema.names if cast[name].null_count]
     if empty:
         raise CvsiError(

@@ -19,9 +19,16 @@ def identify(model: str, revision: str | None = None) -> dict[str, str | None]:
     path = Path(model.removeprefix("local-dir:"))
     if path.exists():
         return {"weights": content_digest(path)}
-    if model.startswith("local-dir:") or path.is_absolute() or len(path.parts) != 2 or path.parts[0] in (".", ".."):
+    if not is_hub_name(model):
         raise CvsiError(f"{path}: no such model folder; check the model in params.yaml")
     return {"model": model, "revision": revision}
+
+
+def is_hub_name(model: str) -> bool:
+    """Whether a model that is no local path can be one of the hub's: `owner/name`."""
+    path = Path(model)
+    local = model.startswith("local-dir:") or path.is_absolute() or path.parts[:1] in ((".",), ("..",))
+    return not local and len(path.parts) == 2
 
 
 def content_digest(path: Path) -> str:

@@ -40,6 +40,7 @@ def draw(path: Path, seed: int = 1, lines: int = LINES) -> None:
     random = Random(f"phi {seed}")
     columns = zip(*(draw_lesson(random) for _ in range(lines)), strict=True)
     table = pa.table([pa.array(column, pa.string()) for column in columns], schema=SCHEMA)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as partial:
         write_parquet(table, partial)
 
