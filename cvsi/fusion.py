@@ -9,6 +9,9 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from cvsi import tables
 from cvsi.errors import CvsiError
@@ -48,27 +51,34 @@ def fuse(table: pa.Table, weights: Mapping[str, float], where: str) -> np.ndarra
 
     Raises CvsiError for a column that is missing, has another type or holds a number that is not finite.
     """
-    total: np.ndarray | None = None
+    total: Tensor | None = None
     for part, weight in weights.items():
-        matrix = matrix_of(table, part, where)
-        total = weight * matrix if total is None else total + weight * matrix
+        # Scaled, then added: one operation for both may round the last numbers of an array otherwise than the rest.
+        scaled = _numbers(table, part, where).to(torch.float32, copy=True).mul_(weight)
+        total = scaled if total is None else total.add_(scaled)
     if total is None:
         raise CvsiError(f"{where}: all weights are zero; give at least one part a weight in params.yaml")
-    if not np.isfinite(total).all():
+    fused: np.ndarray = total.numpy()
+    if not np.isfinite(fused).all():
         raise CvsiError(f"{where}: vectors hold numbers that are not finite; run the stage that wrote them again")
-    return total.astype(np.float32, copy=False)
+    return fused
 
 
 def matrix_of(table: pa.Table, column: str, where: str) -> np.ndarray:
     """A column of fixed-size lists as a matrix [rows, d] float32; other lists will do where all are equally long."""
+    return _numbers(table, column, where).to(torch.float32, copy=True).numpy()
+
+
+def _numbers(table: pa.Table, column: str, where: str) -> Tensor:
+    """The same in the numbers' own type, in Arrow's own memory: only to be read."""
     if column not in table.column_names:
         raise CvsiError(f"{where}: no column '{column}', which has a weight in the dataset's fusion")
-    chunks = table[column].combine_chunks()
-    width = _width(chunks)
-    if width is None or chunks.null_count:
-        raise CvsiError(f"{where}: column '{column}' is {chunks.type} with {chunks.null_count} nulls, not vectors")
-    flat: np.ndarray = chunks.flatten().to_numpy(zero_copy_only=False)
-    return flat.reshape(len(chunks), width).astype(np.float32)
+    lists = table[column].combine_chunks()
+    width, numbers = _width(lists), lists.flatten() if pa.types.is_nested(lists.type) else lists
+    nulls = lists.null_count + numbers.null_count
+    if width is None or nulls:
+        raise CvsiError(f"{where}: column '{column}' is {lists.type} with {nulls} nulls, not vectors")
+    return from_dlpack(numbers).reshape(len(lists), width)
 
 
 def _width(lists: pa.Array) -> int | None:

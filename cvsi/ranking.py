@@ -1,7 +1,7 @@
 """Query and gallery vectors to the best k images of every query: exact, streaming, equal scores by position.
 
 One block of the gallery is in memory at a time; what is kept is k scores and positions a query, so memory does not grow
-with the gallery. Products are always taken with `BLOCK` rows, the last ones filled up with zeros: a matrix product of
+with the gallery. Products are always taken with `STRIP` rows, the last ones filled up with zeros: a matrix product of
 another size may round otherwise, and then equal images would not score equally, nor the same gallery in other shards.
 """
 
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 LOWEST = -torch.inf
-BLOCK = 4096
+STRIP = 512  # rows a product: little is filled up, and no slower than larger ones
+BLOCK = 4096  # rows a top-k
 
 
 @dataclass(frozen=True)
@@ -30,35 +31,47 @@ class Ranking:
 
 
 def rank(
-    queries: np.ndarray, gallery: Iterable[np.ndarray], k: int, excluded: np.ndarray, probes: np.ndarray
+    queries: np.ndarray,
+    gallery: Iterable[np.ndarray],
+    k: int,
+    excluded: np.ndarray,
+    probes: np.ndarray,
+    device: torch.device | str = "cpu",
 ) -> Ranking:
-    """Rank a gallery that comes in shards [m, d] float32 for queries [q, d] float32.
+    """Rank a gallery that comes in shards [m, d] float32 for queries [q, d] float32, on a device; results on the CPU.
 
     `excluded` [n, 2] int64 holds pairs (query row, gallery position) that are never ranked. `probes` [q, p] int64 holds
     positions (or -1) whose scores are wanted whatever their rank; an excluded one scores minus infinity.
     """
-    left = torch.from_numpy(queries)
-    barred, wanted = torch.from_numpy(excluded), torch.from_numpy(probes)
-    scores = torch.full((len(left), 0), LOWEST)
-    positions = torch.empty((len(left), 0), dtype=torch.int64)
-    probed = torch.full(wanted.shape, LOWEST)
+    left, barred, wanted = (torch.from_numpy(array).to(device) for array in (queries, excluded, probes))
+    # The best so far stand before the block's scores, so that one top-k over both carries them on.
+    buffer = torch.full((len(left), k + BLOCK), LOWEST, device=device)
+    positions = torch.full((len(left), k), -1, device=device)
+    probed = torch.full(wanted.shape, LOWEST, device=device)
     start = 0
     for block, rows_there in _blocks(gallery):
-        found = (left @ torch.from_numpy(block).T)[:, :rows_there]
-        end = start + found.shape[1]
+        right, end = torch.from_numpy(block).to(device), start + rows_there
+        for strip in range(0, len(right), STRIP):
+            torch.mm(left, right[strip : strip + STRIP].T, out=buffer[:, k + strip : k + strip + STRIP])
+        found = buffer[:, k : k + rows_there]
         here = (barred[:, 1] >= start) & (barred[:, 1] < end)
         found[barred[here, 0], barred[here, 1] - start] = LOWEST
         rows, columns = torch.nonzero((wanted >= start) & (wanted < end), as_tuple=True)
         probed[rows, columns] = found[rows, wanted[rows, columns] - start]
-        best, places = best_of(found, k)
-        scores, chosen = best_of(torch.cat([scores, best], dim=1), k)
-        positions = torch.cat([positions, places + start], dim=1).gather(1, chosen)
-        start = end
-    return Ranking(positions.masked_fill(scores == LOWEST, -1), scores, probed)
+        best, chosen = best_of(buffer[:, : k + rows_there], k)
+        earlier = positions.gather(1, chosen.clamp(max=k - 1))
+        positions = torch.where(chosen < k, earlier, chosen - k + start)
+        buffer[:, :k], start = best, end
+    scores = buffer[:, : min(k, start)]
+    positions = positions[:, : scores.shape[1]].masked_fill(scores == LOWEST, -1)
+    return Ranking(positions.cpu(), scores.cpu().clone(), probed.cpu())
 
 
 def _blocks(shards: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, int]]:
-    """The rows of all shards in blocks of `BLOCK`, each with how many of its rows are the gallery's."""
+    """The rows of all shards in blocks of `BLOCK`, each with how many of its rows are the gallery's.
+
+    The last block is filled up with zeros to a multiple of `STRIP`.
+    """
     rest: np.ndarray | None = None
     for shard in shards:
         rest = shard if rest is None or not len(rest) else np.concatenate([rest, shard])
@@ -67,23 +80,21 @@ def _blocks(shards: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, int]]:
             yield rest[start : start + BLOCK], BLOCK
         rest = rest[full:]
     if rest is not None and len(rest):
-        yield np.concatenate([rest, np.zeros((BLOCK - len(rest), rest.shape[1]), dtype=rest.dtype)]), len(rest)
+        filled = np.zeros((-len(rest) % STRIP, rest.shape[1]), dtype=rest.dtype)
+        yield np.concatenate([rest, filled]), len(rest)
 
 
 def best_of(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest of each row with their columns; of equal ones the lower column comes first.
 
-    `topk` leaves open which of equal values it takes; rows where that matters, found by one value more, are sorted.
+    `topk` leaves open in which order equal values come and which of them it takes; rows where that matters, found by
+    one value more, are sorted in full.
     """
     size = min(k, scores.shape[1])
     values, columns = torch.topk(scores, min(size + 1, scores.shape[1]), dim=1)
-    unclear = torch.nonzero(values[:, -1] == values[:, size - 1]).flatten() if values.shape[1] > size else None
+    tied = torch.nonzero((values[:, 1:] == values[:, :-1]).any(dim=1)).flatten()
     values, columns = values[:, :size], columns[:, :size]
-    order = torch.argsort(columns, dim=1)
-    values, columns = values.gather(1, order), columns.gather(1, order)
-    values, order = torch.sort(values, dim=1, descending=True, stable=True)
-    columns = columns.gather(1, order)
-    if unclear is not None and len(unclear):
-        exact, places = torch.sort(scores[unclear], dim=1, descending=True, stable=True)
-        values[unclear], columns[unclear] = exact[:, :size], places[:, :size]
+    if len(tied):
+        exact, places = torch.sort(scores[tied], dim=1, descending=True, stable=True)
+        values[tied], columns[tied] = exact[:, :size], places[:, :size]
     return values, columns

@@ -12,16 +12,17 @@ import polars as pl
 import pyarrow as pa
 
 from cvsi import metrics, places, submissions, tables
-from cvsi.console import Meter, complain, count, say
+from cvsi.console import complain, count, say
+from cvsi.devices import device
 from cvsi.errors import CvsiError
 from cvsi.fusion import fuse, needs, query_order
-from cvsi.params import Dataset, Fusion, Params
+from cvsi.gallery import Gallery
+from cvsi.params import Fusion, Params
 from cvsi.ranking import Ranking, rank
-from cvsi.schema import DROPPED, DROPPED_QUERIES, EDITS, IMAGES, QUERIES, RANKINGS
+from cvsi.schema import DROPPED, DROPPED_QUERIES, EDITS, QUERIES, RANKINGS
 
 KEPT = 100
-IDS = pa.schema([IMAGES.field("image_id")])
-GALLERY_COLUMNS = pa.schema([IMAGES.field("image_id"), IMAGES.field("in_gallery")])
+NAMING = ("exclude_ids", "group_ids", "target_ids")
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,12 @@ class Judged:
 class Judge:
     """A dataset's index and a backbone's vectors, ready to rank and judge any weighting."""
 
-    def __init__(self, name: str, backbone: str, dataset: Dataset) -> None:
+    def __init__(self, name: str, backbone: str, params: Params) -> None:
         """Read the index and the query vectors; the gallery's vectors are read shard by shard when ranking."""
-        self.name, self.backbone, self.protocol = name, backbone, metrics.PROTOCOLS[dataset.format]
-        images = _indexed(name, "images.parquet", GALLERY_COLUMNS, ["image_id"])
-        self.gallery = images.filter("in_gallery").select("image_id").with_row_index("position")
-        self.queries = _indexed(name, "queries.parquet", QUERIES, ["split", "query_id"])
+        self.backbone, self.device = backbone, device(params.compute)
+        self.protocol = metrics.PROTOCOLS[params.dataset(name).format]
+        self.queries = _queries(name)
+        self.gallery = Gallery(name, pl.concat([self.queries[column].explode() for column in NAMING]).drop_nulls())
         self.where = str(places.folder("query_vectors", name, backbone))
         self.vectors = query_order(self.queries, tables.whole("query_vectors", name, backbone), self.where)
         self.barred = (
@@ -63,8 +64,8 @@ class Judge:
     def judge(self, fusion: Fusion) -> Judged:
         """Rank every query by these weights and compute the metrics of the labelled splits."""
         left = fuse(self.vectors, needs(fusion.query), self.where)
-        ranking = rank(left, self._gallery(fusion, left.shape[1]), KEPT, self.barred, self.groups)
-        by_query = {split: self._values(split, ranking) for split in self.labelled}
+        ranking = rank(left, self._fused(fusion, left.shape[1]), KEPT, self.barred, self.groups, self.device)
+        by_query = {split: self.values(split, ranking) for split in self.labelled}
         summary = {
             split: metrics.summarise(self.protocol, values, self.split(split)["aspects"])
             for split, values in by_query.items()
@@ -82,7 +83,7 @@ class Judge:
                 "score": ranking.scores.numpy().reshape(-1),
             }
         ).filter(pl.col("position") >= 0)
-        ids = self.gallery["image_id"].gather(frame["position"])
+        ids = self.gallery.ids(frame["position"].to_numpy())
         asked = self.queries.select("query_id", "split")[frame["row"]]
         return pl.concat([asked, frame.select("rank"), ids.to_frame(), frame.select("score")], how="horizontal")
 
@@ -92,12 +93,13 @@ class Judge:
         positions = self.groups[rows, columns]
         scores = ranking.probed.numpy()[rows, columns]
         order = np.lexsort((positions, -scores, rows))
-        ids = self.gallery["image_id"].gather(positions[order])
+        ids = self.gallery.ids(positions[order])
         asked: pl.DataFrame = self.queries.select("query_id", "split")[rows[order]]
         rank = pl.int_range(1, pl.len() + 1).over("split", "query_id").alias("rank")
         return asked.with_columns(rank, image_id=ids)
 
-    def _values(self, split: str, ranking: Ranking) -> dict[str, np.ndarray]:
+    def values(self, split: str, ranking: Ranking) -> dict[str, np.ndarray]:
+        """Every metric of the protocol for every query of a split, in percent, from a ranking of all queries."""
         rows = (self.queries["split"] == split).to_numpy()
         positions, targets = ranking.positions.numpy()[rows], self.targets[rows]
         hits = np.zeros(positions.shape, dtype=bool)
@@ -112,31 +114,22 @@ class Judge:
         """The queries of one split, in order."""
         return self.queries.filter(pl.col("split") == split)
 
-    def _gallery(self, fusion: Fusion, width: int) -> Iterator[np.ndarray]:
-        place = places.folder("gallery_vectors", self.name, self.backbone)
-        ids, start = self.gallery["image_id"], 0
-        with Meter(len(ids), "images ranked") as meter:
-            for shard in tables.shards("gallery_vectors", self.name, self.backbone):
-                if not shard.num_rows:
-                    continue
-                named = tables.fit(shard, IDS, str(place))["image_id"]
-                if not pl.Series(named).equals(ids.slice(start, shard.num_rows)):
-                    raise CvsiError(f"{place}: image_id is not in the order of the index; run gallery_vectors again")
-                vectors = fuse(shard, needs(fusion.gallery), str(place))
-                if vectors.shape[1] != width:
-                    raise CvsiError(f"{place}: vectors of {vectors.shape[1]} numbers, the queries have {width}")
-                yield vectors
-                start += shard.num_rows
-                meter.advance(shard.num_rows)
-        if start != len(ids):
-            raise CvsiError(
-                f"{place}: {start:,} rows, the index has {len(ids):,} gallery images; run gallery_vectors again"
-            )
+    def shards(self) -> Iterator[pa.Table]:
+        """The gallery's vectors in order, at most 4,096 rows at a time, checked against the index."""
+        return self.gallery.shards(self.backbone)
+
+    def _fused(self, fusion: Fusion, width: int) -> Iterator[np.ndarray]:
+        place = places.folder("gallery_vectors", self.gallery.name, self.backbone)
+        for shard in self.shards():
+            vectors = fuse(shard, needs(fusion.gallery), str(place))
+            if vectors.shape[1] != width:
+                raise CvsiError(f"{place}: vectors of {vectors.shape[1]} numbers, the queries have {width}")
+            yield vectors
 
     def _pairs(self, column: str) -> pl.DataFrame:
         """(query row, place in its list, gallery position or -1) of the images that a column of lists names."""
         named = self.queries.select(column).with_row_index("row").explode(column).drop_nulls(column)
-        found = named.join(self.gallery, left_on=column, right_on="image_id", how="left", maintain_order="left")
+        found = named.join(self.gallery.named, left_on=column, right_on="image_id", how="left", maintain_order="left")
         place = pl.int_range(pl.len()).over("row")
         return found.select("row", place.alias("place"), pl.col("position").cast(pl.Int64).fill_null(-1))
 
@@ -151,8 +144,8 @@ class Judge:
 def build(name: str, backbone: str, params: Params) -> None:
     """Write `cache/<name>/<backbone>/scores`: the first 100 of every query, metrics and submissions."""
     dataset = params.dataset(name)
-    judge = Judge(name, backbone, dataset)
-    say(f"{count(judge.queries.height, 'query')} against {count(judge.gallery.height, 'image')}")
+    judge = Judge(name, backbone, params)
+    say(f"{count(judge.queries.height, 'query')} against {count(judge.gallery.size, 'image')}")
     judged = judge.judge(dataset.fusion)
     rankings, in_groups = judge.rankings(judged.ranking), judge.group_rankings(judged.ranking)
     dropped = pl.DataFrame(tables.optional("index", name, "dropped_queries.parquet", DROPPED_QUERIES))
@@ -165,7 +158,7 @@ def build(name: str, backbone: str, params: Params) -> None:
                 continue
             for form in submissions.SUBMISSIONS[dataset.format]:
                 ranked = (in_groups if form.of_group else rankings).filter(pl.col("split") == split)
-                text = submissions.build(form, judge.split(split), ranked, judge.gallery["image_id"])
+                text = submissions.build(form, judge.split(split), ranked)
                 out.file(f"submissions/{split}.{form.metric}.json").write_text(text, encoding="utf-8")
             lost = dropped.filter(pl.col("split") == split).height
             if lost and submissions.SUBMISSIONS[dataset.format]:
@@ -175,13 +168,13 @@ def build(name: str, backbone: str, params: Params) -> None:
         say(f"{split}: {main} {values[main]:.2f} ({values[f'{main} low']:.2f} to {values[f'{main} high']:.2f})")
 
 
-def _indexed(name: str, file: str, schema: pa.Schema, key: list[str]) -> pl.DataFrame:
-    """A table of the index with the columns of a schema; raises CvsiError for a key that stands twice."""
-    where = places.folder("index", name) / file
-    frame = pl.DataFrame(tables.fit(tables.read("index", name, file), schema, str(where)))
-    twice = frame.filter(frame.select(key).is_duplicated())
+def _queries(name: str) -> pl.DataFrame:
+    """The queries of the index; raises CvsiError for a key that stands twice."""
+    where = places.folder("index", name) / "queries.parquet"
+    frame = pl.DataFrame(tables.fit(tables.read("index", name, where.name), QUERIES, str(where)))
+    twice = frame.filter(frame.select("split", "query_id").is_duplicated())
     if twice.height:
-        raise CvsiError(f"{where}: {key[-1]} {twice[key[-1]][0]!r} stands twice; ids must be unique")
+        raise CvsiError(f"{where}: query_id {twice['query_id'][0]!r} stands twice; ids must be unique")
     return frame
 
 

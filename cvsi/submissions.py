@@ -16,11 +16,11 @@ SUBMISSIONS: Mapping[str, tuple[Kind, ...]] = {
 }
 
 
-def build(kind: Kind, queries: pl.DataFrame, rankings: pl.DataFrame, images: pl.Series) -> str:
+def build(kind: Kind, queries: pl.DataFrame, rankings: pl.DataFrame) -> str:
     """The text of a submission for the queries of one split; raises CvsiError where it would be refused.
 
     CIRCO: `{query id: [50 image ids as integers]}`; CIRR: `{"version": "rc2", "metric": ..., pair id: [names]}`, 50 of
-    the gallery or 3 of the query's group. `images` are the gallery's ids.
+    the gallery or 3 of the query's group.
     """
     ranked = rankings.filter(pl.col("rank") <= kind.images).sort("rank", maintain_order=True)
     lists = ranked.group_by("query_id", maintain_order=True).agg("image_id")
@@ -28,7 +28,7 @@ def build(kind: Kind, queries: pl.DataFrame, rankings: pl.DataFrame, images: pl.
     ordered = ordered.with_columns(pl.col("image_id").fill_null(pl.lit([], dtype=pl.List(pl.String))))
     head: dict[str, object] = {} if kind.integers else {"version": VERSION, "metric": kind.metric}
     text = json.dumps(head | _answers(ordered, kind), separators=(",", ":"))
-    _, _, faults = inspect(text, Known(queries, images), "submission")
+    _, _, faults = inspect(text, Known(queries), "submission")
     if faults:
         more = f" (and {len(faults) - 3:,} more faults)" if len(faults) > 3 else ""
         raise CvsiError(f"submission for {kind.benchmark}, {kind.metric}: {'; '.join(faults[:3])}{more}")

@@ -16,6 +16,7 @@ from cvsi.errors import CvsiError, cause
 from cvsi.places import folder, whole_or_absent
 
 SHARD_ROWS = 4096
+PART_ROWS = 65_536  # of narrow columns, that many fit in a few megabytes
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:
@@ -85,11 +86,19 @@ def shards(stage: str, dataset: str, backbone: str | None = None) -> Iterator[pa
     if not files:
         raise CvsiError(f"{place}: no Parquet files; run the stage {stage} first (dvc repro)")
     for file in files:
-        with _readable(file), pq.ParquetFile(file) as parquet:
-            if not parquet.metadata.num_rows:  # it still says which columns there are
-                yield _plain(parquet.schema_arrow.empty_table())
-            for batch in parquet.iter_batches(batch_size=SHARD_ROWS):
-                yield _plain(pa.Table.from_batches([batch]))
+        yield from parts(file, size=SHARD_ROWS)
+
+
+def parts(path: Path, columns: list[str] | None = None, size: int = PART_ROWS) -> Iterator[pa.Table]:
+    """A Parquet file in row order, `size` rows at a time at most; without rows, one empty table.
+
+    Raises CvsiError where it is missing or damaged; of `columns` those that are there are read.
+    """
+    with _readable(path), pq.ParquetFile(path) as parquet:
+        if not parquet.metadata.num_rows:  # it still says which columns there are
+            yield _plain(parquet.schema_arrow.empty_table())
+        for batch in parquet.iter_batches(batch_size=size, columns=columns):
+            yield _plain(pa.Table.from_batches([batch]))
 
 
 def whole(stage: str, dataset: str, backbone: str | None = None) -> pa.Table:

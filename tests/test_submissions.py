@@ -41,35 +41,35 @@ def rankings(images: int, queries: tuple[str, ...] = ("10", "2")) -> pl.DataFram
 
 
 def test_all_queries_with_fifty_integers_in_order() -> None:
-    content = json.loads(build(FORM, questions(), rankings(100).reverse(), GALLERY))
+    content = json.loads(build(FORM, questions(), rankings(100).reverse()))
     assert content == {"10": list(range(101, 151)), "2": list(range(101, 151))}
 
 
 def test_too_few_images_are_refused() -> None:
     with pytest.raises(CvsiError, match="query 10: 49 images, the server wants 50"):
-        build(FORM, questions(), rankings(49), GALLERY)
+        build(FORM, questions(), rankings(49))
 
 
 def test_a_query_without_images_is_refused() -> None:
     with pytest.raises(CvsiError, match="query 2: 0 images"):
-        build(FORM, questions(), rankings(100, ("10",)), GALLERY)
+        build(FORM, questions(), rankings(100, ("10",)))
 
 
 def test_an_image_twice_is_refused() -> None:
     twice = rankings(100).with_columns(pl.col("image_id").replace("102", "101"))
     with pytest.raises(CvsiError, match="an id stands more than once"):
-        build(FORM, questions(), twice, GALLERY)
+        build(FORM, questions(), twice)
 
 
 def test_ids_that_are_no_integers_are_refused() -> None:
     named = rankings(100).with_columns(image_id="cat" + pl.col("image_id"))
     with pytest.raises(CvsiError, match="ids that are not integers"):
-        build(FORM, questions(), named, GALLERY)
+        build(FORM, questions(), named)
 
 
 def test_a_reference_among_cirrs_names_is_refused() -> None:
     with pytest.raises(CvsiError, match="query 10: names '101', its own reference image"):
-        build(CIRR["recall"], questions(), rankings(100), GALLERY)
+        build(CIRR["recall"], questions(), rankings(100))
 
 
 def good(kind: str) -> dict[str, Any]:

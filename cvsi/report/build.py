@@ -21,7 +21,7 @@ from cvsi.scores import Judge
 def build(name: str, backbone: str, params: Params) -> None:
     """Write `cache/<name>/<backbone>/report`: a page that needs neither server nor network, and the table it shows."""
     dataset = params.dataset(name)
-    judge = Judge(name, backbone, dataset)
+    judge = Judge(name, backbone, params)
     judged = weightings.judge_all(judge, dataset.fusion)
     table = weightings.table(judged)
     shown = cards(name, Path(dataset.root), judge, judged["cvsi"])
@@ -75,7 +75,7 @@ def _facts(name: str, judge: Judge, params: Params) -> dict[str, str]:
     empty = captions.len() * params.dataset(name).captioner.n - int(captions.sum())
     queries = judge.queries["split"].value_counts(sort=True, name="n")
     return {
-        "gallery": count(judge.gallery.height, "image"),
+        "gallery": count(judge.gallery.size, "image"),
         "queries": ", ".join(f"{number:,} {split}" for split, number in queries.sort("split").iter_rows()),
         "dropped": f"{count(dropped, 'image')}, {count(lost, 'query')}",
         "captions": f"{int(captions.sum()):,}{f', {empty:,} stayed empty' if empty else ''}",
