@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cvsi import __version__, params, places
-from cvsi.console import complain, count, say
+from cvsi.console import complain, count, say, seconds
 from cvsi.errors import CvsiError
 
 WIDE = 160  # columns of a table that goes into a file or a pipe
@@ -80,6 +80,19 @@ def summary(
 
 
 @app.command()
+def times(
+    every: bool = typer.Option(False, "--all", help="All runs on record, not just the latest of each."),
+) -> None:
+    """Print how long the stages took, on what, and how many rows a second they computed."""
+    from cvsi.times import records, table
+
+    found = records(every)
+    if not found:
+        raise CvsiError(f"{places.runs_folder()}: no records yet; dvc repro makes them")
+    Console(width=None if sys.stdout.isatty() else WIDE).print(table(found))
+
+
+@app.command()
 def check() -> None:
     """Say what the active datasets and the runs still need, what they would compute, and on what terms they may."""
     from cvsi.check import report
@@ -127,6 +140,30 @@ def convert_phi(
     width, token_width, before, after = phi.convert(Path(source), Path(target), wanted, force)
     say(f"{source}: phi from width {width} to token width {token_width}, SHA-256 {before}")
     say(f"{target}: written, SHA-256 {after}")
+
+
+@app.command()
+def sweep(
+    dataset: str = typer.Argument(help="A dataset with labels, fashioniq-dress say."),
+    backbone: str = typer.Argument(help="A backbone whose vectors are there, vit-b-32 say."),
+    parts: str = typer.Option("edited,pseudo,reference", help="Query parts to weigh, besides those of the fusion."),
+    step: float = typer.Option(0.1, help="The grid's step; it must divide 1."),
+    top: int = typer.Option(10, min=1, help="How many of the best to print."),
+) -> None:
+    """Judge a grid of weightings on the labelled splits, from vectors that are there: hundreds in a minute."""
+    from cvsi import sweep as search
+    from cvsi import sweep_views as views
+
+    asked = [part.strip() for part in parts.split(",") if part.strip()]
+    found = search.build(dataset, backbone, params.load(), asked, step)
+    console = Console(width=None if sys.stdout.isatty() else WIDE)
+    for table in views.tables(found.frame, found.protocol, top):
+        console.print(table)
+    place = places.folder("sweep", dataset, backbone)
+    say(f"{count(found.number, 'weighting')} in {seconds(found.seconds)}, {found.rate:,.0f} a minute")
+    say(f"{place / 'weightings.parquet'} has all of them, {place / 'sweep.png'} is a picture; for DVC's plot:")
+    typer.echo(views.plot_command(place, found.protocol.main))
+    complain(f"{dataset}: {views.WARNING}")
 
 
 def _table(title: str, rows: dict[str, dict[str, float]], metric: str) -> Table:

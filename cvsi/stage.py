@@ -19,6 +19,9 @@ from cvsi.errors import CvsiError
 from cvsi.places import runs_folder
 
 
+BEGAN = time.time()  # before the script imports what takes seconds, so that its time is seen too
+
+
 class Stopped(BaseException):
     """SIGINT or SIGTERM came; nothing but the runner catches it."""
 
@@ -43,7 +46,7 @@ def run(stage: Callable[..., None]) -> None:
 
 
 def _guard(stage: Callable[..., None], arguments: list[str], work: Callable[[], None]) -> None:
-    name, began = stage.__name__, time.time()
+    name, began = stage.__name__, BEGAN
     speak_as(" ".join([name, *arguments]))
     try:
         _on_signals(_stop)
