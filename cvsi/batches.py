@@ -1,24 +1,23 @@
-"""Rows of a block to full batches: pictures decoded ahead in threads, texts grouped by length.
+"""Rows of a block to full batches: pictures decoded ahead in threads, texts by length.
 
-A short batch is filled up with copies of its last row, whose results are thrown away: every batch then has the same
-shape, and a row's last bit does not depend on which rows happened to be computed with it.
+A short batch is filled up with copies of its last row, whose results are thrown away: every batch then has as many
+rows, and a row's last bit does not depend on how many happened to be computed with it.
 """
 
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import polars as pl
-import torch
 from PIL import Image
-from torch import Tensor
 
 from cvsi.pictures import load
+from cvsi.runs import spending
 
 T = TypeVar("T")
-LENGTH_STEP = 8
 
 
 def full(rows: Sequence[T], size: int) -> list[T]:
@@ -26,34 +25,36 @@ def full(rows: Sequence[T], size: int) -> list[T]:
     return [*rows, *[rows[-1]] * (size - len(rows))]
 
 
-def pixel_batches(
-    root: Path, block: pl.DataFrame, size: int, prepare: Callable[[Image.Image], Tensor]
-) -> Iterator[tuple[Tensor, list[str]]]:
-    """Pixels [size, 3, s, s] and digests of each batch of a block with columns `path` and `key` (the file's digest).
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
 
-    While a batch is computed, threads decode the next one.
-    """
-    batches = [list(batch.select("path", "key").iter_rows()) for batch in block.iter_slices(size)]
 
-    def read(row: tuple[str, str]) -> Tensor:
-        return prepare(load(root / row[0], row[1]))
+class Pictures(Generic[T]):
+    """A block's pictures, being read and prepared by threads from the moment this is made."""
 
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        futures = [pool.submit(read, row) for row in batches[0]]
-        for number, batch in enumerate(batches):
-            ready = [future.result() for future in futures]
-            following = batches[number + 1] if number + 1 < len(batches) else []
-            futures = [pool.submit(read, row) for row in following]
-            yield torch.stack(full(ready, size)), [digest for _, digest in batch]
+    def __init__(self, root: Path, block: pl.DataFrame, size: int, prepare: Callable[[Image.Image], T]) -> None:
+        """Begin with a block that has columns `path` and `key` (the file's digest)."""
+        self.block, self.size = block, size
+
+        def read(row: tuple[str, str]) -> T:
+            return prepare(load(root / row[0], row[1]))
+
+        self._coming = [_pool().submit(read, row) for row in block.select("path", "key").iter_rows()]
+
+    def batches(self) -> Iterator[tuple[list[T], list[str]]]:
+        """Each batch's `size` prepared pictures, the last batch filled up, and the digests of its true rows; once."""
+        for batch in self.block.select("key").iter_slices(self.size):
+            with spending("read"):
+                ready = [future.result() for future in self._coming[: batch.height]]
+            del self._coming[: batch.height]
+            yield full(ready, self.size), batch["key"].to_list()
 
 
 def length_batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Positions of texts, batch by batch; texts go together whose token counts round up to the same multiple of 8."""
-    groups = (
-        pl.DataFrame({"length": lengths})
-        .with_row_index("place")
-        .with_columns(pl.col("length").add(LENGTH_STEP - 1) // LENGTH_STEP)
+    """Positions of texts, batch by batch, the shortest first, so that a batch is cut to little more than it needs."""
+    order = (
+        pl.DataFrame({"length": lengths}, schema={"length": pl.Int64}).with_row_index("place").sort("length", "place")
     )
-    for _, group in groups.sort("length", "place").group_by("length", maintain_order=True):
-        for batch in group.iter_slices(size):
-            yield batch["place"].to_list()
+    for batch in order["place"].to_frame().iter_slices(size):
+        yield batch["place"].to_list()

@@ -15,7 +15,8 @@ from torch import Tensor
 from cvsi.decoding import Beams, Noise, nucleus, outside_nucleus, uniforms
 from cvsi.devices import device, dtype, precision
 from cvsi.errors import CvsiError, cause
-from cvsi.params import Captioner, Compute
+from cvsi.model_settings import Captioner
+from cvsi.params import Compute
 
 
 class Blip2:

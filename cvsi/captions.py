@@ -1,19 +1,27 @@
 """Images to captions: the table `captions`, one row an image, each distinct image captioned once."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
+from PIL import Image
 
-from cvsi import captioner, recipes, tables
-from cvsi.batches import full, pixel_batches
+from cvsi import recipes, tables
+from cvsi.batches import Pictures, full
+from cvsi.captioner import Blip2
+from cvsi.captioner_vllm import VllmBlip2
 from cvsi.console import count, say
 from cvsi.devices import device, precision
 from cvsi.params import Dataset, Params
 from cvsi.schema import CAPTIONS, STORED_CAPTIONS
-from cvsi.steps import Compute, Step, fill
+from cvsi.steps import Step, Work, fill
 from cvsi.store import Shelf
+
+T = TypeVar("T")
 
 
 def build(name: str, params: Params) -> None:
@@ -23,9 +31,11 @@ def build(name: str, params: Params) -> None:
     used = precision(dataset.captioner.precision, device(params.compute).type)
     shelf = Shelf(params.store, "captions", recipes.captions(dataset.captioner, used), STORED_CAPTIONS)
     size = params.compute.caption_batch
+    # One vLLM takes all GPUs that compute.tensor_parallel says; a process has no room for two.
+    workers = 1 if dataset.captioner.engine == "vllm" else params.compute.workers
     step = Step(
         "image", "to caption", "captioned", size * params.compute.block_batches,
-        lambda worker: _load(dataset, params, worker), params.compute.workers, f"compute.caption_batch (now {size})",
+        lambda worker: _load(dataset, params, worker), workers, f"compute.caption_batch (now {size})",
     )  # fmt: skip
     distinct = images.unique("digest", keep="first", maintain_order=True).select(key="digest", path="path")
     fill(shelf, step, distinct, images.height)
@@ -39,13 +49,30 @@ def build(name: str, params: Params) -> None:
         say(f"{count(short, 'caption')} of {images.height * dataset.captioner.n:,} stayed empty, and are left out")
 
 
-def _load(dataset: Dataset, params: Params, worker: int) -> Compute:
-    model, size = captioner.Blip2(dataset.captioner, params.compute, worker), params.compute.caption_batch
+def _load(dataset: Dataset, params: Params, worker: int) -> Work:
+    settings, size = dataset.captioner, params.compute.caption_batch
+    if settings.engine == "vllm":
+        vllm = VllmBlip2(settings, params.compute)
+        # Batches are vLLM's own affair, so the copies that fill up a short one are left out.
+        return _work(dataset, size, vllm.prepare, lambda seen, keys: vllm.captions(seen[: len(keys)], keys))
+    blip2 = Blip2(settings, params.compute, worker)
+    return _work(
+        dataset, size, blip2.prepare, lambda pixels, keys: blip2.captions(torch.stack(pixels), full(keys, size))
+    )
 
-    def compute(block: pl.DataFrame) -> pa.Table:
+
+def _work(
+    dataset: Dataset,
+    size: int,
+    prepare: Callable[[Image.Image], T],
+    describe: Callable[[list[T], list[str]], list[list[str]]],
+) -> Work:
+    """Captions of a block's pictures; `describe` gets a filled-up batch and the digests of its true rows."""
+
+    def compute(pictures: Pictures[T]) -> pa.Table:
         lines: list[list[str]] = []
-        for pixels, digests in pixel_batches(Path(dataset.root), block, size, model.prepare):
-            lines += model.captions(pixels, full(digests, size))[: len(digests)]
-        return pa.table({"key": block["key"].to_list(), "captions": lines}, schema=STORED_CAPTIONS)
+        for ready, digests in pictures.batches():
+            lines += describe(ready, digests)[: len(digests)]
+        return pa.table({"key": pictures.block["key"].to_list(), "captions": lines}, schema=STORED_CAPTIONS)
 
-    return compute
+    return Work(compute, lambda block: Pictures(Path(dataset.root), block, size, prepare))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cvsi.errors import CvsiError
-from cvsi.params import Backbone
+from cvsi.model_settings import Backbone
 from cvsi.weights import identify
 
 FOLDER = "local-dir:"

@@ -10,7 +10,7 @@ from typing import Any
 
 from cvsi.engines import STOP, Answer
 from cvsi.errors import CvsiError
-from cvsi.params import Prompts
+from cvsi.model_settings import Prompts
 
 EDITED_CUE = "Edited Description:"
 ADDED_CUE = "Objects most likely added:"

@@ -1,5 +1,6 @@
 """Captions and instructions to edits: the table `edits`, one row a query, each distinct question asked once."""
 
+from collections.abc import Callable
 from itertools import islice
 
 import polars as pl
@@ -8,15 +9,21 @@ import pyarrow as pa
 from cvsi import editor, engines, recipes, tables
 from cvsi.console import count, say
 from cvsi.devices import device, precision
-from cvsi.params import Editor as EditorSettings
+from cvsi.model_settings import Editor as EditorSettings
+from cvsi.params import Compute as ComputeSettings
 from cvsi.params import Params
 from cvsi.schema import EDITS, STORED_EDITS
-from cvsi.steps import Compute, Step, fill
+from cvsi.steps import Step, Work, fill
 from cvsi.store import Shelf, digest
 
+Load = Callable[[EditorSettings, ComputeSettings], engines.Engine]
 
-def build(name: str, params: Params) -> None:
-    """Write `cache/<name>/edits` from the dataset's queries and the captions of their references."""
+
+def build(name: str, params: Params, load: Load = engines.load) -> None:
+    """Write `cache/<name>/edits` from the dataset's queries and the captions of their references.
+
+    `load` gives the engine, and is called only when an edit is missing.
+    """
     dataset = params.dataset(name)
     asked = questions(name)
     prompts = editor.few_shots(dataset.prompts)
@@ -26,7 +33,7 @@ def build(name: str, params: Params) -> None:
     # One worker: the engine spreads over GPUs by itself (compute.tensor_parallel).
     step = Step(
         "query", "to edit", "edited", params.compute.edit_batch,
-        lambda worker: _load(dataset.editor, prompts, params),
+        lambda worker: _work(load(dataset.editor, params.compute), dataset.editor, prompts),
         lower="compute.gpu_memory or the editor's context",
     )  # fmt: skip
     fill(shelf, step, asked.unique("key", keep="first", maintain_order=True), asked.height)
@@ -50,9 +57,7 @@ def questions(name: str) -> pl.DataFrame:
     return asked.with_columns(key=pl.Series(keys, dtype=pl.String))
 
 
-def _load(settings: EditorSettings, prompts: dict[str, str], params: Params) -> Compute:
-    engine = engines.load(settings, params.compute)
-
+def _work(engine: engines.Engine, settings: EditorSettings, prompts: dict[str, str]) -> Work:
     def compute(block: pl.DataFrame) -> pa.Table:
         rows = list(block.select("captions", "instruction").iter_rows())
         asked = [editor.parts(settings.mode, captions) for captions, _ in rows]
@@ -68,4 +73,4 @@ def _load(settings: EditorSettings, prompts: dict[str, str], params: Params) -> 
         edits = [editor.row(key, parts, texts, objects) for key, parts, texts, objects in both]
         return pa.Table.from_pylist(edits, STORED_EDITS)
 
-    return compute
+    return Work(compute)

@@ -5,7 +5,6 @@ vectors by reference and sentence; the tables of gallery and query vectors both 
 """
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +13,14 @@ import pyarrow as pa
 import torch
 
 from cvsi import schema
-from cvsi.batches import full, length_batches, pixel_batches
+from cvsi.batches import Pictures, full, length_batches
 from cvsi.encoder import Encoder
 from cvsi.fusion import matrix_of
 from cvsi.params import Params
-from cvsi.steps import Compute, Step, fill
+from cvsi.steps import Step, Work, fill
 from cvsi.store import Shelf, digest
 
-Embed = Callable[[Encoder, pl.DataFrame], pa.Table]
+SORTED_BLOCKS = 16  # that many blocks of texts are sorted by length together
 
 
 class Shelves:
@@ -41,21 +40,23 @@ class Shelves:
 
     def images(self, digests: pl.Series, paths: pl.Series) -> None:
         """Fill the image shelf for these files."""
-        self._fill(self.image, "image", self._images, pl.DataFrame({"key": digests, "path": paths}))
+        wanted = pl.DataFrame({"key": digests, "path": paths})
+        self._fill(self.image, "image", self._images, _distinct(wanted), wanted.height)
 
     def texts(self, texts: pl.Series) -> None:
         """Fill the text shelf for these texts."""
-        self._fill(self.text, "text", self._texts, pl.DataFrame({"key": text_keys(texts), "text": texts}))
+        wanted = pl.DataFrame({"key": text_keys(texts), "text": texts})
+        self._fill(self.text, "text", self._texts, self._by_length(_distinct(wanted)), wanted.height)
 
     def pseudos(self, shelf: Shelf, wanted: pl.DataFrame) -> None:
         """Fill a pseudo-token shelf for rows of `key`, `digest` of the reference and `text` of the template."""
-        self._fill(shelf, "pseudo token", self._pseudos, wanted)
+        self._fill(shelf, "pseudo token", self._texts, self._by_length(_distinct(wanted)), wanted.height)
 
-    def _fill(self, shelf: Shelf, noun: str, embed: Embed, wanted: pl.DataFrame) -> None:
-        def load(worker: int) -> Compute:
+    def _fill(self, shelf: Shelf, noun: str, work: Callable[[Encoder], Work], wanted: pl.DataFrame, rows: int) -> None:
+        def load(worker: int) -> Work:
             encoder = Encoder(self.backbone, self.compute, worker) if worker else self.encoder
             _ = encoder.model  # now, so that its time counts as loading
-            return partial(embed, encoder)
+            return work(encoder)
 
         name = "image_batch" if noun == "image" else "text_batch"
         batch = getattr(self.compute, name)
@@ -63,39 +64,51 @@ class Shelves:
             noun, "to embed", "embedded", batch * self.compute.block_batches, load,
             self.compute.workers, f"compute.{name} (now {batch})",
         )  # fmt: skip
-        fill(shelf, step, wanted.unique("key", keep="first", maintain_order=True), wanted.height)
+        fill(shelf, step, wanted, rows)
 
-    def _images(self, encoder: Encoder, block: pl.DataFrame) -> pa.Table:
+    def _by_length(self, wanted: pl.DataFrame) -> pl.DataFrame:
+        """Texts in an order that lets a block's be about equally long, since a batch is cut to its longest.
+
+        Sorted within a few blocks alone, so that the rows of a gallery's part still lie in few files of the store.
+        """
+        window = SORTED_BLOCKS * self.compute.block_batches * self.compute.text_batch
+        order = (pl.int_range(pl.len()) // window, pl.col("text").str.len_bytes())
+        return wanted.sort(*order, maintain_order=True)
+
+    def _images(self, encoder: Encoder) -> Work:
+        def compute(pictures: Pictures[torch.Tensor]) -> pa.Table:
+            parts = [encoder.images(torch.stack(pixels))[: len(keys)] for pixels, keys in pictures.batches()]
+            return _rows(pictures.block, torch.cat(parts).numpy())
+
         size = self.compute.image_batch
-        batches = pixel_batches(self.root, block, size, encoder.prepare)
-        parts = [encoder.images(pixels)[: len(digests)] for pixels, digests in batches]
-        return self._rows(block, torch.cat(parts).numpy())
+        return Work(compute, lambda block: Pictures(self.root, block, size, encoder.prepare))
 
-    def _texts(self, encoder: Encoder, block: pl.DataFrame) -> pa.Table:
-        texts = block["text"].to_list()
-        return self._by_length(encoder, block, lambda places: encoder.texts([texts[place] for place in places]))
-
-    def _pseudos(self, encoder: Encoder, block: pl.DataFrame) -> pa.Table:
-        texts = block["text"].to_list()
-        references = torch.from_numpy(matrix_of(self.image.take(block["digest"]), "vector", "image vectors"))
-
-        def encode(places: list[int]) -> torch.Tensor:
-            return encoder.pseudo([texts[place] for place in places], encoder.words(references[places]))
-
-        return self._by_length(encoder, block, encode)
-
-    def _by_length(
-        self, encoder: Encoder, block: pl.DataFrame, encode: Callable[[list[int]], torch.Tensor]
-    ) -> pa.Table:
-        """Encode a block's texts in full batches of like length, back in the block's order."""
+    def _texts(self, encoder: Encoder) -> Work:
+        """Texts, or where a column `digest` names references, sentences with their pseudo tokens, in full batches."""
         size = self.compute.text_batch
-        found = np.empty((block.height, encoder.width), dtype=np.float32)
-        for places in length_batches(encoder.lengths(block["text"].to_list()), size):
-            found[places] = encode(full(places, size))[: len(places)].numpy()
-        return self._rows(block, found)
 
-    def _rows(self, block: pl.DataFrame, vectors: np.ndarray) -> pa.Table:
-        return pa.table([block["key"].to_arrow().cast(pa.string()), column(vectors)], names=["key", "vector"])
+        def compute(block: pl.DataFrame) -> pa.Table:
+            tokens = encoder.tokens(block["text"].to_list())
+            words = self._words(encoder, block["digest"]) if "digest" in block.columns else None
+            found = np.empty((block.height, encoder.width), dtype=np.float32)
+            for places in length_batches(encoder.lengths(tokens), size):
+                batch = full(places, size)
+                found[places] = encoder.texts(tokens[batch], None if words is None else words[batch])[: len(places)]
+            return _rows(block, found)
+
+        return Work(compute)
+
+    def _words(self, encoder: Encoder, references: pl.Series) -> torch.Tensor:
+        """The word embedding that phi makes of each reference, [n, token width]."""
+        return encoder.words(torch.from_numpy(vectors_of(self.image, references)))
+
+
+def _distinct(wanted: pl.DataFrame) -> pl.DataFrame:
+    return wanted.unique("key", keep="first", maintain_order=True)
+
+
+def _rows(block: pl.DataFrame, vectors: np.ndarray) -> pa.Table:
+    return pa.table([block["key"].to_arrow().cast(pa.string()), column(vectors)], names=["key", "vector"])
 
 
 def text_keys(texts: pl.Series) -> pl.Series:

@@ -19,11 +19,11 @@ from torch.nn.functional import normalize
 
 from cvsi import phi as mapping
 from cvsi import recipes
-from cvsi.batches import LENGTH_STEP
 from cvsi.checkpoints import FOLDER, locate, tag
 from cvsi.devices import device, dtype, precision
 from cvsi.errors import CvsiError, cause
-from cvsi.params import Backbone, Compute
+from cvsi.model_settings import Backbone
+from cvsi.params import Compute
 from cvsi.pictures import target_pad
 from cvsi.weights import identify
 
@@ -119,13 +119,13 @@ class Encoder:
         if not optional or Path(self.backbone.phi).exists():
             _ = self.phi
 
-    def lengths(self, texts: Sequence[str]) -> list[int]:
-        """How many positions of the context each text takes, start and end token included."""
-        return (self.tokens(texts).argmax(dim=1) + 1).tolist()
-
     def tokens(self, texts: Sequence[str]) -> Tensor:
         """Texts to token ids [n, context] on the CPU, cut to the context with the end token kept."""
         return self.tokenizer(list(texts), context_length=self.model.context_length)  # type: ignore[no-any-return]
+
+    def lengths(self, tokens: Tensor) -> list[int]:
+        """How many positions of the context each text [n, context] takes, start and end token included."""
+        return (tokens.argmax(dim=1) + 1).tolist()
 
     def embed(self, tokens: Tensor, words: Tensor | None = None) -> Tensor:
         """Token ids [n, context] to projected, un-normalised embeddings [n, d] float32 on the device.
@@ -150,26 +150,20 @@ class Encoder:
         return self.model.encode_image(pixels.to(self.device, dtype(self.precision))).float().cpu()  # type: ignore[no-any-return]
 
     @torch.inference_mode()
-    def texts(self, texts: Sequence[str]) -> Tensor:
-        """Texts to unit vectors [n, d] float32 on the CPU."""
-        return normalize(self.embed(self.tokens(texts)), dim=-1).cpu()
+    def texts(self, tokens: Tensor, words: Tensor | None = None) -> Tensor:
+        """Token ids [n, context] to unit vectors [n, d] float32 on the CPU.
 
-    @torch.inference_mode()
-    def pseudo(self, texts: Sequence[str], words: Tensor) -> Tensor:
-        """Texts whose first `$` is replaced by word embeddings [n, token width], to unit vectors [n, d] float32.
-
-        Raises CvsiError for a text without a `$`.
+        `words` [n, token width] take the place of the first `$` of their row; raises CvsiError where there is none.
         """
-        tokens = self._trim(self.tokens(texts))
-        token = self.tokenizer.encode(TOKEN)[0]
-        found = tokens == token
-        if not bool(found.any(dim=1).all()):
-            raise CvsiError(
-                f"no '{TOKEN}' within the context of {texts[int((~found.any(dim=1)).int().argmax())][:80]!r}"
-            )
+        tokens = self._trim(tokens)
         embeddings = self.model.token_embedding(tokens)
-        rows = torch.arange(len(texts), device=self.device)
-        embeddings[rows, found.int().argmax(dim=1)] = words.to(self.device, embeddings.dtype)
+        if words is not None:
+            found = tokens == self.tokenizer.encode(TOKEN)[0]
+            lost = ~found.any(dim=1)
+            if bool(lost.any()):
+                raise CvsiError(f"no '{TOKEN}' within the context of text {int(lost.int().argmax()) + 1} of a batch")
+            rows = torch.arange(len(tokens), device=self.device)
+            embeddings[rows, found.int().argmax(dim=1)] = words.to(self.device, embeddings.dtype)
         return normalize(self._project(tokens, embeddings), dim=-1).cpu()
 
     @torch.inference_mode()
@@ -179,8 +173,7 @@ class Encoder:
 
     def _trim(self, tokens: Tensor) -> Tensor:
         longest = int(tokens.argmax(dim=1).max()) + 1
-        rounded = -(-longest // LENGTH_STEP) * LENGTH_STEP
-        return tokens[:, :rounded].to(self.device)
+        return tokens[:, :longest].to(self.device)
 
     def _project(self, tokens: Tensor, embeddings: Tensor) -> Tensor:
         model, length = self.model, tokens.shape[1]

@@ -9,9 +9,10 @@ import os
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from cvsi.devices import NAMES, device, precision
 from cvsi.errors import CvsiError, cause
-from cvsi.params import Compute, Editor
+from cvsi.model_settings import Editor
+from cvsi.params import Compute
+from cvsi.vllm_engine import loading, start
 
 STOP = "\n\n"
 KEY = "CVSI_EDITOR_KEY"  # not OPENAI_API_KEY: a teammate's params.yaml must not send that one to an address of theirs
@@ -38,28 +39,12 @@ class Vllm:
 
     def __init__(self, editor: Editor, compute: Compute) -> None:
         """Load the engine; raises CvsiError when the model can not be loaded."""
-        on = device(compute)
-        # In this process the engine starts in a third of the time; its chatter would hide our lines.
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0" if compute.tensor_parallel == 1 else "1")
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-        from vllm import LLM, SamplingParams  # seconds of imports, needed only when a row is missing
+        from vllm import SamplingParams  # seconds of imports, needed only when a row is missing
 
-        options: dict[str, Any] = {"gpu_memory_utilization": compute.gpu_memory} if on.type == "cuda" else {}
-        if editor.exact:
-            # An answer's last bit depends on what is computed beside it and on what is cached; so nothing is.
-            options |= {"max_num_seqs": 1, "enable_prefix_caching": False}
-        try:
-            self.engine: Any = LLM(
-                editor.model, revision=editor.revision, dtype=NAMES[precision(editor.precision, on.type)],
-                max_model_len=editor.context, enforce_eager=on.type == "cpu", seed=0, disable_log_stats=True,
-                tensor_parallel_size=compute.tensor_parallel, **options,
-            )  # fmt: skip
-        except Exception as error:  # vLLM and what it loads with raise many kinds on a broken model; none of it was run
-            reason = cause(error)
-            hint = "; lower the editor's context or compute.gpu_memory" if "memory" in reason.lower() else ""
-            raise CvsiError(f"params.yaml: editor model '{editor.model}' does not load: {reason}{hint}") from None
+        # An answer's last bit depends on what is computed beside it and on what is cached; so nothing is.
+        alone: dict[str, Any] = {"max_num_seqs": 1, "enable_prefix_caching": False} if editor.exact else {}
+        with loading("editor", editor.model, "lower the editor's context or compute.gpu_memory"):
+            self.engine: Any = start(editor, compute, max_model_len=editor.context, **alone)
         self.chat = editor.style == "chat"
         self.tokenizer = self.engine.get_tokenizer()
         self.sampling = SamplingParams(temperature=0.0, max_tokens=editor.max_tokens, stop=[STOP])
@@ -67,7 +52,7 @@ class Vllm:
 
     def answers(self, prompts: Sequence[str]) -> list[Answer]:
         """One raw answer a prompt, in order; None for a prompt that leaves no room for an answer."""
-        questions = [self._tokens(prompt) for prompt in prompts]
+        questions = self.tokens(prompts)
         asked = [place for place, tokens in enumerate(questions) if len(tokens) <= self.room]
         inputs = [{"prompt_token_ids": questions[place]} for place in asked]
         outputs = self.engine.generate(inputs, self.sampling, use_tqdm=False) if inputs else []
@@ -76,10 +61,13 @@ class Vllm:
             found[place] = output.outputs[0].text
         return found
 
-    def _tokens(self, prompt: str) -> list[int]:
+    def tokens(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Each prompt's tokens, a chat's template around it; all at once, which the tokenizer does on several cores."""
+        if not prompts:
+            return []
         if not self.chat:
-            return self.tokenizer.encode(prompt)  # type: ignore[no-any-return]
-        turns = [{"role": "user", "content": prompt}]
+            return self.tokenizer(list(prompts))["input_ids"]  # type: ignore[no-any-return]
+        turns = [[{"role": "user", "content": prompt}] for prompt in prompts]
         return self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)  # type: ignore[no-any-return]
 
 

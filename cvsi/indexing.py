@@ -22,7 +22,7 @@ from cvsi.errors import CvsiError
 from cvsi.params import Dataset, Params
 from cvsi.pictures import Unreadable, decode
 from cvsi.schema import DROPPED, DROPPED_QUERIES, IMAGES, QUERIES, STORED_FACTS
-from cvsi.steps import Step, fill
+from cvsi.steps import Step, Work, fill
 from cvsi.store import Shelf
 from cvsi.tables import output
 
@@ -92,7 +92,10 @@ def _words(
 ) -> str:
     """What the index holds and what it had to leave out, in a line."""
     ignored = f", {count(listing.ignored, 'other file')} ignored" if listing.ignored else ""
-    summary = f"{count(images.height, 'image')}, {count(queries.height, 'query')}{ignored}"
+    references = queries["reference_id"].unique()
+    inside = images.filter("in_gallery")["image_id"].is_in(references.implode()).sum()
+    shared = f", {inside:,} of {count(references.len(), 'reference')} among the gallery" if references.len() else ""
+    summary = f"{count(images.height, 'image')}, {count(queries.height, 'query')}{shared}{ignored}"
     if not dropped.height:
         return summary
     summary += f"; dropped {count(dropped.height, 'image')}, and {count(lost.height, 'query')} with them"
@@ -109,7 +112,7 @@ def _examine(root: Path, images: pl.DataFrame, dataset: Dataset, params: Params)
     present = present.with_columns(key=keys)
     shelf = Shelf(params.store, "files", FACTS_RECIPE, STORED_FACTS)
     read = partial(_facts, root, workers=params.compute.workers)
-    step = Step("file", "to read", "read", BLOCK, lambda _: read)
+    step = Step("file", "to read", "read", BLOCK, lambda _: Work(read))
     fill(shelf, step, present.unique("key", maintain_order=True), present.height)
     facts = pl.DataFrame(shelf.take(present["key"])).drop("key")
     present = pl.concat([present, facts], how="horizontal")

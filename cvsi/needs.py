@@ -18,7 +18,8 @@ from cvsi.datasets import READERS
 from cvsi.datasets.listing import Listing
 from cvsi.errors import CvsiError
 from cvsi.indexing import stat_files
-from cvsi.params import Backbone, Dataset, Editor, Params
+from cvsi.model_settings import Backbone, Editor
+from cvsi.params import Dataset, Params
 from cvsi.weights import is_hub_name
 
 WEIGHTS = (".safetensors", ".bin")
@@ -63,6 +64,8 @@ def look(params: Params) -> Needs:
         _dataset(needs, name, dataset)
         _model(needs, "captioner", dataset.captioner.model, dataset.captioner.revision)
         _editor(needs, dataset.editor)
+        if "vllm" in (dataset.captioner.engine, dataset.editor.engine) and find_spec("vllm") is None:
+            needs.lack("package vllm", "make setup")
     for name in used_backbones(params):
         _backbone(needs, params.backbone(name))
     return needs
@@ -111,8 +114,6 @@ def _model(needs: Needs, noun: str, model: str, revision: str | None) -> None:
 def _editor(needs: Needs, editor: Editor) -> None:
     if editor.engine == "vllm":
         _model(needs, "editor", editor.model, editor.revision)
-        if find_spec("vllm") is None:
-            needs.lack("package vllm", "make setup")
         return
     address = urlsplit(editor.address or "")
     port = address.port or (443 if address.scheme == "https" else 80)

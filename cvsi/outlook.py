@@ -19,7 +19,8 @@ from cvsi.console import seconds
 from cvsi.devices import precision
 from cvsi.edits import questions
 from cvsi.errors import CvsiError
-from cvsi.params import Backbone, Params
+from cvsi.model_settings import Backbone
+from cvsi.params import Params
 from cvsi.store import Shelf, digest
 
 KEY = pa.schema({"key": pa.string()})

@@ -11,67 +11,11 @@ import yaml
 from pydantic import Field, FiniteFloat, PositiveInt, ValidationError, model_validator
 
 from cvsi.errors import CvsiError
-from cvsi.settings import Name, PhiTraining, Precision, Settings
+from cvsi.model_settings import Backbone, Captioner, Editor, Prompts
+from cvsi.settings import Name, PhiTraining, Settings
 
 T = TypeVar("T")
 Benchmark = Literal["circo", "cirr", "fashioniq-dress", "fashioniq-shirt", "fashioniq-toptee"]
-
-
-class Captioner(Settings):
-    """A BLIP-2 and how it is sampled; all of it is part of a caption's recipe."""
-
-    model: str
-    revision: str | None = None
-    precision: Precision = "auto"
-    decoding: Literal["nucleus", "beam-sample"] = "nucleus"
-    n: PositiveInt = 15
-    beams: PositiveInt | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
-    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    min_tokens: Annotated[int, Field(ge=0, le=512)] = 0
-    max_tokens: Annotated[int, Field(ge=1, le=512)] = 30
-    redraws: Annotated[int, Field(ge=0, le=20)] = 3
-    seed: Annotated[int, Field(ge=0, lt=2**53)] = 0
-
-    @model_validator(mode="after")
-    def numbers_fit(self) -> Self:
-        """Refuse fewer beams than captions, beams without beam-sample, and a shortest length above the longest."""
-        if self.beams is not None and self.decoding != "beam-sample":
-            raise ValueError("beams is set, but decoding is nucleus; set decoding: beam-sample or leave beams out")
-        if self.beams is not None and self.beams < self.n:
-            raise ValueError(f"beams is {self.beams}, but n captions are {self.n}; beams must be at least n")
-        if self.min_tokens > self.max_tokens:
-            raise ValueError(f"min_tokens is {self.min_tokens}, above max_tokens {self.max_tokens}")
-        return self
-
-
-class Editor(Settings):
-    """A language model, in vLLM here or behind an OpenAI-compatible server, that answers at temperature 0."""
-
-    engine: Literal["vllm", "server"] = "vllm"
-    address: Annotated[str, Field(pattern=r"^https?://[^@\s]+$")] | None = None
-    model: str
-    revision: str | None = None
-    precision: Precision = "auto"
-    style: Literal["completion", "chat"] = "completion"
-    mode: Literal["joint", "each"] = "joint"
-    exact: bool = False
-    max_tokens: Annotated[int, Field(ge=1, le=8192)] = 700
-    context: PositiveInt | None = None
-
-    @model_validator(mode="after")
-    def address_goes_with_server(self) -> Self:
-        """Refuse a server without an address, and an address without a server."""
-        if (self.engine == "server") != (self.address is not None):
-            raise ValueError("address names the server of engine: server; give both or neither")
-        return self
-
-
-class Prompts(Settings):
-    """Which few-shot texts of `cvsi/prompts/` the editor gets, by file name without `.txt`."""
-
-    edited: Name = "general"
-    added: Name = "added"
 
 
 class QueryWeights(Settings):
@@ -114,17 +58,6 @@ class Dataset(Settings):
     normalize_captions: bool = False
     sizes: dict[Name, PositiveInt] = Field(default={})
     benchmark: Benchmark | None = None
-
-
-class Backbone(Settings):
-    """A CLIP of open_clip (a name with `pretrained`, or `local-dir:FOLDER`) and the phi that belongs to it."""
-
-    model: str
-    pretrained: str | None = None
-    revision: str | None = None
-    phi: str
-    precision: Precision = "auto"
-    preprocess: Literal["target-pad", "plain"] = "target-pad"
 
 
 class Run(Settings):

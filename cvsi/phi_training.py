@@ -27,7 +27,8 @@ from cvsi.console import Meter, chatter_to, say
 from cvsi.devices import dtype, precision
 from cvsi.encoder import Encoder
 from cvsi.errors import CvsiError
-from cvsi.params import Backbone, Compute, Params
+from cvsi.model_settings import Backbone
+from cvsi.params import Compute, Params
 from cvsi.phi import Phi
 from cvsi.places import libraries_log, phi_checkpoint, phi_folder, whole_or_absent
 from cvsi.settings import PhiTraining

@@ -13,7 +13,8 @@ import yaml
 from pydantic import ValidationError, model_validator
 
 from cvsi.errors import CvsiError
-from cvsi.params import Backbone, explain
+from cvsi.model_settings import Backbone
+from cvsi.params import explain
 from cvsi.settings import Settings
 
 Verdict = Literal["near", "off", "not comparable", "not available", "submit to see"]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cvsi.checkpoints import identity
-from cvsi.params import Backbone, Captioner, Editor
+from cvsi.model_settings import Backbone, Captioner, Editor
 from cvsi.weights import identify
 
 CAPTION_CODE = 1
@@ -18,7 +18,9 @@ VECTOR_CODE = 1
 
 def captions(captioner: Captioner, precision: str) -> dict[str, Any]:
     """What decides a caption besides the image's bytes."""
-    settings = captioner.model_dump(exclude={"model", "revision", "precision"})
+    # Captions of transformers are older than the key `engine`; without it they keep the recipe they were stored under.
+    unnamed = {"engine"} if captioner.engine == "transformers" else set()
+    settings = captioner.model_dump(exclude={"model", "revision", "precision"} | unnamed)
     return settings | identify(captioner.model, captioner.revision) | {"precision": precision, "code": CAPTION_CODE}
 
 

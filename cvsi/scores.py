@@ -19,6 +19,7 @@ from cvsi.fusion import fuse, needs, query_order
 from cvsi.gallery import Gallery
 from cvsi.params import Fusion, Params
 from cvsi.ranking import Ranking, rank
+from cvsi.runs import spending
 from cvsi.schema import DROPPED, DROPPED_QUERIES, EDITS, QUERIES, RANKINGS
 
 KEPT = 100
@@ -63,13 +64,14 @@ class Judge:
 
     def judge(self, fusion: Fusion) -> Judged:
         """Rank every query by these weights and compute the metrics of the labelled splits."""
-        left = fuse(self.vectors, needs(fusion.query), self.where)
-        ranking = rank(left, self._fused(fusion, left.shape[1]), KEPT, self.barred, self.groups, self.device)
-        by_query = {split: self.values(split, ranking) for split in self.labelled}
-        summary = {
-            split: metrics.summarise(self.protocol, values, self.split(split)["aspects"])
-            for split, values in by_query.items()
-        }
+        with spending("compute"):
+            left = fuse(self.vectors, needs(fusion.query), self.where)
+            ranking = rank(left, self._fused(fusion, left.shape[1]), KEPT, self.barred, self.groups, self.device)
+            by_query = {split: self.values(split, ranking) for split in self.labelled}
+            summary = {
+                split: metrics.summarise(self.protocol, values, self.split(split)["aspects"])
+                for split, values in by_query.items()
+            }
         return Judged(ranking, by_query, summary)
 
     def rankings(self, ranking: Ranking) -> pl.DataFrame:
@@ -107,7 +109,7 @@ class Judge:
             hits |= (positions == wanted[:, None]) & (wanted[:, None] >= 0)
         main = (positions == targets[:, :1]) & (targets[:, :1] >= 0)
         numbers = self.queries.filter(pl.col("split") == split)["target_ids"].list.len().to_numpy()
-        subset = _subset_rank(ranking.probed.numpy()[rows], self.groups[rows], targets[:, 0])
+        subset = subset_rank(ranking.probed.numpy()[rows], self.groups[rows], targets[:, 0])
         return metrics.per_query(self.protocol, hits, main, numbers, subset)
 
     def split(self, split: str) -> pl.DataFrame:
@@ -192,7 +194,7 @@ def _with_counts(name: str, judge: Judge, judged: Judged, dropped: pl.DataFrame)
     return counted
 
 
-def _subset_rank(probed: np.ndarray, groups: np.ndarray, main: np.ndarray) -> np.ndarray:
+def subset_rank(probed: np.ndarray, groups: np.ndarray, main: np.ndarray) -> np.ndarray:
     """The main target's rank from 1 among its group, by score, equal scores by position; 0 where it is not in it."""
     mine = groups == main[:, None]
     score = np.where(mine, probed, -np.inf).max(axis=1, initial=-np.inf)

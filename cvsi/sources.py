@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from cvsi.params import Backbone
+from cvsi.model_settings import Backbone
 from cvsi.settings import Settings
 
 

@@ -17,7 +17,7 @@ from cvsi.encoder import TOKEN
 from cvsi.errors import CvsiError, cause
 from cvsi.schema import STORED_MASKS
 from cvsi.settings import WordList
-from cvsi.steps import Compute, Step, fill
+from cvsi.steps import Step, Work, fill
 from cvsi.store import Shelf, digest
 from cvsi.weights import content_digest
 
@@ -82,9 +82,9 @@ def find(captions: pl.Series, spans: str | WordList, store: str) -> pl.Series:
     shelf = Shelf(store, "keyword_spans", identify(spans), STORED_MASKS)
     wanted = pl.DataFrame({"key": keys, "text": captions}).unique("key", keep="first", maintain_order=True)
 
-    def load(worker: int) -> Compute:
+    def load(worker: int) -> Work:
         language = pipeline(spans)
-        return lambda block: pa.table({"key": block["key"], "masked": masked(language, block["text"])})
+        return Work(lambda block: pa.table({"key": block["key"], "masked": masked(language, block["text"])}))
 
     fill(shelf, Step("caption", "to tag", "tagged", BLOCK, load), wanted, captions.len())
     return pl.Series(shelf.take(keys)["masked"], dtype=pl.String)

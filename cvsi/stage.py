@@ -18,7 +18,6 @@ from cvsi.console import complain, speak_as
 from cvsi.errors import CvsiError
 from cvsi.places import runs_folder
 
-
 BEGAN = time.time()  # before the script imports what takes seconds, so that its time is seen too
 
 

@@ -1,15 +1,18 @@
 """Fills a shelf of the store: finds what is missing, computes it block by block, says what it does.
 
 A block is a fixed run of rows in canonical order (position // block size), so the rows of a block, and with them every
-last bit of the result, are the same in a resumed run as in one that was never stopped.
+last bit of the result, are the same in a resumed run as in one that was never stopped. While a block is computed, the
+next one is read and the one before is stored.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import SimpleQueue
+from threading import Thread
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -20,23 +23,38 @@ from cvsi.errors import CvsiError
 from cvsi.places import libraries_log
 from cvsi.store import Shelf
 
-Compute = Callable[[pl.DataFrame], pa.Table]
+
+def as_it_is(block: pl.DataFrame) -> pl.DataFrame:
+    """Nothing to read ahead: a block's rows are all there is."""
+    return block
+
+
+@dataclass(frozen=True)
+class Work:
+    """How a block's rows become a table of the shelf's schema, by a loaded model.
+
+    `ahead` takes the block while another one is computed, returns at once (threads do the reading), and what it returns
+    is what `compute` gets.
+    """
+
+    compute: Callable[[Any], pa.Table]
+    ahead: Callable[[pl.DataFrame], Any] = as_it_is
 
 
 @dataclass(frozen=True)
 class Step:
     """How rows of one kind come about.
 
-    `load` is called only when a row is missing, with the number of a worker (from 0), and returns a function from a
-    block's rows to a table of the shelf's schema. `noun`, `todo` and `done` are words for people ("image", "to
-    caption", "captioned"); `lower` names the parameter to lower, with its value, where a GPU's memory is too small.
+    `load` is called only when a row is missing, with the number of a worker (from 0). `noun`, `todo` and `done` are
+    words for people ("image", "to caption", "captioned"); `lower` names the parameter to lower, with its value, where a
+    GPU's memory is too small.
     """
 
     noun: str
     todo: str
     done: str
     block: int
-    load: Callable[[int], Compute]
+    load: Callable[[int], Work]
     workers: int = 1
     lower: str = ""
 
@@ -46,25 +64,23 @@ def fill(shelf: Shelf, step: Step, wanted: pl.DataFrame, rows: int | None = None
 
     `rows` is how many rows of the tables these stand for, where several share one; it is only said.
     """
-    missing = shelf.missing(wanted["key"])
+    began, loaded = time.monotonic(), 0.0
+    with runs.spending("read"):
+        missing = shelf.missing(wanted["key"])
     total = wanted.height if rows is None else rows
-    shared = f" ({wanted.height:,} distinct)" if total != wanted.height else ""
     found = wanted.height - missing.len()
-    say(f"{count(total, step.noun)}{shared}: {found:,} in the store, {missing.len():,} {step.todo}")
-    began = time.monotonic()
-    loaded = 0.0
+    same = f" ({wanted.height:,} distinct)" if total != wanted.height else ""
+    say(f"{count(total, step.noun)}{same}: {found:,} in the store, {missing.len():,} {step.todo}")
     if missing.len():
         todo = wanted.with_columns(block=pl.int_range(pl.len()) // step.block)
         todo = todo.filter(pl.col("key").is_in(missing.implode()))
         blocks = [block for _, block in todo.group_by("block", maintain_order=True)]
         with _memory(f"while the {step.noun} model is loaded; choose a lower precision or a smaller model"):
-            with chatter_to(libraries_log()):
+            with chatter_to(libraries_log()), runs.spending("load"):
                 workers = [step.load(number) for number in range(min(step.workers, len(blocks)))]
         loaded = time.monotonic() - began
         with Meter(todo.height, plural(step.noun)) as meter, _memory(f"; lower {step.lower} in params.yaml"):
-            for table in _computed(workers, blocks):
-                shelf.add(table)
-                meter.advance(table.num_rows)
+            _store(shelf, _computed(workers, blocks), meter)
         took = time.monotonic() - began - loaded
         rate = missing.len() / max(took, 1e-9)
         ready = f", after {seconds(loaded)} of loading" if loaded >= 0.1 else ""
@@ -75,28 +91,63 @@ def fill(shelf: Shelf, step: Step, wanted: pl.DataFrame, rows: int | None = None
     )  # fmt: skip
 
 
-def _computed(workers: Sequence[Compute], blocks: Sequence[pl.DataFrame]) -> Iterator[pa.Table]:
-    """The blocks' rows as they are ready; each worker has one block at a time."""
+def _store(shelf: Shelf, tables: Iterable[pa.Table], meter: Meter) -> None:
+    """Store each table while the next one is computed."""
+    with ThreadPoolExecutor(1) as writer:
+        writing: Future[None] | None = None
+        done = 0
+        for table in tables:
+            if writing is not None:
+                with runs.spending("write"):
+                    writing.result()
+                meter.advance(done)
+            writing, done = writer.submit(shelf.add, table), table.num_rows
+        if writing is not None:
+            with runs.spending("write"):
+                writing.result()
+            meter.advance(done)
+
+
+def _computed(workers: Sequence[Work], blocks: Sequence[pl.DataFrame]) -> Iterator[pa.Table]:
+    """The blocks' rows as they are ready; each worker has one block in work, and reads the next one meanwhile."""
+    shared = iter(blocks)
     if len(workers) == 1:
-        yield from map(workers[0], blocks)
+        yield from _one_by_one(workers[0], shared)
         return
-    idle: SimpleQueue[Compute] = SimpleQueue()
-    for worker in workers:
-        idle.put(worker)
+    results: SimpleQueue[pa.Table | BaseException | None] = SimpleQueue()
 
-    def compute(block: pl.DataFrame) -> pa.Table:
-        worker = idle.get()
+    def serve(worker: Work) -> None:
         try:
-            return worker(block)
-        finally:
-            idle.put(worker)
+            for table in _one_by_one(worker, shared):  # taking the next from a list's iterator is safe among threads
+                results.put(table)
+            results.put(None)
+        except BaseException as error:  # it is raised again by whoever waits for the results
+            results.put(error)
 
-    pool = ThreadPoolExecutor(len(workers))
-    try:
-        for future in as_completed([pool.submit(compute, block) for block in blocks]):
-            yield future.result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # after an error or a signal nobody waits for what still runs
+    for worker in workers:
+        Thread(target=serve, args=(worker,), daemon=True).start()  # after an error or a signal nobody waits for it
+    serving = len(workers)
+    while serving:
+        with runs.spending("compute"):
+            result = results.get()
+        if isinstance(result, BaseException):
+            raise result
+        if result is None:
+            serving -= 1
+        else:
+            yield result
+
+
+def _one_by_one(worker: Work, blocks: Iterator[pl.DataFrame]) -> Iterator[pa.Table]:
+    coming = next(blocks, None)
+    ready = None if coming is None else worker.ahead(coming)
+    while ready is not None:
+        following = next(blocks, None)
+        reading = None if following is None else worker.ahead(following)
+        with runs.spending("compute"):
+            table = worker.compute(ready)
+        yield table
+        ready = reading
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import json
 import time
 import uuid
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,10 @@ import pyarrow.parquet as pq
 
 from cvsi.errors import CvsiError, cause
 from cvsi.places import whole_file
+from cvsi.runs import spending
 from cvsi.tables import write_parquet
+
+READERS = 8  # files read at once: on a shared disk it is the waiting that takes long
 
 
 def digest(*parts: Any) -> str:
@@ -38,7 +42,8 @@ class Shelf:
         self.kind, self.recipe, self.schema = kind, dict(recipe), schema
         self.folder = Path(store) / kind / digest(self.recipe)
         self._known = pl.DataFrame(schema={"key": pl.String, "file": pl.String, "row": pl.Int64})
-        self._new = [self._rows_of(file) for file in sorted(self.folder.glob("*.parquet"))]
+        with spending("read"), ThreadPoolExecutor(READERS) as pool:
+            self._new = list(pool.map(self._rows_of, sorted(self.folder.glob("*.parquet"))))
 
     def missing(self, keys: pl.Series) -> pl.Series:
         """The keys that have no row yet, in the order given."""
@@ -52,17 +57,18 @@ class Shelf:
         final = self.folder / f"{name}.parquet"
         with whole_file(final) as partial:
             write_parquet(rows.select(self.schema.names).cast(self.schema), partial)
-        self._new.append(self._rows_of(final))
+        self._new.append(_located(rows["key"], final))
 
     def take(self, keys: pl.Series) -> pa.Table:
         """The rows of these keys, in their order (a key may repeat); raises KeyError for one that is not there."""
         wanted = pl.DataFrame({"key": keys}).join(self._index(), on="key", how="left", maintain_order="left")
         if wanted["file"].has_nulls():
             raise KeyError(wanted.filter(pl.col("file").is_null())["key"][0])
-        pieces, offsets, total = [], {}, 0
-        for name in wanted["file"].unique(maintain_order=True):
-            table = _read(self.folder / name, self.schema)
-            pieces.append(table)
+        names = wanted["file"].unique(maintain_order=True)
+        with spending("read"), ThreadPoolExecutor(READERS) as pool:
+            pieces = list(pool.map(lambda name: _read(self.folder / name, self.schema), names))
+        offsets, total = {}, 0
+        for name, table in zip(names, pieces, strict=True):
             offsets[name], total = total, total + table.num_rows
         if not pieces:
             return self.schema.empty_table()
@@ -77,8 +83,7 @@ class Shelf:
         return self._known
 
     def _rows_of(self, file: Path) -> pl.DataFrame:
-        keys = pl.Series("key", _read(file, self.schema, ["key"])["key"], dtype=pl.String)
-        return keys.to_frame().select("key", pl.lit(file.name).alias("file"), pl.int_range(pl.len()).alias("row"))
+        return _located(_read(file, self.schema, ["key"])["key"], file)
 
     def _describe(self) -> None:
         """Keep the recipe readable beside its rows; whoever comes first writes it, all write the same."""
@@ -86,6 +91,11 @@ class Shelf:
         if not path.exists():
             with whole_file(path) as partial:
                 partial.write_text(json.dumps(self.recipe, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _located(keys: pa.ChunkedArray, file: Path) -> pl.DataFrame:
+    frame = pl.Series("key", keys, dtype=pl.String).to_frame()
+    return frame.select("key", pl.lit(file.name).alias("file"), pl.int_range(pl.len()).alias("row"))
 
 
 def _read(file: Path, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:

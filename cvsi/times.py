@@ -1,6 +1,7 @@
 """The records of `cache/.runs/` to a table: how long each stage took, on what, and how many rows a second it computed.
 
-`other` is what is left: starting the interpreter's libraries, and everything that is neither of the four.
+`other` is what is left: starting the interpreter's libraries, and everything that is none of the four. Rows that are
+wanted need not be computed: some equal others (`equal`), some lie in the store (`found`).
 """
 
 from collections.abc import Sequence
@@ -69,18 +70,19 @@ def records(every: bool) -> list[RunRecord]:
 def table(found: Sequence[RunRecord]) -> Table:
     """A row a run, and below it one for each kind of rows that it looked for in the store."""
     shown = Table("stage", "began (UTC)", box=box.SIMPLE_HEAD, pad_edge=False)
-    for head in ("took", *PARTS, "other", "computed", "of", "a second"):
+    for head in ("took", *PARTS, "other", "wanted", "equal", "found", "computed", "a second"):
         shown.add_column(head, justify="right", no_wrap=True)
     for record in found:
         parts = [_short(record.times.get(part)) for part in PARTS] if record.times else ["-"] * len(PARTS)
         name = " ".join([record.stage, *record.arguments])
         ended = "" if record.outcome == "done" else " (did not end well)"
         other = _short(record.other) if record.times else "-"
-        shown.add_row(name + ended, record.began[:19], seconds(record.seconds), *parts, other, "", "", "", style="bold")
+        shown.add_row(name + ended, record.began[:19], seconds(record.seconds), *parts, other, *[""] * 5, style="bold")
         for step in record.steps:
             took = ["", _short(step.seconds), _short(step.load_seconds), *[""] * len(PARTS)]
             rate = "" if step.rate is None else f"{step.rate:,.1f}"
-            shown.add_row(f"  {step.kind}", *took, f"{step.computed:,}", f"{step.rows:,}", rate)
+            avoided = (step.rows, step.rows - step.distinct, step.found, step.computed)
+            shown.add_row(f"  {step.kind}", *took, *(f"{number:,}" for number in avoided), rate)
     return shown
 
 

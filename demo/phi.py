@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from cvsi import params, phi_training
 from cvsi.encoder import Encoder, template
-from cvsi.params import Backbone, Compute
+from cvsi.model_settings import Backbone
+from cvsi.params import Compute
 from cvsi.phi import Phi, load
 from demo import lessons
 from demo.common import pictures

@@ -13,7 +13,8 @@ from cvsi import params
 from cvsi.captioner import Blip2
 from cvsi.decoding import Noise, nucleus, uniforms
 from cvsi.errors import CvsiError
-from cvsi.params import Captioner, Compute
+from cvsi.model_settings import Captioner
+from cvsi.params import Compute
 from tests.imports import ROOT
 from tests.test_encoder import Hostile
 

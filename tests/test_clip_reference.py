@@ -26,7 +26,8 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPVision
 from cvsi import params, phi
 from cvsi.encoder import Encoder, sizes, template
 from cvsi.errors import CvsiError
-from cvsi.params import Backbone, Compute
+from cvsi.model_settings import Backbone
+from cvsi.params import Compute
 from tests.imports import ROOT
 
 TOLERANCE = 1e-4
@@ -246,15 +247,15 @@ def test_text_and_pseudo_vectors_are_those_of_transformers(name: str, tmp_path: 
         model = other_texts(name, encoder.model)
         theirs = encoded(model, ids)
         assert apart(theirs) > 100 * TOLERANCE
-        differences["text"] = largest(encoder.texts(texts), theirs)
-        differences["trimmed"] = largest(encoder.texts(texts[:-1]), theirs[:-1])
+        differences["text"] = largest(encoder.texts(encoder.tokens(texts)), theirs)
+        differences["trimmed"] = largest(encoder.texts(encoder.tokens(texts[:-1])), theirs[:-1])
 
         embeddings = 3 * torch.randn(len(texts), encoder.width, generator=torch.Generator().manual_seed(4))
         words = other_phi(tmp_path / "phi.safetensors", embeddings)
         differences["phi"] = largest(encoder.words(embeddings), words)
         with_words = encoded(model, ids, words)
         assert float((with_words - theirs).abs().amax(dim=1).min()) > 100 * TOLERANCE
-        differences["pseudo"] = largest(encoder.pseudo(texts, encoder.words(embeddings)), with_words)
+        differences["pseudo"] = largest(encoder.texts(encoder.tokens(texts), encoder.words(embeddings)), with_words)
     assert max(differences.values()) < TOLERANCE
 
 
@@ -262,7 +263,7 @@ def test_the_comparison_sees_another_activation(tmp_path: Path) -> None:
     encoder = our_encoder(SMALL, "", tmp_path)
     ids = open_clip.get_tokenizer(SMALL)(list(TEXTS), context_length=CONTEXT)
     wrong = encoded(other_texts(SMALL, encoder.model, "gelu"), ids)
-    assert largest(encoder.texts(list(TEXTS)), wrong) > 10 * TOLERANCE
+    assert largest(encoder.texts(encoder.tokens(list(TEXTS))), wrong) > 10 * TOLERANCE
     pixels = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(3))
     with torch.inference_mode():
         theirs = other_images(SMALL, encoder.model.visual, "gelu")(pixel_values=pixels).image_embeds

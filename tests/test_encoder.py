@@ -17,7 +17,8 @@ from cvsi.batches import full, length_batches
 from cvsi.checkpoints import locate
 from cvsi.encoder import Encoder, sizes, template
 from cvsi.errors import CvsiError
-from cvsi.params import Backbone, Compute
+from cvsi.model_settings import Backbone
+from cvsi.params import Compute
 from cvsi.weights import content_digest
 from tests.conftest import Workspace
 from tests.imports import ROOT
@@ -40,43 +41,44 @@ def test_a_pseudo_token_with_a_words_embedding_is_that_word(encoder: Encoder, wo
     sentence = template(instruction, "a blue star")
     plain = sentence.replace("$", word, 1)
     assert plain.count("$") == instruction.count("$")
-    found = encoder.pseudo([sentence], embedding)
-    assert torch.allclose(found, encoder.texts([plain]), atol=1e-5)
-    assert not torch.allclose(found, encoder.texts([sentence]), atol=1e-3)
+    found = encoder.texts(encoder.tokens([sentence]), embedding)
+    assert torch.allclose(found, encoder.texts(encoder.tokens([plain])), atol=1e-5)
+    assert not torch.allclose(found, encoder.texts(encoder.tokens([sentence])), atol=1e-3)
 
 
 def test_pseudo_tokens_differ_row_by_row(encoder: Encoder) -> None:
     rows = torch.stack([encoder.model.token_embedding.weight[encoder.tokenizer.encode(word)[0]] for word in WORDS])
-    together = encoder.pseudo(["a photo of $ that is red."] * 3, rows)
-    alone = torch.cat([encoder.texts([f"a photo of {word} that is red."]) for word in WORDS])
+    together = encoder.texts(encoder.tokens(["a photo of $ that is red."] * 3), rows)
+    alone = encoder.texts(encoder.tokens([f"a photo of {word} that is red." for word in WORDS]))
     assert torch.allclose(together, alone, atol=1e-5)
 
 
 def test_a_text_without_the_token_is_refused(encoder: Encoder) -> None:
     with pytest.raises(CvsiError, match="no '\\$' within the context"):
-        encoder.pseudo(["a photo"], torch.zeros(1, encoder.token_width))
+        encoder.texts(encoder.tokens(["a photo"]), torch.zeros(1, encoder.token_width))
 
 
 def test_a_long_text_is_cut_with_its_end_token_kept(encoder: Encoder) -> None:
     long = template("is red " * 200, "a star")
-    assert encoder.lengths([long]) == [encoder.model.context_length]
+    assert encoder.lengths(encoder.tokens([long])) == [encoder.model.context_length]
     word = encoder.model.token_embedding.weight[encoder.tokenizer.encode("dog")[0]].unsqueeze(0)
-    assert torch.allclose(encoder.pseudo([long], word), encoder.texts([long.replace("$", "dog", 1)]), atol=1e-5)
+    plain = encoder.texts(encoder.tokens([long.replace("$", "dog", 1)]))
+    assert torch.allclose(encoder.texts(encoder.tokens([long]), word), plain, atol=1e-5)
 
 
 def test_trimmed_texts_equal_open_clips_full_context(encoder: Encoder) -> None:
     texts = ["a red circle", "a photo of two blue squares and a small green star on a white background", "x"]
     with torch.inference_mode():
         whole = encoder.model.encode_text(encoder.tokenizer(texts, context_length=encoder.model.context_length))
-    assert torch.allclose(encoder.texts(texts), torch.nn.functional.normalize(whole, dim=-1), atol=1e-5)
+    assert torch.allclose(encoder.texts(encoder.tokens(texts)), torch.nn.functional.normalize(whole, dim=-1), atol=1e-5)
 
 
-def test_a_rows_bits_do_not_depend_on_its_neighbours(encoder: Encoder) -> None:
-    texts = ["a red circle", "a blue square", "a green star", "a cross"]
+def test_a_rows_bits_do_not_depend_on_neighbours_of_its_length(encoder: Encoder) -> None:
+    texts = ["a red circle", "a blue square", "a green star", "a large cross"]
     size = 4
-    together = encoder.texts(full(texts, size))
+    together = encoder.texts(encoder.tokens(full(texts, size)))
     for number, text in enumerate(texts):
-        assert torch.equal(encoder.texts(full([text], size))[0], together[number])
+        assert torch.equal(encoder.texts(encoder.tokens(full([text], size)))[0], together[number])
 
 
 def test_image_vectors_are_not_normalised_and_phi_reads_them_so(encoder: Encoder) -> None:
@@ -88,9 +90,9 @@ def test_image_vectors_are_not_normalised_and_phi_reads_them_so(encoder: Encoder
     assert not torch.allclose(embeddings.norm(dim=1), torch.ones(2), atol=1e-2)
 
 
-def test_texts_of_like_length_go_together() -> None:
+def test_texts_of_like_length_go_together_and_batches_are_full() -> None:
     batches = list(length_batches([5, 17, 8, 3, 24, 9, 2], 3))
-    assert [[0, 2, 3], [6], [5], [1, 4]] == batches
+    assert [[6, 3, 0], [2, 5, 1], [4]] == batches
 
 
 def test_sizes_come_from_the_configuration(encoder: Encoder) -> None:
@@ -318,8 +320,9 @@ def test_lower_precisions_come_near_the_full_one(encoder: Encoder, precision: st
     images = encoder.images(pixels)
     assert torch.allclose(lower.images(pixels), images, atol=near * float(images.norm(dim=1).min()))
     texts = ["a red circle", "a photo of two blue squares on a white background"]
-    assert torch.allclose(lower.texts(texts), encoder.texts(texts), atol=near)
-    sentences = [template("is green", "")] * 2
-    found = lower.pseudo(sentences, lower.words(images))
-    assert torch.allclose(found, encoder.pseudo(sentences, encoder.words(images)), atol=near)
-    assert not torch.equal(lower.texts(texts), encoder.texts(texts))
+    tokens = encoder.tokens(texts)
+    assert torch.allclose(lower.texts(tokens), encoder.texts(tokens), atol=near)
+    sentences = encoder.tokens([template("is green", "")] * 2)
+    found = lower.texts(sentences, lower.words(images))
+    assert torch.allclose(found, encoder.texts(sentences, encoder.words(images)), atol=near)
+    assert not torch.equal(lower.texts(tokens), encoder.texts(tokens))

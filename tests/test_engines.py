@@ -20,7 +20,8 @@ import pytest
 
 from cvsi import engines
 from cvsi.errors import CvsiError
-from cvsi.params import Compute, Editor
+from cvsi.model_settings import Editor
+from cvsi.params import Compute
 from tests.conftest import COLOURS, Workspace, write_queries
 from tests.imports import ROOT
 

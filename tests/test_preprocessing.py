@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cvsi.encoder import Encoder
-from cvsi.params import Backbone, Compute
+from cvsi.model_settings import Backbone
+from cvsi.params import Compute
 from cvsi.pictures import decode
 from tests.imports import ROOT
 

@@ -12,7 +12,8 @@ import yaml
 from cvsi import params, published
 from cvsi.fusion import weightings
 from cvsi.metrics import PROTOCOLS
-from cvsi.params import Backbone, Dataset
+from cvsi.model_settings import Backbone
+from cvsi.params import Dataset
 from cvsi.report import beside
 from tests.conftest import Workspace
 from tests.imports import ROOT

@@ -1,7 +1,6 @@
 """Filling the store: only what is missing, in fixed blocks, with the right words, also after a stop in the middle."""
 
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -12,7 +11,7 @@ import pytest
 import torch
 
 from cvsi.errors import CvsiError
-from cvsi.steps import Step, fill
+from cvsi.steps import Step, Work, fill
 from cvsi.store import Shelf
 
 SCHEMA = pa.schema({"key": pa.string(), "value": pa.string()})
@@ -24,9 +23,9 @@ class Counting:
     def __init__(self, stop_at: int | None = None) -> None:
         self.loads, self.blocks, self.stop_at = 0, list[list[str]](), stop_at
 
-    def load(self, worker: int) -> "Counting":
+    def load(self, worker: int) -> Work:
         self.loads += 1
-        return self
+        return Work(self)
 
     def __call__(self, block: pl.DataFrame) -> pa.Table:
         if len(self.blocks) == self.stop_at:
@@ -89,14 +88,14 @@ def test_workers_share_the_blocks_and_the_rows_are_the_same(tmp_path: Path) -> N
     seen: list[threading.Thread] = []
     gate = threading.Barrier(3)
 
-    def load(number: int) -> Callable[[pl.DataFrame], pa.Table]:
+    def load(number: int) -> Work:
         def compute(block: pl.DataFrame) -> pa.Table:
             if not workers[number].blocks:
                 gate.wait(30)  # all three are at work at once, or this ends in an error
             seen.append(threading.current_thread())
             return workers[number](block)
 
-        return compute
+        return Work(compute)
 
     shelf = Shelf(tmp_path / "shared", "things", {}, SCHEMA)
     fill(shelf, Step("image", "to caption", "captioned", 3, load, workers=3), wanted(20))
@@ -108,7 +107,9 @@ def test_running_out_of_gpu_memory_names_the_parameter_to_lower(tmp_path: Path) 
     def fail(block: pl.DataFrame) -> pa.Table:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
 
-    step = Step("image", "to caption", "captioned", 3, lambda worker: fail, lower="compute.caption_batch (now 32)")
+    step = Step(
+        "image", "to caption", "captioned", 3, lambda worker: Work(fail), lower="compute.caption_batch (now 32)"
+    )
     with pytest.raises(
         CvsiError, match=r"^out of GPU memory; lower compute\.caption_batch \(now 32\) in params\.yaml$"
     ):

@@ -78,7 +78,7 @@ def test_the_latest_run_that_ended_well_is_shown(folder: Path, monkeypatch: pyte
     row = next(row for row in rows if row[:2] == ["captions", "toy"])
     assert row[3:] == "10.0 s 2.0 s 1.0 s 3.0 s 0.5 s 3.5 s".split()  # other: 10 less 6.5
     step = next(row for row in rows if row[:2] == ["captions", "4.0"])
-    assert step[1:] == "4.0 s 2.0 s 5 9 2.5".split()
+    assert step[1:] == "4.0 s 2.0 s 9 1 3 5 2.5".split()
 
 
 def test_a_record_that_a_kill_cut_short_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

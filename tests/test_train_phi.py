@@ -16,7 +16,8 @@ import yaml
 from cvsi import lessons, params, phi, phi_state, phi_training
 from cvsi.encoder import Encoder
 from cvsi.errors import CvsiError
-from cvsi.params import Backbone, Compute
+from cvsi.model_settings import Backbone
+from cvsi.params import Compute
 from cvsi.settings import PhiTraining
 from demo.lessons import draw, draw_lesson
 from tests.conftest import Workspace, environment, project_params

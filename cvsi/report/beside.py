@@ -6,7 +6,8 @@ Which benchmark a dataset is stands in its parameter `benchmark`; a dataset with
 from collections.abc import Sequence
 from typing import Any
 
-from cvsi.params import Backbone, Dataset
+from cvsi.model_settings import Backbone
+from cvsi.params import Dataset
 from cvsi.published import NEAR, Comparison, Row, compare, load, rows
 from cvsi.report.weightings import Table
 

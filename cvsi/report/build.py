@@ -88,7 +88,8 @@ def _facts(name: str, judge: Judge, params: Params) -> dict[str, str]:
 def _models(name: str, backbone: str, params: Params) -> dict[str, str]:
     dataset, tower = params.dataset(name), params.backbone(backbone)
     return {
-        "captioner": f"{dataset.captioner.model}, {dataset.captioner.n} captions, {dataset.captioner.decoding}",
+        "captioner": f"{dataset.captioner.model}, {dataset.captioner.n} captions, "
+        f"{dataset.captioner.decoding} by {dataset.captioner.engine}",
         "editor": f"{dataset.editor.model}, prompts {dataset.prompts.edited} and {dataset.prompts.added}",
         "backbone": f"{tower.model} {tower.pretrained or ''}".strip(),
         "phi": tower.phi,

@@ -1,0 +1,152 @@
+"""The stage gallery_vectors with the demo's CLIP and a random ViT-B/32: against a plain loop and bare forward passes.
+
+The plain loop decodes in the same thread and makes one text call an image, with its captions at CLIP's full context, as
+published code does. The floor is the forward passes alone, texts already cut to their batch's longest; for the demo's
+CLIP, whose passes cost no more than decoding, it is decoding by all cores and then the passes. Loading is left out.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import chdir
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import open_clip
+import polars as pl
+import torch
+from PIL import Image
+
+from benchmarks import measure, worlds
+from benchmarks.measure import FLOOR, OURS, PLAIN, Case
+from cvsi import params, runs, schema, tables, vectors
+from cvsi.batches import length_batches
+from cvsi.encoder import Encoder
+from cvsi.indexing import build
+from cvsi.pictures import decode
+
+PHOTO = (640, 480)
+CAPTIONS = 5
+PLAIN_BATCH = 32
+
+
+@dataclass
+class Bench:
+    """A workspace with an index and captions, and the same pictures and texts for whoever wants them bare."""
+
+    folder: Path
+    encoder: Encoder
+    files: list[Path]
+    captions: list[list[str]]
+    runs: "count[int]"
+
+    def ours(self) -> float:
+        """The stage's whole function on an empty store, less what it takes to load the model."""
+        settings = params.load().model_copy(update={"store": f"store-{next(self.runs)}"})
+        loaded, began = runs.spent().get("load", 0.0), perf_counter()
+        vectors.gallery("bench", "bench", settings)
+        return perf_counter() - began - (runs.spent().get("load", 0.0) - loaded)
+
+    def plain(self) -> None:
+        """Decode and embed in one thread, a call an image for its captions."""
+        images, texts = [], []
+        for start in range(0, len(self.files), PLAIN_BATCH):
+            batch = [self.pixels(file) for file in self.files[start : start + PLAIN_BATCH]]
+            images.append(self.encoder.images(torch.stack(batch)))
+        with torch.inference_mode():
+            for lines in self.captions:
+                found = self.encoder.model.encode_text(self.encoder.tokens(lines), normalize=True)
+                texts.append(found.mean(dim=0))
+        np.savez(self.folder / "plain.npz", torch.cat(images).numpy(), torch.stack(texts).numpy())
+
+    def pixels(self, file: Path) -> torch.Tensor:
+        """A file as the model's input."""
+        return self.encoder.prepare(decode(file.read_bytes()))
+
+
+def floor(bench: Bench, decoding: bool) -> Callable[[], None]:
+    """Bare forward passes over pixels and tokens in memory; with `decoding`, by all cores, before them."""
+    compute, encoder = bench.encoder.compute, bench.encoder
+    texts = list(dict.fromkeys(line for lines in bench.captions for line in lines))
+    tokens = encoder.tokens(texts)
+    batches = [tokens[places] for places in length_batches(encoder.lengths(tokens), compute.text_batch)]
+    ready = None if decoding else torch.stack([bench.pixels(file) for file in bench.files])
+
+    @torch.inference_mode()
+    def passes() -> None:
+        pixels = ready
+        if pixels is None:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                pixels = torch.stack(list(pool.map(bench.pixels, bench.files)))
+        for start in range(0, len(pixels), compute.image_batch):
+            encoder.model.encode_image(pixels[start : start + compute.image_batch])
+        for batch in batches:
+            encoder.embed(batch)
+
+    return passes
+
+
+def bench(folder: Path, images: int, photos: bool, backbone: dict[str, str], batches: dict[str, int]) -> Bench:
+    """Draw pictures, index them, and write captions for them as the stage captions would."""
+    content = worlds.parameters(folder)
+    demo = content["datasets"]["demo"] | {"root": "data"}
+    content = worlds.parameters(
+        folder, datasets={"bench": demo}, backbones={"bench": backbone}, active=["bench"], runs={}, phis={},
+        compute={"device": "cpu"} | batches,
+    )  # fmt: skip
+    scenes = worlds.circo(folder / "data", images, 4, 4)
+    pictures = folder / "data" / worlds.PICTURES
+    if photos:
+        _photographs(pictures)
+    build("bench", params.load())
+    captions = [worlds.sentences(scene, CAPTIONS, 1) for scene in scenes]
+    index = pl.DataFrame(tables.read("index", "bench", "images.parquet"))
+    rows = index.select("image_id", "digest").with_columns(captions=pl.Series(captions))
+    with tables.output("captions", "bench") as out:
+        out.shard(rows.to_arrow(), schema.CAPTIONS)
+    settings = params.load()
+    encoder = Encoder(settings.backbone("bench"), settings.compute)
+    files = [folder / "data" / path for path in index["path"]]
+    return Bench(folder, encoder, files, captions, count())
+
+
+def _photographs(folder: Path) -> None:
+    """Blow the drawn pictures up to a photograph's size and grain, so that decoding costs what it costs for one."""
+    random = np.random.default_rng(0)
+    for file in sorted(folder.iterdir()):
+        with Image.open(file) as drawn:
+            pixels = np.asarray(drawn.convert("RGB").resize(PHOTO, Image.Resampling.BICUBIC), dtype=np.int16)
+        noisy = np.clip(pixels + random.normal(0, 8, pixels.shape), 0, 255).astype(np.uint8)
+        Image.fromarray(noisy).save(file, format="JPEG", quality=90)  # readers go by content, not by suffix
+
+
+def measured(name: str, images: int, photos: bool, backbone: dict[str, str], batches: dict[str, int]) -> Case:
+    """One backbone in its own workspace."""
+    with tempfile.TemporaryDirectory() as place, chdir(place):
+        drawn = bench(Path(place), images, photos, backbone, batches)
+        passes = floor(drawn, decoding=not photos)
+        seconds = measure.in_turn({OURS: drawn.ours, PLAIN: drawn.plain, FLOOR: passes})
+    distinct = len({line for lines in drawn.captions for line in lines})
+    work = f"{images:,} images, {CAPTIONS} captions each, {distinct:,} distinct; {batches}; loading left out"
+    return Case(name, seconds, work, at_least={(PLAIN, OURS): 3}, at_most={(OURS, FLOOR): 1 / 0.9})
+
+
+def main() -> None:
+    """Measure both backbones."""
+    demo = {"model": f"local-dir:{worlds.ROOT / 'demo' / 'weights' / 'clip'}", "phi": "none", "precision": "fp32"}
+    cases = [measured("demo CLIP", 1024, False, demo, {"image_batch": 64, "text_batch": 256})]
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place) / "random.pt"
+        torch.manual_seed(0)
+        torch.save(open_clip.create_model("ViT-B-32-quickgelu").state_dict(), file)
+        large = {"model": "ViT-B-32-quickgelu", "pretrained": str(file), "phi": "none", "precision": "fp32"}
+        cases.append(measured("ViT-B/32, random", 64, True, large, {"image_batch": 32, "text_batch": 64}))
+    measure.publish("gallery_vectors", cases, threads=torch.get_num_threads())
+
+
+if __name__ == "__main__":
+    main()

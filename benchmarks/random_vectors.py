@@ -1,0 +1,95 @@
+"""An index and random unit vectors of any size, written as the stages write them: what scores reads."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from cvsi import schema, tables
+
+FUSION = {"query": {"edited": 0.6, "pseudo": 0.4}, "gallery": {"image": 0.8, "caption": 0.2}}
+PARTS = ("edited", "pseudo")
+
+
+def unit(random: np.random.Generator, rows: int, width: int) -> np.ndarray:
+    """Random unit vectors [rows, width] float32."""
+    matrix = random.standard_normal((rows, width), dtype=np.float32)
+    matrix /= np.linalg.norm(matrix, axis=1, keepdims=True)
+    return matrix
+
+
+def column(matrix: np.ndarray) -> pa.FixedSizeListArray:
+    """A matrix as an Arrow column of fixed-size lists."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), matrix.shape[1])
+
+
+def query_table(random: np.random.Generator, queries: int, width: int) -> pa.Table:
+    """The query parts that the fusion uses, float32."""
+    return pa.table({part: column(unit(random, queries, width)) for part in PARTS})
+
+
+def gallery_table(random: np.random.Generator, images: int, width: int) -> pa.Table:
+    """Both gallery parts, float16."""
+    return pa.table({part: column(unit(random, images, width).astype(np.float16)) for part in ("image", "caption")})
+
+
+def write(folder: Path, images: int, queries: int, width: int, form: str = "circo", excluded: bool = False) -> None:
+    """A workspace with dataset `big`, backbone `tiny`: params.yaml, index, vectors; all queries are labelled.
+
+    The gallery's vectors repeat after 65,536 images where there are more, so that ten million are drawn in seconds.
+    """
+    random = np.random.default_rng(0)
+    _params(folder, form)
+    cache = folder / "cache" / "big"
+    (cache / "index").mkdir(parents=True)
+    _images(cache / "index" / "images.parquet", images)
+    targets = random.integers(images, size=queries)
+    references = (targets + 1 + random.integers(images - 1, size=queries)) % images
+    lists = {"target_ids": [[str(place)] for place in targets], "group_ids": [[]] * queries, "aspects": [[]] * queries}
+    lists["exclude_ids"] = [[str(place)] for place in references] if excluded else [[]] * queries
+    asked = {"query_id": [str(place) for place in range(queries)], "split": ["val"] * queries}
+    asked |= {"reference_id": [str(place) for place in references], "instruction": ["is red"] * queries}
+    tables.write_parquet(pa.table(asked | lists, schema=schema.QUERIES), cache / "index" / "queries.parquet")
+    place = cache / "tiny" / "gallery_vectors"
+    place.mkdir(parents=True)
+    block = gallery_table(random, min(images, 1 << 16), width)
+    for number, start in enumerate(range(0, images, tables.SHARD_ROWS)):
+        rows = min(tables.SHARD_ROWS, images - start)
+        part = block.slice(start % len(block), rows)
+        shard = part.add_column(0, "image_id", pa.array(_names(start, start + rows)))
+        tables.write_parquet(shard, place / f"part-{number:05d}.parquet")
+    place = cache / "tiny" / "query_vectors"
+    place.mkdir(parents=True)
+    keys = pa.table({name: asked[name] for name in ("query_id", "split")})
+    vectors = query_table(random, queries, width)
+    for name in vectors.column_names:
+        keys = keys.append_column(name, vectors[name])
+    tables.write_parquet(keys, place / "part-00000.parquet")
+
+
+def _params(folder: Path, form: str) -> None:
+    """The repository's params.yaml with one more dataset."""
+    content = yaml.safe_load((Path(__file__).parent.parent / "params.yaml").read_text(encoding="utf-8"))
+    content["datasets"]["big"] = content["datasets"]["demo"] | {"format": form, "fusion": FUSION}
+    (folder / "params.yaml").write_text(json.dumps(content), encoding="utf-8")
+
+
+def _names(start: int, end: int) -> list[str]:
+    return [str(place) for place in range(start, end)]
+
+
+def _images(path: Path, images: int) -> None:
+    def parts() -> Iterator[pa.Table]:
+        for start in range(0, images, tables.SHARD_ROWS):
+            names = _names(start, min(start + tables.SHARD_ROWS, images))
+            rows = len(names)
+            columns = [names, [f"{name}.png" for name in names], ["0" * 64] * rows, [4] * rows, [4] * rows]
+            yield pa.table([*columns, [True] * rows], schema=schema.IMAGES)
+
+    with pq.ParquetWriter(path, schema.IMAGES, compression="zstd") as writer:
+        for part in parts():
+            writer.write_table(part)

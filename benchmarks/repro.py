@@ -1,0 +1,145 @@
+"""`dvc repro` with nothing to do, on a data set of 123,403 images: how much of it is ours and how much DVC's own.
+
+A scratch project gets a folder of CIRCO's size and layout, made of hard links to a few tiny pictures, and one true
+`dvc repro` of everything with the demo's models, so that every output is there and recorded. Then `dvc repro` is timed
+as a whole process. The floor is the same command over the same graph, files and outputs with `true` in place of every
+stage's command. One stage that does nothing, in a repository of its own, says what DVC takes at the very least.
+"""
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+
+from benchmarks import measure, worlds
+from benchmarks.measure import FLOOR, OURS
+
+IMAGES, VAL, TEST = 123_403, 220, 800
+PICTURES = 8  # distinct ones
+EMPTY, INDEX = "one empty stage", "index alone"
+COPIED = ("stages", "cvsi", "demo/weights", "dvc.yaml", ".gitignore", ".dvcignore")
+DVC = (sys.executable, "-m", "dvc")
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Variables by which a stage's `python` is this one, with the folder's own code."""
+    return {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(folder), "COLUMNS": "200"}
+
+
+def dvc(folder: Path, *arguments: str) -> measure.Ended:
+    """Run DVC in a folder."""
+    return measure.process([*DVC, *arguments], folder, **environment(folder))
+
+
+def repository(folder: Path) -> None:
+    """Make a folder a repository of git and DVC."""
+    measure.process(["git", "init", "-q"], folder)
+    dvc(folder, "init", "-q")
+    dvc(folder, "config", "core.analytics", "false")
+
+
+def project(folder: Path, images: int) -> str:
+    """A project whose active data set has that many images, after one `dvc repro` of everything; what that said."""
+    for name in COPIED:
+        source = worlds.ROOT / name
+        copy = shutil.copytree if source.is_dir() else shutil.copy
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        copy(source, folder / name)
+    worlds.circo(folder / "data" / "CIRCO", images, VAL, TEST, distinct=PICTURES)
+    content = yaml.safe_load((worlds.ROOT / "params.yaml").read_text(encoding="utf-8"))
+    sizes = {"images": images, "val": VAL, "test": TEST}
+    content["datasets"]["circo"] = content["datasets"]["demo"] | {"root": "data/CIRCO", "sizes": sizes}
+    content |= {"active": ["circo"], "runs": {"circo-tiny": {"dataset": "circo", "backbone": "tiny"}}}
+    content["world"] = {"seed": 1, "gallery": 40, "val": 2, "test": 1}
+    (folder / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    repository(folder)
+    return dvc(folder, "repro").said
+
+
+def hollow(source: Path, folder: Path) -> None:
+    """The same graph over copies of the same files, each stage's command `true`, everything recorded."""
+    for name in (*COPIED, "cache", "data/demo", "params.yaml"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if (source / name).is_dir():
+            shutil.copytree(source / name, folder / name, ignore=shutil.ignore_patterns("store"))
+        else:
+            shutil.copy(source / name, folder / name)
+    content = yaml.safe_load((folder / "dvc.yaml").read_text(encoding="utf-8"))
+    for stage in content["stages"].values():
+        stage = stage.get("do", stage)
+        stage["cmd"] = "true"
+        if stage.get("always_changed"):  # it runs, and `true` makes no output: let DVC leave the one there is
+            stage["outs"] = [{output: {"persist": True}} for output in stage["outs"]]
+    (folder / "dvc.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    repository(folder)
+    dvc(folder, "commit", "-f", "-q")
+
+
+def empty(folder: Path) -> None:
+    """A repository with one stage, whose command is `true`, after one `dvc repro`."""
+    folder.mkdir()
+    (folder / "input.txt").write_text("without an input it would always run\n", encoding="utf-8")
+    stages = {"nothing": {"cmd": "true", "deps": ["input.txt"]}}
+    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}), encoding="utf-8")
+    repository(folder)
+    dvc(folder, "repro")
+
+
+def nothing_ran(said: str) -> None:
+    """Raise RuntimeError where `dvc repro` ran a stage that does not always run."""
+    ran = [
+        line for line in said.splitlines() if line.startswith("Running stage") and line.split("'")[1][:6] != "index@"
+    ]
+    if ran:
+        raise RuntimeError(f"dvc repro had something to do: {'; '.join(ran)}")
+
+
+def main(
+    images: Annotated[int, typer.Option(min=PICTURES, help="How many images the data set has.")] = IMAGES,
+    repeats: Annotated[int, typer.Option(min=1, help="How many turns count.")] = measure.REPEATS,
+) -> None:
+    """Time `dvc repro` when nothing changed, against DVC alone."""
+    said: dict[str, str] = {}
+    peak: dict[str, int] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        ours, floor, least = (Path(scratch) / name for name in ("project", "hollow", "empty"))
+        first = project(ours, images)
+        hollow(ours, floor)
+        empty(least)
+
+        def timed(name: str, folder: Path, *command: str) -> Callable[[], float]:
+            def work() -> float:
+                ended = measure.process(command or [*DVC, "repro"], folder, **environment(folder))
+                nothing_ran(ended.said)
+                said[name], peak[name] = ended.said, max(ended.peak, peak.get(name, 0))
+                return ended.seconds
+
+            return work
+
+        index = (sys.executable, "stages/index.py", "circo")
+        variants: dict[str, measure.Work] = {
+            OURS: timed(OURS, ours), FLOOR: timed(FLOOR, floor), EMPTY: timed(EMPTY, least),
+            INDEX: timed(INDEX, ours, *index),
+        }  # fmt: skip
+        found = measure.in_turn(variants, repeats)
+    work = (
+        f"dvc repro, {images:,} images active (hard links to {PICTURES} pictures), all stages up to date; "
+        "the floor has the command true in every stage of the same graph"
+    )
+    case = measure.Case("nothing to do", found, work, peak, at_most_more={(OURS, FLOOR): 3, (OURS, EMPTY): 3})
+    measure.publish("repro", [case], said=_lines(said[INDEX]), first=_lines(first))
+    measure.say(*_lines(said[INDEX]))
+
+
+def _lines(said: str) -> list[str]:
+    return [line for line in said.splitlines() if line.startswith("index ")]
+
+
+if __name__ == "__main__":
+    measure.run(main)
