@@ -26,8 +26,9 @@ def full(rows: Sequence[T], size: int) -> list[T]:
 
 
 @cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
+def pool() -> ThreadPoolExecutor:
+    """The threads that read ahead, one a core."""
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="ahead")
 
 
 class Pictures(Generic[T]):
@@ -40,7 +41,7 @@ class Pictures(Generic[T]):
         def read(row: tuple[str, str]) -> T:
             return prepare(load(root / row[0], row[1]))
 
-        self._coming = [_pool().submit(read, row) for row in block.select("path", "key").iter_rows()]
+        self._coming = [pool().submit(read, row) for row in block.select("path", "key").iter_rows()]
 
     def batches(self) -> Iterator[tuple[list[T], list[str]]]:
         """Each batch's `size` prepared pictures, the last batch filled up, and the digests of its true rows; once."""

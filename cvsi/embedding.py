@@ -5,6 +5,7 @@ vectors by reference and sentence; the tables of gallery and query vectors both 
 """
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,11 @@ import pyarrow as pa
 import torch
 
 from cvsi import schema
-from cvsi.batches import Pictures, full, length_batches
+from cvsi.batches import Pictures, full, length_batches, pool
 from cvsi.encoder import Encoder
 from cvsi.fusion import matrix_of
 from cvsi.params import Params
+from cvsi.runs import spending
 from cvsi.steps import Step, Work, fill
 from cvsi.store import Shelf, digest
 
@@ -87,8 +89,13 @@ class Shelves:
         """Texts, or where a column `digest` names references, sentences with their pseudo tokens, in full batches."""
         size = self.compute.text_batch
 
-        def compute(block: pl.DataFrame) -> pa.Table:
-            tokens = encoder.tokens(block["text"].to_list())
+        def ahead(block: pl.DataFrame) -> tuple[pl.DataFrame, Future[torch.Tensor]]:
+            return block, pool().submit(encoder.tokens, block["text"].to_list())
+
+        def compute(ready: tuple[pl.DataFrame, Future[torch.Tensor]]) -> pa.Table:
+            block = ready[0]
+            with spending("read"):
+                tokens = ready[1].result()
             words = self._words(encoder, block["digest"]) if "digest" in block.columns else None
             found = np.empty((block.height, encoder.width), dtype=np.float32)
             for places in length_batches(encoder.lengths(tokens), size):
@@ -96,7 +103,7 @@ class Shelves:
                 found[places] = encoder.texts(tokens[batch], None if words is None else words[batch])[: len(places)]
             return _rows(block, found)
 
-        return Work(compute)
+        return Work(compute, ahead)
 
     def _words(self, encoder: Encoder, references: pl.Series) -> torch.Tensor:
         """The word embedding that phi makes of each reference, [n, token width]."""

@@ -103,6 +103,63 @@ def test_workers_share_the_blocks_and_the_rows_are_the_same(tmp_path: Path) -> N
     assert shelf.take(wanted(20)["key"]).equals(alone.take(wanted(20)["key"]))
 
 
+def test_the_next_block_is_read_before_one_is_computed(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def ahead(block: pl.DataFrame) -> pl.DataFrame:
+        seen.append(f"read {block['key'][0]}")
+        return block
+
+    def compute(block: pl.DataFrame) -> pa.Table:
+        seen.append(f"compute {block['key'][0]}")
+        return pa.table({"key": block["key"].to_list(), "value": block["key"].to_list()}, schema=SCHEMA)
+
+    shelf = Shelf(tmp_path, "things", {}, SCHEMA)
+    fill(shelf, Step("image", "to caption", "captioned", 3, lambda worker: Work(compute, ahead)), wanted(7))
+    assert seen == ["read k0", "read k3", "compute k0", "read k6", "compute k3", "compute k6"]
+    assert shelf.take(wanted(7)["key"])["value"].to_pylist() == wanted(7)["key"].to_list()
+
+
+def test_what_goes_wrong_while_storing_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf, work = Shelf(tmp_path, "things", {}, SCHEMA), Counting()
+    stored = shelf.add
+    calls = 0
+
+    def add(rows: pa.Table) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise OSError(28, "No space left on device", "things.parquet")
+        stored(rows)
+
+    monkeypatch.setattr(shelf, "add", add)
+    with pytest.raises(OSError, match="No space left"):
+        fill(shelf, Step("image", "to caption", "captioned", 3, work.load), wanted(20))
+    # What was stored before is kept, and nothing is computed far beyond what could not be stored.
+    assert shelf.missing(wanted(20)["key"]).len() == 17 and len(work.blocks) <= 3
+
+
+def test_an_error_of_one_worker_stops_all(tmp_path: Path) -> None:
+    failed = threading.Event()
+
+    def load(number: int) -> Work:
+        def compute(block: pl.DataFrame) -> pa.Table:
+            if number:
+                failed.set()
+                raise CvsiError("photo.png: gone")
+            assert failed.wait(30)
+            return Counting()(block)
+
+        return Work(compute)
+
+    with pytest.raises(CvsiError, match=r"^photo\.png: gone$"):
+        fill(
+            Shelf(tmp_path, "things", {}, SCHEMA),
+            Step("image", "to caption", "captioned", 1, load, workers=2),
+            wanted(40),
+        )
+
+
 def test_running_out_of_gpu_memory_names_the_parameter_to_lower(tmp_path: Path) -> None:
     def fail(block: pl.DataFrame) -> pa.Table:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
