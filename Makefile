@@ -1,5 +1,5 @@
 # `make demo` and `make test` set everything up by themselves; README.md spells the same commands out without make.
-.PHONY: help setup demo demo-seeds demo-models test test-slow lint format requirements
+.PHONY: help setup demo demo-seeds demo-models test test-slow bench bench-growth lint format requirements
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
@@ -26,6 +26,12 @@ test: setup         ## run all tests
 
 test-slow: setup    ## hold ViT-L and ViT-bigG, with random weights, against transformers (9 GB of memory, minutes)
 	@python -m pytest -n 0 -m slow -rP
+
+bench: setup        ## time each stage against a plain loop and the floor (under 20 minutes on 2 cores)
+	@python -m benchmarks
+
+bench-growth: setup ## time and memory of each stage against the number of images, drawn into docs/growth.png
+	@python -m benchmarks.growth --plot docs/growth.png
 
 lint: setup         ## formatting, lint, types
 	@ruff format --check .

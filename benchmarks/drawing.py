@@ -1,6 +1,7 @@
 """What growth measured to one picture: time and peak memory of each stage against images or queries, on log scales."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def _panel(panel: Axes, curves: Curves, words: str) -> None:
         panel.plot(*zip(*points, strict=True), marker="o", markersize=3.5, linewidth=1.6, color=colour, label=stage)
     panel.grid(which="major", linewidth=0.4, color="#dddddd")
     panel.spines[["top", "right"]].set_visible(False)
+    panel.set_ylim(panel.get_ylim())  # settled before places are read from it
     heights = _spread([panel.transLimits.transform((0, np.log10(points[-1][1])))[1] for points in curves.values()])
     for (stage, points), colour, height in zip(curves.items(), COLOURS, heights, strict=False):
         panel.annotate(
@@ -54,7 +56,7 @@ def _spread(heights: Sequence[float]) -> list[float]:
     """Heights moved as little as keeps each `APART` from the next, in the order given."""
     order = np.argsort(heights)
     placed = np.array(heights, dtype=float)
-    for lower, upper in zip(order, order[1:], strict=False):
+    for lower, upper in pairwise(order):
         placed[upper] = max(placed[upper], placed[lower] + APART)
     shift = max(placed.max() - 1, 0)
     return [float(height) for height in placed - shift]
@@ -62,8 +64,8 @@ def _spread(heights: Sequence[float]) -> list[float]:
 
 def _slope(panel: Axes) -> None:
     """A grey line of slope 1, along which time grows in proportion to size."""
-    (left, right), (_, top) = panel.get_xlim(), panel.get_ylim()
+    (left, right), (bottom, top) = panel.get_xlim(), panel.get_ylim()
     sizes = np.array([left, right])
     panel.plot(sizes, top * sizes / right, color="#999999", linestyle="--", linewidth=1, zorder=0)
-    panel.set(xlim=(left, right))
+    panel.set(xlim=(left, right), ylim=(bottom, top))
     panel.annotate("in proportion", (right, top), (-70, -8), textcoords="offset points", color="#777777", fontsize=8)

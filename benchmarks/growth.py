@@ -26,7 +26,7 @@ from cvsi.world.scenes import Scene
 SIZES = (30, 300, 3_000, 30_000)
 LARGEST_CAPTIONED, LARGEST_EDITED, LARGEST_RANKED = 3_000, 3_000, 300_000
 QUERIES, GALLERY = 100, 300  # while the other one grows
-CAPTIONS_EACH, WIDTH = 5, 64
+CAPTIONS_EACH, WIDTH = 5, 128  # as many as the demo's captioner and CLIP make
 STAGES = ("index", "captions", "edits", "gallery_vectors", "query_vectors", "scores", "report")
 
 
@@ -86,7 +86,7 @@ def edits() -> None:
 
 def images_grow(grown: Grown, size: int, folder: Path) -> None:
     """The stages whose cost is the gallery's."""
-    scenes = worlds.circo(folder / "data" / "demo", size, QUERIES // 2, QUERIES // 2)
+    scenes = worlds.circo(folder / "data" / "demo", size, QUERIES, 0)  # no hidden ones: servers want 50 images a query
     grown.run("index", size, folder, "demo")
     if size <= LARGEST_CAPTIONED:
         grown.run("captions", size, folder, "demo")
@@ -101,7 +101,7 @@ def images_grow(grown: Grown, size: int, folder: Path) -> None:
 
 def queries_grow(grown: Grown, size: int, folder: Path) -> None:
     """The stages whose cost is the queries'."""
-    scenes = worlds.circo(folder / "data" / "demo", GALLERY, size // 2, size - size // 2)
+    scenes = worlds.circo(folder / "data" / "demo", GALLERY, size, 0)
     measure.process([*measure.script("index"), "demo"], folder)
     captions(scenes)
     if size <= LARGEST_EDITED:

@@ -19,9 +19,10 @@ ORDER = tuple(
     cvsi.captioner_vllm cvsi.captions cvsi.engines cvsi.editor cvsi.edits cvsi.phi cvsi.encoder cvsi.spans cvsi.lessons
     cvsi.phi_state cvsi.phi_training cvsi.fusion cvsi.embedding cvsi.vectors cvsi.ranking cvsi.metrics
     cvsi.submission_check cvsi.submissions cvsi.asked cvsi.gallery cvsi.scores cvsi.published cvsi.report
-    cvsi.report.thumbnails cvsi.report.weightings cvsi.report.beside cvsi.report.cards cvsi.report.build cvsi.world
-    cvsi.world.scenes cvsi.world.drawing cvsi.world.wordings cvsi.world.instructions cvsi.world.rule cvsi.world.dataset
-    cvsi.stage cvsi.times cvsi.summary cvsi.sources cvsi.needs cvsi.outlook cvsi.check cvsi.cli
+    cvsi.report.thumbnails cvsi.report.weightings cvsi.report.beside cvsi.report.cards cvsi.report.build cvsi.grid
+    cvsi.bilinear cvsi.sweep_views cvsi.sweep cvsi.world cvsi.world.scenes cvsi.world.drawing cvsi.world.wordings
+    cvsi.world.instructions cvsi.world.rule cvsi.world.dataset cvsi.stage cvsi.times cvsi.summary cvsi.sources
+    cvsi.needs cvsi.outlook cvsi.check cvsi.cli
     """.split()
 )
 FILES = {
