@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#444444")  # Okabe and Ito's
 PANELS = (("median_seconds", "seconds, whole process"), ("peak_mb", "peak memory, MB"))
@@ -41,6 +42,10 @@ def _panel(panel: Axes, curves: Curves, words: str) -> None:
     panel.set(xscale="log", yscale="log", ylabel=words, xlabel="images (edits, query_vectors: queries)")
     for (stage, points), colour in zip(curves.items(), COLOURS, strict=False):
         panel.plot(*zip(*points, strict=True), marker="o", markersize=3.5, linewidth=1.6, color=colour, label=stage)
+    panel.xaxis.set_major_formatter("{x:,.0f}")
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.yaxis.set_major_formatter("{x:,g}")
+    panel.yaxis.set_minor_formatter(NullFormatter())
     panel.grid(which="major", linewidth=0.4, color="#dddddd")
     panel.spines[["top", "right"]].set_visible(False)
     panel.set_ylim(panel.get_ylim())  # settled before places are read from it

@@ -117,7 +117,7 @@ class Variants:
 
 def main(
     annotations: Annotated[Path | None, typer.Option(help=f"A folder that holds {FILE.name}.")] = None,
-    queries: Annotated[int, typer.Option(min=2, help="How many instructions to edit.")] = 400,
+    queries: Annotated[int, typer.Option(min=2, help="How many instructions to edit.")] = 1200,
     plain: Annotated[int, typer.Option(min=1, help="How many of them the plain loop asks.")] = 40,
     repeats: Annotated[int, typer.Option(min=1, help="How many turns count.")] = measure.REPEATS,
 ) -> None:
@@ -130,7 +130,7 @@ def main(
         content = worlds.parameters(Path(folder), datasets=content["datasets"] | {NAME: demo})
         write(texts)
         variants = Variants(params.load(), plain)
-        found = measure.in_turn({OURS: variants.ours, PLAIN: variants.plain, FLOOR: variants.floor}, repeats)
+        found = measure.in_turn({PLAIN: variants.plain, OURS: variants.ours, FLOOR: variants.floor}, repeats)
     asked = len(variants.few)
     source = "CIRR test1's own instructions" if file else f"invented instructions ({FILE.name} was not found)"
     work = (

@@ -23,8 +23,7 @@ from cvsi.errors import CvsiError
 from cvsi.schema import CAPTIONS, EDITS
 from cvsi.world.scenes import Scene
 
-SIZES = (30, 300, 3_000, 30_000)
-LARGEST_CAPTIONED, LARGEST_EDITED, LARGEST_RANKED = 3_000, 3_000, 300_000
+SIZES = (30, 300, 3_000, 30_000)  # and ten times the last one for scores
 QUERIES, GALLERY = 100, 300  # while the other one grows
 CAPTIONS_EACH, WIDTH = 5, 128  # as many as the demo's captioner and CLIP make
 STAGES = ("index", "captions", "edits", "gallery_vectors", "query_vectors", "scores", "report")
@@ -86,12 +85,9 @@ def edits() -> None:
 
 def images_grow(grown: Grown, size: int, folder: Path) -> None:
     """The stages whose cost is the gallery's."""
-    scenes = worlds.circo(folder / "data" / "demo", size, QUERIES, 0)  # no hidden ones: servers want 50 images a query
+    worlds.circo(folder / "data" / "demo", size, QUERIES, 0)  # no hidden ones: servers want 50 images a query
     grown.run("index", size, folder, "demo")
-    if size <= LARGEST_CAPTIONED:
-        grown.run("captions", size, folder, "demo")
-    else:
-        captions(scenes)
+    grown.run("captions", size, folder, "demo")
     grown.run("gallery_vectors", size, folder, "demo", "tiny")
     edits()
     measure.process([*measure.script("query_vectors"), "demo", "tiny"], folder)
@@ -104,10 +100,7 @@ def queries_grow(grown: Grown, size: int, folder: Path) -> None:
     scenes = worlds.circo(folder / "data" / "demo", GALLERY, size, 0)
     measure.process([*measure.script("index"), "demo"], folder)
     captions(scenes)
-    if size <= LARGEST_EDITED:
-        grown.run("edits", size, folder, "demo")
-    else:
-        edits()
+    grown.run("edits", size, folder, "demo")
     grown.run("query_vectors", size, folder, "demo", "tiny")
 
 

@@ -6,13 +6,14 @@ as a whole process. The floor is the same command over the same graph, files and
 stage's command. One stage that does nothing, in a repository of its own, says what DVC takes at the very least.
 """
 
+import copy
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 import yaml
@@ -48,9 +49,8 @@ def project(folder: Path, images: int) -> str:
     """A project whose active data set has that many images, after one `dvc repro` of everything; what that said."""
     for name in COPIED:
         source = worlds.ROOT / name
-        copy = shutil.copytree if source.is_dir() else shutil.copy
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        copy(source, folder / name)
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
     worlds.circo(folder / "data" / "CIRCO", images, VAL, TEST, distinct=PICTURES)
     content = yaml.safe_load((worlds.ROOT / "params.yaml").read_text(encoding="utf-8"))
     sizes = {"images": images, "val": VAL, "test": TEST}
@@ -71,14 +71,21 @@ def hollow(source: Path, folder: Path) -> None:
         else:
             shutil.copy(source / name, folder / name)
     content = yaml.safe_load((folder / "dvc.yaml").read_text(encoding="utf-8"))
-    for stage in content["stages"].values():
-        stage = stage.get("do", stage)
-        stage["cmd"] = "true"
-        if stage.get("always_changed"):  # it runs, and `true` makes no output: let DVC leave the one there is
-            stage["outs"] = [{output: {"persist": True}} for output in stage["outs"]]
+    content["stages"] = without_commands(content["stages"])
     (folder / "dvc.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     repository(folder)
     dvc(folder, "commit", "-f", "-q")
+
+
+def without_commands(stages: Mapping[str, Any]) -> dict[str, Any]:
+    """The stages of a dvc.yaml with `true` for every command; it makes no outputs, so DVC is to leave those there."""
+    found: dict[str, Any] = copy.deepcopy(dict(stages))
+    for entry in found.values():
+        stage = entry.get("do", entry)
+        stage["cmd"] = "true"
+        if stage.get("always_changed"):
+            stage["outs"] = [{output: {"persist": True}} for output in stage["outs"]]
+    return found
 
 
 def empty(folder: Path) -> None:

@@ -6,7 +6,7 @@ rows, and a row's last bit does not depend on how many happened to be computed w
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -32,24 +32,36 @@ def pool() -> ThreadPoolExecutor:
 
 
 class Pictures(Generic[T]):
-    """A block's pictures, being read and prepared by threads from the moment this is made."""
+    """A block's pictures, being read and prepared by threads from the moment this is made.
 
-    def __init__(self, root: Path, block: pl.DataFrame, size: int, prepare: Callable[[Image.Image], T]) -> None:
+    Unless they are read for a CPU's models, whose cores they would take: then all of them are read when the first is
+    wanted, by all cores, and the model has these to itself after that.
+    """
+
+    def __init__(
+        self, root: Path, block: pl.DataFrame, size: int, prepare: Callable[[Image.Image], T], ahead: bool
+    ) -> None:
         """Begin with a block that has columns `path` and `key` (the file's digest)."""
-        self.block, self.size = block, size
-
-        def read(row: tuple[str, str]) -> T:
-            return prepare(load(root / row[0], row[1]))
-
-        self._coming = [pool().submit(read, row) for row in block.select("path", "key").iter_rows()]
+        self.block, self.size, self._root, self._prepare = block, size, root, prepare
+        self._coming = self._begun() if ahead else []
 
     def batches(self) -> Iterator[tuple[list[T], list[str]]]:
         """Each batch's `size` prepared pictures, the last batch filled up, and the digests of its true rows; once."""
+        if not self._coming:
+            self._coming = self._begun()
+            with spending("read"):
+                wait(self._coming)
         for batch in self.block.select("key").iter_slices(self.size):
             with spending("read"):
                 ready = [future.result() for future in self._coming[: batch.height]]
             del self._coming[: batch.height]
             yield full(ready, self.size), batch["key"].to_list()
+
+    def _begun(self) -> list[Future[T]]:
+        return [pool().submit(self._read, *row) for row in self.block.select("path", "key").iter_rows()]
+
+    def _read(self, path: str, digest: str) -> T:
+        return self._prepare(load(self._root / path, digest))
 
 
 def length_batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:

@@ -16,7 +16,7 @@ from cvsi.captioner import Blip2
 from cvsi.captioner_vllm import VllmBlip2
 from cvsi.console import count, say
 from cvsi.devices import device, precision
-from cvsi.params import Dataset, Params
+from cvsi.params import Compute, Dataset, Params
 from cvsi.schema import CAPTIONS, STORED_CAPTIONS
 from cvsi.steps import Step, Work, fill
 from cvsi.store import Shelf
@@ -54,20 +54,24 @@ def _load(dataset: Dataset, params: Params, worker: int) -> Work:
     if settings.engine == "vllm":
         vllm = VllmBlip2(settings, params.compute)
         # Batches are vLLM's own affair, so the copies that fill up a short one are left out.
-        return _work(dataset, size, vllm.prepare, lambda seen, keys: vllm.captions(seen[: len(keys)], keys))
+        return _work(dataset, params.compute, vllm.prepare, lambda seen, keys: vllm.captions(seen[: len(keys)], keys))
     blip2 = Blip2(settings, params.compute, worker)
     return _work(
-        dataset, size, blip2.prepare, lambda pixels, keys: blip2.captions(torch.stack(pixels), full(keys, size))
+        dataset,
+        params.compute,
+        blip2.prepare,
+        lambda pixels, keys: blip2.captions(torch.stack(pixels), full(keys, size)),
     )
 
 
 def _work(
     dataset: Dataset,
-    size: int,
+    settings: Compute,
     prepare: Callable[[Image.Image], T],
     describe: Callable[[list[T], list[str]], list[list[str]]],
 ) -> Work:
     """Captions of a block's pictures; `describe` gets a filled-up batch and the digests of its true rows."""
+    root, ahead = Path(dataset.root), device(settings).type != "cpu"
 
     def compute(pictures: Pictures[T]) -> pa.Table:
         lines: list[list[str]] = []
@@ -75,4 +79,4 @@ def _work(
             lines += describe(ready, digests)[: len(digests)]
         return pa.table({"key": pictures.block["key"].to_list(), "captions": lines}, schema=STORED_CAPTIONS)
 
-    return Work(compute, lambda block: Pictures(Path(dataset.root), block, size, prepare))
+    return Work(compute, lambda block: Pictures(root, block, settings.caption_batch, prepare, ahead))

@@ -82,8 +82,8 @@ class Shelves:
             parts = [encoder.images(torch.stack(pixels))[: len(keys)] for pixels, keys in pictures.batches()]
             return _rows(pictures.block, torch.cat(parts).numpy())
 
-        size = self.compute.image_batch
-        return Work(compute, lambda block: Pictures(self.root, block, size, encoder.prepare))
+        size, ahead = self.compute.image_batch, encoder.device.type != "cpu"
+        return Work(compute, lambda block: Pictures(self.root, block, size, encoder.prepare, ahead))
 
     def _texts(self, encoder: Encoder) -> Work:
         """Texts, or where a column `digest` names references, sentences with their pseudo tokens, in full batches."""

@@ -77,7 +77,7 @@ class Compute(Settings):
     gpu_memory: Annotated[float, Field(gt=0, le=1)] = 0.9
     requests: PositiveInt = 32
     caption_batch: PositiveInt = 32
-    edit_batch: PositiveInt = 256
+    edit_batch: PositiveInt = 1024
     image_batch: PositiveInt = 64
     text_batch: PositiveInt = 256
     block_batches: PositiveInt = 4

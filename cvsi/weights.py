@@ -7,6 +7,7 @@ import hashlib
 from pathlib import Path
 
 from cvsi.errors import CvsiError
+from cvsi.runs import spending
 
 READ_BYTES = 1 << 22
 
@@ -40,7 +41,7 @@ def content_digest(path: Path) -> str:
         if any(part.startswith(".") for part in relative.parts):
             continue
         single = hashlib.sha256()
-        with file.open("rb") as handle:
+        with spending("load"), file.open("rb") as handle:
             while data := handle.read(READ_BYTES):
                 single.update(data)
         total.update(f"{'' if path.is_file() else relative.as_posix()}\0{single.hexdigest()}\n".encode())
