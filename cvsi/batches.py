@@ -1,7 +1,7 @@
 """Rows of a block to full batches: pictures decoded ahead in threads, texts by length.
 
-A short batch is filled up with copies of its last row, whose results are thrown away: every batch then has as many
-rows, and a row's last bit does not depend on how many happened to be computed with it.
+A short batch is filled up with copies of its last row, whose results are thrown away: every batch then has the same
+shape, and a row's last bit does not depend on which rows happened to be computed with it.
 """
 
 import os
@@ -18,6 +18,7 @@ from cvsi.pictures import load
 from cvsi.runs import spending
 
 T = TypeVar("T")
+LENGTH_STEP = 8
 
 
 def full(rows: Sequence[T], size: int) -> list[T]:
@@ -65,9 +66,15 @@ class Pictures(Generic[T]):
 
 
 def length_batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Positions of texts, batch by batch, the shortest first, so that a batch is cut to little more than it needs."""
-    order = (
-        pl.DataFrame({"length": lengths}, schema={"length": pl.Int64}).with_row_index("place").sort("length", "place")
+    """Positions of texts, batch by batch; texts go together whose token counts round up to the same multiple of 8.
+
+    So a text's batch has a shape that the text alone decides, whatever else is computed with it.
+    """
+    groups = (
+        pl.DataFrame({"length": lengths}, schema={"length": pl.Int64})
+        .with_row_index("place")
+        .with_columns(pl.col("length").add(LENGTH_STEP - 1) // LENGTH_STEP)
     )
-    for batch in order["place"].to_frame().iter_slices(size):
-        yield batch["place"].to_list()
+    for _, group in groups.sort("length", "place").group_by("length", maintain_order=True):
+        for batch in group.iter_slices(size):
+            yield batch["place"].to_list()

@@ -19,6 +19,7 @@ from torch.nn.functional import normalize
 
 from cvsi import phi as mapping
 from cvsi import recipes
+from cvsi.batches import LENGTH_STEP
 from cvsi.checkpoints import FOLDER, locate, tag
 from cvsi.devices import device, dtype, precision
 from cvsi.errors import CvsiError, cause
@@ -173,7 +174,8 @@ class Encoder:
 
     def _trim(self, tokens: Tensor) -> Tensor:
         longest = int(tokens.argmax(dim=1).max()) + 1
-        return tokens[:, :longest].to(self.device)
+        rounded = -(-longest // LENGTH_STEP) * LENGTH_STEP
+        return tokens[:, :rounded].to(self.device)
 
     def _project(self, tokens: Tensor, embeddings: Tensor) -> Tensor:
         model, length = self.model, tokens.shape[1]

@@ -50,7 +50,8 @@ def test_digests_are_those_of_the_bytes(toy: Workspace) -> None:
 def test_a_second_scan_opens_no_file_and_a_changed_file_is_seen(toy: Workspace) -> None:
     toy.run("index", "toy")
     before = toy.bytes_below("toy/index")
-    assert "8 images, 3 queries (no file, parameter or code changed since the last look)" in toy.run("index", "toy")
+    said = toy.run("index", "toy")
+    assert "8 images, 3 queries, 3 of 3 references among the gallery (no file, parameter or code changed" in said
     assert toy.bytes_below("toy/index") == before
     toy.params(compute={"workers": 2})
     assert "8 in the store, 0 to read" in toy.run("index", "toy")
@@ -188,7 +189,10 @@ def test_missing_dead_empty_and_damaged_images_take_their_queries_with_them(toy:
     toy.params(datasets__toy__missing_images="drop")
     assert "2 unreadable images: images/empty.jpg (empty file), images/damaged.png" in toy.error("index", "toy")
     toy.params(datasets__toy__bad_images="drop")
-    assert "3 images, 3 queries; dropped 4 images, and 8 queries with them" in toy.run("index", "toy")
+    assert (
+        "3 images, 3 queries, 1 of 1 reference among the gallery; dropped 4 images, and 8 queries with them"
+        in toy.run("index", "toy")
+    )
     assert table(toy, "queries")["query_id"].to_list() == ["0", "1", "10"]
     assert table(toy, "queries")["instruction"].to_list() == ["is red and "] * 3
     reasons = table(toy, "dropped_queries")["reason"].value_counts(sort=True).rows()
