@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 
 from benchmarks import measure, random_vectors
-from benchmarks.measure import FLOOR, MB, OURS, PLAIN, Case
+from benchmarks.measure import FLOOR, OURS, PLAIN, Case
 from cvsi.fusion import fuse
 from cvsi.ranking import rank
 from cvsi.scores import KEPT, subset_rank
@@ -159,7 +159,7 @@ def main() -> None:
     cases = [in_memory(name, *size) for name, size in SIZES.items()]
     if not quick:
         cases += [from_disk(1020, 123_403, 1280), growing([100_000, 1_000_000, 10_000_000])]
-    measure.publish("scores", cases, threads=torch.get_num_threads(), megabyte=MB)
+    measure.publish("scores", cases, threads=torch.get_num_threads())
 
 
 if __name__ == "__main__":
