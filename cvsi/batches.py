@@ -18,7 +18,7 @@ from cvsi.pictures import load
 from cvsi.runs import spending
 
 T = TypeVar("T")
-LENGTH_STEP = 8
+LENGTH_STEP = 4
 
 
 def full(rows: Sequence[T], size: int) -> list[T]:
@@ -66,9 +66,10 @@ class Pictures(Generic[T]):
 
 
 def length_batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Positions of texts, batch by batch; texts go together whose token counts round up to the same multiple of 8.
+    """Positions of texts, batch by batch; texts go together whose token counts round up to the same multiple of 4.
 
-    So a text's batch has a shape that the text alone decides, whatever else is computed with it.
+    So a text's batch has a shape that the text alone decides, whatever else is computed with it. The last batch of each
+    length may be short.
     """
     groups = (
         pl.DataFrame({"length": lengths}, schema={"length": pl.Int64})

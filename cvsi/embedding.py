@@ -4,7 +4,7 @@ Projected, un-normalised embeddings by file digest (phi needs them so), unit vec
 vectors by reference and sentence; the tables of gallery and query vectors both read them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from cvsi.runs import spending
 from cvsi.steps import Step, Work, fill
 from cvsi.store import Shelf, digest
 
+TEXT_BATCHES = 4  # that many times as many batches are in a block of texts, which take a fraction of an image's time
 SORTED_BLOCKS = 16  # that many blocks of texts are sorted by length together
 
 
@@ -62,19 +63,22 @@ class Shelves:
 
         name = "image_batch" if noun == "image" else "text_batch"
         batch = getattr(self.compute, name)
+        block = batch * self.compute.block_batches if noun == "image" else self._text_block
         step = Step(
-            noun, "to embed", "embedded", batch * self.compute.block_batches, load,
-            self.compute.workers, f"compute.{name} (now {batch})",
+            noun, "to embed", "embedded", block, load, self.compute.workers, f"compute.{name} (now {batch})"
         )  # fmt: skip
         fill(shelf, step, wanted, rows)
+
+    @property
+    def _text_block(self) -> int:
+        return self.compute.text_batch * self.compute.block_batches * TEXT_BATCHES
 
     def _by_length(self, wanted: pl.DataFrame) -> pl.DataFrame:
         """Texts in an order that lets a block's be about equally long, since a batch is cut to its longest.
 
         Sorted within a few blocks alone, so that the rows of a gallery's part still lie in few files of the store.
         """
-        window = SORTED_BLOCKS * self.compute.block_batches * self.compute.text_batch
-        order = (pl.int_range(pl.len()) // window, pl.col("text").str.len_bytes())
+        order = (pl.int_range(pl.len()) // (SORTED_BLOCKS * self._text_block), pl.col("text").str.len_bytes())
         return wanted.sort(*order, maintain_order=True)
 
     def _images(self, encoder: Encoder) -> Work:
@@ -86,28 +90,55 @@ class Shelves:
         return Work(compute, lambda block: Pictures(self.root, block, size, encoder.prepare, ahead))
 
     def _texts(self, encoder: Encoder) -> Work:
-        """Texts, or where a column `digest` names references, sentences with their pseudo tokens, in full batches."""
-        size = self.compute.text_batch
+        """Texts, or where a column `digest` names references, sentences with their pseudo tokens."""
+        texts = Texts(encoder, self.compute.text_batch, self.image)
+        return Work(texts.compute, texts.ahead, texts.rest)
 
-        def ahead(block: pl.DataFrame) -> tuple[pl.DataFrame, Future[torch.Tensor]]:
-            return block, pool().submit(encoder.tokens, block["text"].to_list())
 
-        def compute(ready: tuple[pl.DataFrame, Future[torch.Tensor]]) -> pa.Table:
-            block = ready[0]
-            with spending("read"):
-                tokens = ready[1].result()
-            words = self._words(encoder, block["digest"]) if "digest" in block.columns else None
-            found = np.empty((block.height, encoder.width), dtype=np.float32)
-            for places in length_batches(encoder.lengths(tokens), size):
-                batch = full(places, size)
-                found[places] = encoder.texts(tokens[batch], None if words is None else words[batch])[: len(places)]
-            return _rows(block, found)
+class Texts:
+    """Texts to unit vectors in full batches of like length; what does not fill one waits for the next block.
 
-        return Work(compute, ahead)
+    Each text's batch has a shape that this text alone decides, so it does not matter with which others it is computed.
+    """
 
-    def _words(self, encoder: Encoder, references: pl.Series) -> torch.Tensor:
-        """The word embedding that phi makes of each reference, [n, token width]."""
-        return encoder.words(torch.from_numpy(vectors_of(self.image, references)))
+    def __init__(self, encoder: Encoder, size: int, images: Shelf) -> None:
+        """`size` texts a batch; where a block has a column `digest`, phi reads these image vectors."""
+        self.encoder, self.size, self.images = encoder, size, images
+        self.waiting: list[tuple[pl.DataFrame, torch.Tensor]] = []
+
+    def ahead(self, block: pl.DataFrame) -> tuple[pl.DataFrame, Future[torch.Tensor]]:
+        """Begin to tokenise a block."""
+        return block, pool().submit(self.encoder.tokens, block["text"].to_list())
+
+    def compute(self, ready: tuple[pl.DataFrame, Future[torch.Tensor]]) -> pa.Table:
+        """The rows of all batches that this block fills up."""
+        with spending("read"):
+            self.waiting.append((ready[0], ready[1].result()))
+        return self._rows(short=False)
+
+    def rest(self) -> pa.Table:
+        """The rows that still wait."""
+        return self._rows(short=True)
+
+    def _rows(self, short: bool) -> pa.Table:
+        """Compute the full batches, and the short ones if asked; else their texts go on waiting."""
+        block = pl.concat([block for block, _ in self.waiting])
+        tokens = torch.cat([tokens for _, tokens in self.waiting])
+        batches = list(length_batches(self.encoder.lengths(tokens), self.size))
+        computed = [places for places in batches if short or len(places) == self.size]
+        done = [place for places in computed for place in places]
+        left = pl.int_range(block.height, eager=True).filter(~pl.int_range(block.height, eager=True).is_in(done))
+        self.waiting = [(block[left], tokens[left.to_torch()])]
+        return _rows(block[done], self._embed(block, tokens, computed))
+
+    def _embed(self, block: pl.DataFrame, tokens: torch.Tensor, batches: Sequence[Sequence[int]]) -> np.ndarray:
+        found = [np.empty((0, self.encoder.width), dtype=np.float32)]
+        images = torch.from_numpy(vectors_of(self.images, block["digest"])) if "digest" in block.columns else None
+        for places in batches:
+            batch = full(places, self.size)
+            words = None if images is None else self.encoder.words(images[batch])
+            found.append(self.encoder.texts(tokens[batch], words)[: len(places)].numpy())
+        return np.concatenate(found)
 
 
 def _distinct(wanted: pl.DataFrame) -> pl.DataFrame:

@@ -26,6 +26,7 @@ from cvsi.errors import CvsiError, cause
 from cvsi.model_settings import Backbone
 from cvsi.params import Compute
 from cvsi.pictures import target_pad
+from cvsi.tokenizing import Tokenizer
 from cvsi.weights import identify
 
 TOKEN = "$"
@@ -109,6 +110,10 @@ class Encoder:
         return open_clip.get_tokenizer(self.backbone.model)
 
     @cached_property
+    def _tokenize(self) -> Tokenizer:
+        return Tokenizer(self.tokenizer, self.model.context_length)
+
+    @cached_property
     def transform(self) -> Any:
         """A picture to the model's input [3, s, s]: resize, centre crop, scale, normalise."""
         from open_clip.transform import PreprocessCfg, image_transform_v2
@@ -122,7 +127,7 @@ class Encoder:
 
     def tokens(self, texts: Sequence[str]) -> Tensor:
         """Texts to token ids [n, context] on the CPU, cut to the context with the end token kept."""
-        return self.tokenizer(list(texts), context_length=self.model.context_length)  # type: ignore[no-any-return]
+        return self._tokenize(texts)
 
     def lengths(self, tokens: Tensor) -> list[int]:
         """How many positions of the context each text [n, context] takes, start and end token included."""

@@ -79,7 +79,7 @@ class Compute(Settings):
     caption_batch: PositiveInt = 32
     edit_batch: PositiveInt = 1024
     image_batch: PositiveInt = 64
-    text_batch: PositiveInt = 256
+    text_batch: PositiveInt = 64
     block_batches: PositiveInt = 4
 
 

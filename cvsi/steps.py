@@ -1,8 +1,9 @@
 """Fills a shelf of the store: finds what is missing, computes it block by block, says what it does.
 
 A block is a fixed run of rows in canonical order (position // block size), so the rows of a block, and with them every
-last bit of the result, are the same in a resumed run as in one that was never stopped. While a block is computed, the
-next one is read and the one before is stored.
+last bit of the result, are the same in a resumed run as in one that was never stopped; or a row's value depends on that
+row alone, and then rows may wait for a later block. While a block is computed, the next one is read and the one before
+is stored.
 """
 
 import time
@@ -24,6 +25,10 @@ from cvsi.places import libraries_log
 from cvsi.store import Shelf
 
 
+def nothing() -> None:
+    """No rows are left waiting."""
+
+
 def as_it_is(block: pl.DataFrame) -> pl.DataFrame:
     """Nothing to read ahead: a block's rows are all there is."""
     return block
@@ -34,11 +39,13 @@ class Work:
     """How a block's rows become a table of the shelf's schema, by a loaded model.
 
     `ahead` takes the block while another one is computed, returns at once (threads do the reading), and what it returns
-    is what `compute` gets.
+    is what `compute` gets. Rows that `compute` did not return yet, since they wait for others to fill a batch with,
+    come from `rest` after the last block.
     """
 
     compute: Callable[[Any], pa.Table]
     ahead: Callable[[pl.DataFrame], Any] = as_it_is
+    rest: Callable[[], pa.Table | None] = nothing
 
 
 @dataclass(frozen=True)
@@ -139,6 +146,12 @@ def _computed(workers: Sequence[Work], blocks: Sequence[pl.DataFrame]) -> Iterat
 
 
 def _one_by_one(worker: Work, blocks: Iterator[pl.DataFrame]) -> Iterator[pa.Table]:
+    for table in _tables(worker, blocks):
+        if table is not None and table.num_rows:
+            yield table
+
+
+def _tables(worker: Work, blocks: Iterator[pl.DataFrame]) -> Iterator[pa.Table | None]:
     coming = next(blocks, None)
     ready = None if coming is None else worker.ahead(coming)
     while ready is not None:
@@ -148,6 +161,9 @@ def _one_by_one(worker: Work, blocks: Iterator[pl.DataFrame]) -> Iterator[pa.Tab
             table = worker.compute(ready)
         yield table
         ready = reading
+    with runs.spending("compute"):
+        table = worker.rest()
+    yield table
 
 
 @contextmanager

@@ -16,9 +16,9 @@ ORDER = tuple(
     cvsi.console cvsi.memo cvsi.store cvsi.steps cvsi.pictures cvsi.batches cvsi.strict_json cvsi.datasets.listing
     cvsi.datasets.circo cvsi.datasets.cirr cvsi.datasets.fashioniq cvsi.datasets.folder cvsi.datasets cvsi.indexing
     cvsi.weights cvsi.checkpoints cvsi.recipes cvsi.devices cvsi.vllm_engine cvsi.decoding cvsi.captioner
-    cvsi.captioner_vllm cvsi.captions cvsi.engines cvsi.editor cvsi.edits cvsi.phi cvsi.encoder cvsi.spans cvsi.lessons
-    cvsi.phi_state cvsi.phi_training cvsi.fusion cvsi.embedding cvsi.vectors cvsi.ranking cvsi.metrics
-    cvsi.submission_check cvsi.submissions cvsi.asked cvsi.gallery cvsi.scores cvsi.published cvsi.report
+    cvsi.captioner_vllm cvsi.captions cvsi.engines cvsi.editor cvsi.edits cvsi.phi cvsi.tokenizing cvsi.encoder
+    cvsi.spans cvsi.lessons cvsi.phi_state cvsi.phi_training cvsi.fusion cvsi.embedding cvsi.vectors cvsi.ranking
+    cvsi.metrics cvsi.submission_check cvsi.submissions cvsi.asked cvsi.gallery cvsi.scores cvsi.published cvsi.report
     cvsi.report.thumbnails cvsi.report.weightings cvsi.report.beside cvsi.report.cards cvsi.report.build cvsi.grid
     cvsi.bilinear cvsi.sweep_views cvsi.sweep cvsi.world cvsi.world.scenes cvsi.world.drawing cvsi.world.wordings
     cvsi.world.instructions cvsi.world.rule cvsi.world.dataset cvsi.stage cvsi.times cvsi.summary cvsi.sources

@@ -54,6 +54,36 @@ def test_blocks_are_fixed_runs_and_words_say_what_happens(tmp_path: Path, capsys
     assert "7 images captioned in" in out and "a second" in out
 
 
+def test_rows_that_wait_come_with_a_later_block_or_at_the_end(tmp_path: Path) -> None:
+    class Pairs:
+        """Two rows at a time; one that is left over waits."""
+
+        def __init__(self) -> None:
+            self.waiting, self.sizes = list[str](), list[int]()
+
+        def compute(self, block: pl.DataFrame) -> pa.Table:
+            self.waiting += block["key"].to_list()
+            return self.out(len(self.waiting) // 2 * 2)
+
+        def rest(self) -> pa.Table:
+            return self.out(len(self.waiting))
+
+        def out(self, number: int) -> pa.Table:
+            keys, self.waiting = self.waiting[:number], self.waiting[number:]
+            self.sizes.append(number)
+            return pa.table({"key": keys, "value": keys}, schema=SCHEMA)
+
+    pairs = Pairs()
+    shelf = Shelf(tmp_path, "things", {}, SCHEMA)
+    step = Step("text", "to embed", "embedded", 3, lambda worker: Work(pairs.compute, rest=pairs.rest))
+    fill(shelf, step, wanted(7))
+    assert pairs.sizes == [2, 4, 0, 1]
+    assert (
+        Shelf(tmp_path, "things", {}, SCHEMA).take(wanted(7)["key"])["value"].to_pylist() == wanted(7)["key"].to_list()
+    )
+    assert len(list(shelf.folder.glob("*.parquet"))) == 3  # nothing is stored for a block whose rows all wait
+
+
 def test_nothing_missing_loads_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(tmp_path, Counting(), 7)
     again = Counting()
