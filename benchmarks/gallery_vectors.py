@@ -2,8 +2,8 @@
 
 The plain loop decodes in the same thread and makes one text call an image, with its captions at CLIP's full context, as
 published code does; of ViT-B/32's images it does a third, times three. The floor is the forward passes alone, texts
-already cut to their batch's longest; for the demo's CLIP, whose passes cost no more than decoding, it is decoding by all
-cores and then the passes. Loading is left out.
+already cut to their batch's longest; for the demo's CLIP, whose passes cost no more than decoding, it is decoding by
+all cores and then the passes. Loading is left out.
 """
 
 import os
