@@ -1,5 +1,6 @@
 """Runs a stage script: its arguments, its errors as one line, a quick and clean end on Ctrl-C and SIGTERM."""
 
+import errno
 import io
 import os
 import signal
@@ -17,6 +18,15 @@ from cvsi import runs
 from cvsi.console import complain, speak_as
 from cvsi.errors import CvsiError
 from cvsi.places import runs_folder
+
+ADVICE = {
+    errno.ENOSPC: "make room on that disk, then run it again; finished blocks are kept",
+    errno.EDQUOT: "make room within the quota, then run it again; finished blocks are kept",
+    errno.EFBIG: "raise the limit on a file's size (ulimit -f), then run it again; finished blocks are kept",
+    errno.EROFS: "make that folder writable, or name another place for the store in params.yaml",
+    errno.EACCES: "make it readable and its folder writable for you, then run it again",
+    errno.EPERM: "make it readable and its folder writable for you, then run it again",
+}
 
 BEGAN = time.time()  # before the script imports what takes seconds, so that its time is seen too
 
@@ -53,25 +63,50 @@ def _guard(stage: Callable[..., None], arguments: list[str], work: Callable[[], 
     except CvsiError as error:
         _end(name, arguments, began, 1, str(error))
     except OSError as error:
-        _end(name, arguments, began, 1, f"{error.filename or 'input or output'}: {error.strerror or error}")
+        _end(name, arguments, began, 1, _explained(error))
     except (Stopped, KeyboardInterrupt) as stop:
         number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
         _end(name, arguments, began, 128 + number, _stopped(number))
     except Exception as error:
-        details = runs_folder() / f"{name}-{os.getpid()}.traceback.txt"
-        details.parent.mkdir(parents=True, exist_ok=True)
-        details.write_text(traceback.format_exc(), encoding="utf-8")
         reason = f"{type(error).__name__}: {str(error)[:300]}"
-        _end(name, arguments, began, 1, f"a bug, please report it with {details}: {reason}")
-    runs.save(name, arguments, began, "done")
+        _end(name, arguments, began, 1, f"a bug, please report it {_kept(name)}: {reason}")
+    lost = _record(name, arguments, began, "done")
+    if lost:
+        complain(f"done, but {lost}")
 
 
 def _end(name: str, arguments: list[str], began: float, code: int, line: str) -> NoReturn:
     """Say the line and leave at once: threads of engines must not delay the end."""
-    complain(line)
-    runs.save(name, arguments, began, line)
+    lost = _record(name, arguments, began, line)
+    complain(f"{line} ({lost})" if lost else line)
     sys.stdout.flush()
     os._exit(code)
+
+
+def _record(name: str, arguments: list[str], began: float, outcome: str) -> str:
+    """Write the run's record; why it could not be written, since a full disk that ends a stage takes none either."""
+    try:
+        runs.save(name, arguments, began, outcome)
+    except OSError as error:
+        return f"no record of this run: {error.strerror or error}"
+    return ""
+
+
+def _kept(name: str) -> str:
+    """Write the traceback of a bug beside the records; the words that say where it is."""
+    details = runs_folder() / f"{name}-{os.getpid()}.traceback.txt"
+    try:
+        details.parent.mkdir(parents=True, exist_ok=True)
+        details.write_text(traceback.format_exc(), encoding="utf-8")
+    except OSError as error:
+        return f"(its traceback could not be written: {error.strerror or error})"
+    return f"with {details}"
+
+
+def _explained(error: OSError) -> str:
+    """What the system refused, of which file, and what to do where that can be said."""
+    line = f"{error.filename or 'input or output'}: {error.strerror or error}"
+    return f"{line}; {ADVICE[error.errno]}" if error.errno in ADVICE else line
 
 
 def _on_signals(handler: Callable[[int, FrameType | None], None]) -> None:

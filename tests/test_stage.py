@@ -1,6 +1,7 @@
 """How a stage ends: signals, errors people can mend, and bugs, each with one line and nothing half-written."""
 
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -27,6 +28,8 @@ def work(kind: str) -> None:
             raise CvsiError("file.json: broken, mend it")
         elif kind == "bug":
             raise KeyError("what is this?")
+        elif kind == "full":
+            Path("full.txt").write_text("more than there is room for")
         elif kind == "missing":
             Path("nowhere.txt").read_text()
 
@@ -100,6 +103,33 @@ def test_a_run_leaves_a_record_outside_every_output(tmp_path: Path) -> None:
     found = record(tmp_path)
     assert found["outcome"] == "done" and found["arguments"] == ["nothing"]
     assert sorted(path.name for path in (tmp_path / "cache" / "toy" / "work").iterdir()) == ["half.txt"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "line"),
+    [
+        ("known", 1, "work known: file.json: broken, mend it (no record of this run: File too large)"),
+        (
+            "bug",
+            1,
+            "work bug: a bug, please report it (its traceback could not be written: File too large): KeyError: ",
+        ),
+        ("full", 1, "work full: input or output: File too large; raise the limit on a file's size (ulimit -f), then "),
+        ("nothing", 0, "work nothing: done, but no record of this run: File too large"),
+    ],
+)
+def test_where_nothing_can_be_written_it_is_one_line_still(tmp_path: Path, kind: str, code: int, line: str) -> None:
+    script = SCRIPT.replace('with tables.output("work", "toy") as out:', "if True:")
+    (tmp_path / "work.py").write_text(script.replace('out.file("half.txt").write_text("half")', "pass"))
+    done = subprocess.run(
+        [sys.executable, "work.py", kind],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY)),
+    )
+    assert done.returncode == code
+    assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith(line), done.stderr
 
 
 def test_a_wrong_number_of_arguments_is_explained(tmp_path: Path) -> None:
