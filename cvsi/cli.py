@@ -93,6 +93,31 @@ def times(
 
 
 @app.command()
+def store(
+    unused_for: float = typer.Option(
+        -1.0, help="Remove what no output here was made from and nobody used for so many days; asks first."
+    ),
+    yes: bool = typer.Option(False, "--yes", help="Do not ask."),
+) -> None:
+    """Show what the store holds: its size by kind and recipe, the last use, and which outputs here came from it."""
+    from cvsi import upkeep
+
+    place, console = Path(params.load().store), Console(width=None if sys.stdout.isatty() else WIDE)
+    parts = upkeep.survey(place)
+    if unused_for < 0:
+        console.print(upkeep.table(parts, str(place)))
+        return
+    parts = [part for part in parts if part.unused(unused_for)]
+    if not parts:
+        say(f"{place}: nothing that was unused for {unused_for:g} days")
+        return
+    console.print(upkeep.table(parts, f"{place}: to remove"))
+    if not yes and not typer.confirm("Remove these for good? Outputs of other workspaces may need them again."):
+        raise typer.Exit(1)
+    say(f"{place}: {count(len(upkeep.remove(place, unused_for)), 'part')} removed")
+
+
+@app.command()
 def check() -> None:
     """Say what the active datasets and the runs still need, what they would compute, and on what terms they may."""
     from cvsi.check import report

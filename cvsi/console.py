@@ -44,8 +44,8 @@ def count(number: int, noun: str) -> str:
 
 
 def plural(noun: str) -> str:
-    """`images`, `queries`."""
-    return noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
+    """`images`, `queries`, `days`."""
+    return noun[:-1] + "ies" if noun.endswith("y") and noun[-2:] != "ay" else noun + "s"
 
 
 def seconds(value: float) -> str:

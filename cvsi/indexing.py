@@ -50,7 +50,8 @@ def build(name: str, params: Params) -> tuple[str, list[str]]:
     for table, word in ((images, "images"), (queries, "queries")):
         if not table.height:
             raise CvsiError(f"{root}: no {word} to work on; see what its annotations list and what was dropped")
-    with output("index", name) as out:
+    rules = {"bad_images", "missing_images", "format", "category", "splits"}
+    with output("index", name, recipe=dataset.model_dump(include=rules) | {"files": FACTS_RECIPE}) as out:
         out.table("images.parquet", images.to_arrow(), IMAGES)
         out.table("queries.parquet", queries.to_arrow(), QUERIES)
         out.table("dropped.parquet", dropped.to_arrow(), DROPPED)

@@ -11,22 +11,28 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from cvsi.console import complain, say
-from cvsi.places import folder, whole_or_absent
+from cvsi.locks import share
+from cvsi.places import folder, once, whole_or_absent
 
 PARAMS = Path("params.yaml")
 
 
 def recall(dataset: str, remembered: Path | None) -> bool:
     """Put the index remembered in this place, see `place_of`, where the dataset's belongs; whether there was one."""
-    if remembered is None or not (remembered / "memo.json").exists():
+    if remembered is None or not remembered.exists():
         return False
-    memo = json.loads((remembered / "memo.json").read_text(encoding="utf-8"))
-    if memo["digests"] != _digests(remembered / "files"):
+    share(remembered.parent.parent)
+    memo = _whole(remembered)
+    if memo is None:
+        complain(f"{remembered}: damaged; the index is made anew")
+        shutil.rmtree(remembered, ignore_errors=True)
         return False
+    os.utime(remembered)  # the store's upkeep goes by the last use
     with whole_or_absent(folder("index", dataset)) as partial:
         shutil.copytree(remembered / "files", partial, dirs_exist_ok=True)
     say(f"{memo['summary']} (no file, parameter or code changed since the last look)")
@@ -39,10 +45,21 @@ def remember(dataset: str, place: Path | None, summary: str, warnings: list[str]
     """Keep the index that was just made in a place taken before it was, with a line about it and what was warned of."""
     if place is None or place.exists():
         return
-    with whole_or_absent(place) as partial:
+    with once(place) as partial:
         shutil.copytree(folder("index", dataset), partial / "files")
-        memo = {"summary": summary, "warnings": warnings, "digests": _digests(partial / "files")}
+        memo: dict[str, Any] = {"summary": summary, "warnings": warnings, "digests": _digests(partial / "files")}
+        memo["digest"] = _digest(memo)
         (partial / "memo.json").write_text(json.dumps(memo, indent=2) + "\n", encoding="utf-8")
+
+
+def _whole(remembered: Path) -> dict[str, Any] | None:
+    """What is remembered, or None where its files are not those that were written."""
+    try:
+        memo: dict[str, Any] = json.loads((remembered / "memo.json").read_bytes())
+        sound = memo.pop("digest") == _digest(memo) and memo["digests"] == _digests(remembered / "files")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return memo if sound else None
 
 
 def place_of(dataset: str) -> Path | None:
@@ -87,6 +104,10 @@ def _files(place: str, seen: set[tuple[int, int]]) -> Iterator[str]:
             yield f"{entry.path}\0{facts.st_size}\0{facts.st_mtime_ns}\0{entry.is_symlink()}\n"
         except OSError as error:
             yield f"{entry.path}\0{error.errno}\n"
+
+
+def _digest(memo: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(memo, sort_keys=True).encode()).hexdigest()
 
 
 def _digests(place: Path) -> dict[str, str]:

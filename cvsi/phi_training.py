@@ -46,7 +46,7 @@ def train(name: str, params: Params) -> None:
     with whole_or_absent(phi_folder(name)) as folder:
         (folder / "phi.safetensors").write_bytes(save(progress.best))
         progress.table().write_csv(folder / "losses.csv")
-        Output(folder).json("provenance.json", facts)
+        Output(folder).recipe(facts)
     say(f"{phi_folder(name)}: phi of step {progress.best_step:,}, validation loss {progress.best_loss:.4g}")
 
 

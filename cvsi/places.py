@@ -68,6 +68,25 @@ def whole_or_absent(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def once(target: Path) -> Iterator[Path]:
+    """Make a folder that several processes may make at once, all alike; it appears whole, by whoever is first."""
+    partial = target.with_name(f".{target.name}-{uuid.uuid4().hex[:12]}.partial")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for path in partial.rglob("*"):
+            flush(path)
+        try:
+            partial.rename(target)
+        except OSError:
+            if not target.exists():
+                raise
+        flush(target.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
 def whole_file(target: Path) -> Iterator[Path]:
     """A path to write a file at, which takes its final place, flushed, only when the block ends without an error.
 

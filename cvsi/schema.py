@@ -6,6 +6,7 @@ added, none may be renamed. Vectors are fixed-size lists, so their schemas are f
 
 import pyarrow as pa
 
+VERSION = 1  # of all tables, the store's included; raised when a reader of before would take a table for another one
 STRINGS = pa.list_(pa.string())
 
 IMAGES = pa.schema(
@@ -52,6 +53,7 @@ RANKINGS = pa.schema(
         "score": pa.float32(),
     }
 )
+GROUP_RANKINGS = pa.schema([RANKINGS.field(name) for name in ("query_id", "split", "rank", "image_id")])
 
 QUERY_PARTS = ("edited", "pseudo", "reference", "source", "instruction")
 GALLERY_PARTS = ("image", "caption")
@@ -70,6 +72,7 @@ STORED_EDITS = pa.schema(
         "answers": STRINGS,
     }
 )
+STORED_WEIGHTS = pa.schema({"key": pa.string(), "weights": pa.string()})
 STORED_MASKS = pa.schema({"key": pa.string(), "masked": pa.string()})
 
 

@@ -3,13 +3,14 @@
 `<store>/<kind>/<recipe digest>/*.parquet` is an append-only set of immutable files. A row's key is the digest of what
 it was computed from; the recipe covers everything else that decides its value. Each file is written under a temporary
 name, flushed and renamed, so any number of writers may share a store; of two files with the same row the first by name
-counts, and names begin with their time of writing.
+counts, and names begin with their time of writing and end with the beginning of the file's SHA-256.
 """
 
 import hashlib
 import json
+import os
+import re
 import time
-import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,11 +22,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cvsi.errors import CvsiError, cause
+from cvsi.locks import share
 from cvsi.places import whole_file
 from cvsi.runs import spending
-from cvsi.tables import write_parquet
+from cvsi.tables import check_version, write_parquet
 
 READERS = 8  # files read at once: on a shared disk it is the waiting that takes long
+SUM = re.compile("[0-9]{20}-([0-9a-f]{16})")  # names of before have twelve digits, which mean nothing
+DAMAGED = "damaged"
+NOWHERE = pl.DataFrame(schema={"key": pl.String, "file": pl.String, "row": pl.Int64})
+
+
+class Damaged(CvsiError):
+    """A file of the store is not what was written."""
 
 
 def digest(*parts: Any) -> str:
@@ -40,23 +49,46 @@ class Shelf:
     def __init__(self, store: str | Path, kind: str, recipe: Mapping[str, Any], schema: pa.Schema) -> None:
         """Open a shelf for reading and appending; `schema` has a string column `key`."""
         self.kind, self.recipe, self.schema = kind, dict(recipe), schema
-        self.folder = Path(store) / kind / digest(self.recipe)
-        self._known = pl.DataFrame(schema={"key": pl.String, "file": pl.String, "row": pl.Int64})
-        with spending("read"), ThreadPoolExecutor(READERS) as pool:
-            self._new = list(pool.map(self._rows_of, sorted(self.folder.glob("*.parquet"))))
+        self.store = Path(store)
+        self.folder = self.store / kind / digest(self.recipe)
+        if self.store.is_dir():
+            share(self.store)
+        self._known, self._new, self._unreadable = NOWHERE, list[pl.DataFrame](), list[Path]()
+        self._look()
 
     def missing(self, keys: pl.Series) -> pl.Series:
         """The keys that have no row yet, in the order given."""
         return keys.filter(~keys.is_in(self._index()["key"].implode()))
 
+    def mend(self, keys: pl.Series) -> list[str]:
+        """Hold the files that these rows lie in against their checksums, and put damaged ones aside.
+
+        A line for each of those: their rows are missing from now on. It also counts as a use of the shelf.
+        """
+        said: list[str] = []
+        while bad := [*self._unreadable, *self._unsound(keys)]:
+            (self.folder / DAMAGED).mkdir(exist_ok=True)
+            for file in bad:
+                aside = self.folder / DAMAGED / file.name
+                if file.exists():  # else another process was faster
+                    file.rename(aside)
+                said.append(f"{aside}: damaged, put aside; its rows are computed again")
+            self._look()  # a row of theirs may lie in another file, too
+        if self.folder.is_dir() and os.access(self.folder, os.W_OK):
+            os.utime(self.folder)
+        return said
+
     def add(self, rows: pa.Table) -> None:
         """Append rows as one immutable file; they can be taken at once."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        share(self.store)
         self._describe()
-        name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:12]}"
-        final = self.folder / f"{name}.parquet"
+        sink = pa.BufferOutputStream()
+        write_parquet(rows.select(self.schema.names).cast(self.schema), sink)
+        content = sink.getvalue()
+        final = self.folder / f"{time.time_ns():020d}-{hashlib.sha256(content).hexdigest()[:16]}.parquet"
         with whole_file(final) as partial:
-            write_parquet(rows.select(self.schema.names).cast(self.schema), partial)
+            partial.write_bytes(content)
         self._new.append(_located(rows["key"], final))
 
     def take(self, keys: pl.Series) -> pa.Table:
@@ -82,8 +114,26 @@ class Shelf:
             self._new = []
         return self._known
 
-    def _rows_of(self, file: Path) -> pl.DataFrame:
-        return _located(_read(file, self.schema, ["key"])["key"], file)
+    def _look(self) -> None:
+        """Read the keys of all files; those that cannot be read are remembered, and their rows are not there."""
+        self._known, self._unreadable = NOWHERE, []
+        with spending("read"), ThreadPoolExecutor(READERS) as pool:
+            found = pool.map(self._rows_of, sorted(self.folder.glob("*.parquet")))
+            self._new = [rows for rows in found if rows is not None]
+
+    def _rows_of(self, file: Path) -> pl.DataFrame | None:
+        try:
+            return _located(_read(file, self.schema, ["key"])["key"], file)
+        except Damaged:
+            self._unreadable.append(file)
+            return None
+
+    def _unsound(self, keys: pl.Series) -> list[Path]:
+        """The files with any of these rows whose bytes do not have the sum in their names."""
+        wanted = self._index().filter(pl.col("key").is_in(keys.implode()))["file"].unique(maintain_order=True)
+        with ThreadPoolExecutor(READERS) as pool:
+            files = [self.folder / name for name in wanted]
+            return [file for file, sound in zip(files, pool.map(_sound, files), strict=True) if not sound]
 
     def _describe(self) -> None:
         """Keep the recipe readable beside its rows; whoever comes first writes it, all write the same."""
@@ -98,11 +148,24 @@ def _located(keys: pa.ChunkedArray, file: Path) -> pl.DataFrame:
     return frame.select("key", pl.lit(file.name).alias("file"), pl.int_range(pl.len()).alias("row"))
 
 
+def _sound(file: Path) -> bool:
+    """Whether a file is there and has the bytes that its name says; of an old name, whether it is there."""
+    try:
+        with file.open("rb") as stream:
+            named = SUM.fullmatch(file.stem)
+            return named is None or hashlib.file_digest(stream, "sha256").hexdigest().startswith(named[1])
+    except OSError:
+        return False
+
+
 def _read(file: Path, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
     try:
         table = pq.read_table(file, columns=columns or schema.names, partitioning=None, page_checksum_verification=True)
+        check_version(table.schema.metadata, file)
+        if lost := set(columns or schema.names) - set(table.column_names):
+            raise ValueError(f"no column {min(lost)!r}")
         return table.cast(pa.schema([schema.field(name) for name in table.column_names]))
     except (pa.ArrowInvalid, pa.ArrowKeyError, OSError, ValueError) as error:
-        raise CvsiError(
-            f"{file}: damaged store file ({cause(error)}); delete it, its rows are computed again"
+        raise Damaged(
+            f"{file}: damaged store file ({cause(error)}); run it again: the file is put aside, its rows computed again"
         ) from None

@@ -1,12 +1,14 @@
 """The artifact tables on disk: one Parquet writer, and a stage's output folder, written whole or not at all.
 
-The same rows give the same bytes: fixed row groups, no metadata of other libraries.
+The same rows give the same bytes: fixed row groups, no metadata of other libraries. Each file carries the version of
+its schema; one of a later version is refused, one without is of version 1.
 """
 
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -15,21 +17,40 @@ import pyarrow.parquet as pq
 from cvsi.errors import CvsiError, cause
 from cvsi.places import folder, whole_or_absent
 from cvsi.runs import spending
+from cvsi.schema import VERSION
 
 SHARD_ROWS = 4096
 PART_ROWS = 65_536  # of narrow columns, that many fit in a few megabytes
+VERSION_KEY = "cvsi.schema"
+PROVENANCE = "provenance.json"
 
 
-def write_parquet(table: pa.Table, path: Path) -> None:
-    """Write a table so that equal rows give equal bytes: combined chunks, fixed row groups, zstd, no metadata."""
+def write_parquet(table: pa.Table, target: Path | pa.NativeFile) -> None:
+    """Write a table so that equal rows give equal bytes: combined chunks, fixed row groups, zstd, the version alone."""
     with spending("write"):
-        plain = table.replace_schema_metadata(None).combine_chunks()
+        plain = table.replace_schema_metadata({VERSION_KEY: str(VERSION)}).combine_chunks()
         # A dictionary of a vector's numbers saves nothing, and makes reading them three times slower.
         vectors = [field.name for field in plain.schema if pa.types.is_fixed_size_list(field.type)]
         worded = [name for name in plain.column_names if name not in vectors] if vectors else True
         pq.write_table(
-            plain, path, compression="zstd", row_group_size=SHARD_ROWS, write_page_checksum=True, use_dictionary=worded
+            plain,
+            target,
+            compression="zstd",
+            row_group_size=SHARD_ROWS,
+            write_page_checksum=True,
+            use_dictionary=worded,
         )
+
+
+def check_version(metadata: Mapping[bytes, bytes] | None, where: str | Path) -> None:
+    """Raise CvsiError for a Parquet file's metadata of a later version than this program knows."""
+    known((metadata or {}).get(VERSION_KEY.encode(), b"1").decode("ascii", "replace"), where)
+
+
+def known(version: Any, where: str | Path) -> None:
+    """Raise CvsiError for a version, a number or its digits, that this program does not know."""
+    if not str(version).isdecimal() or not 1 <= int(version) <= VERSION:
+        raise CvsiError(f"{where}: schema version {str(version)[:20]}, this cvsi knows up to {VERSION}; update cvsi")
 
 
 class Output:
@@ -60,20 +81,38 @@ class Output:
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
         self.file(name).write_text(text + "\n", encoding="utf-8")
 
+    def recipe(self, facts: Mapping[str, Any]) -> None:
+        """Keep what decided the content, never time or device, as `provenance.json`."""
+        self.json(PROVENANCE, {"schema": VERSION, **facts})
+
 
 @contextmanager
 def output(
-    stage: str, dataset: str, backbone: str | None = None, recipe: Mapping[str, Any] | None = None
+    stage: str, dataset: str, backbone: str | None = None, recipe: Mapping[str, Any] = MappingProxyType({})
 ) -> Iterator[Output]:
-    """Make a stage's output folder, whole or not at all.
-
-    `recipe` (facts that decide the content, never time or device) is kept beside the rows as `provenance.json`.
-    """
+    """Make a stage's output folder, whole or not at all, with the recipe beside its rows."""
     with whole_or_absent(folder(stage, dataset, backbone)) as partial:
         out = Output(partial)
         yield out
-        if recipe is not None:
-            out.json("provenance.json", recipe)
+        out.recipe(recipe)
+
+
+def provenance(place: Path) -> dict[str, Any]:
+    """The recipe that an output folder was made by; empty where another program left it out.
+
+    Raises CvsiError for one that is no JSON object or of a later schema version.
+    """
+    path = place / PROVENANCE
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise CvsiError(f"{path}: not readable JSON ({cause(error)}); run its stage again (dvc repro)") from None
+    if not isinstance(found, dict):
+        raise CvsiError(f"{path}: not a JSON object; run its stage again (dvc repro)")
+    known(found.pop("schema", 1), path)
+    return found
 
 
 def read(stage: str, dataset: str, name: str) -> pa.Table:
@@ -102,6 +141,7 @@ def parts(path: Path, columns: list[str] | None = None, size: int = PART_ROWS) -
     Raises CvsiError where it is missing or damaged; of `columns` those that are there are read.
     """
     with _readable(path), pq.ParquetFile(path) as parquet:
+        check_version(parquet.schema_arrow.metadata, path)
         if not parquet.metadata.num_rows:  # it still says which columns there are
             yield _plain(parquet.schema_arrow.empty_table())
         batches = parquet.iter_batches(batch_size=size, columns=columns)
@@ -131,7 +171,9 @@ def exists(stage: str, dataset: str, backbone: str | None = None) -> bool:
 def read_file(path: Path) -> pa.Table:
     """Read one Parquet file, strings and lists in their plain Arrow types; CvsiError where it is missing or damaged."""
     with _readable(path), spending("read"):
-        return _plain(pq.read_table(path, partitioning=None))
+        table = pq.read_table(path, partitioning=None)
+        check_version(table.schema.metadata, path)
+        return _plain(table)
 
 
 def fit(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
@@ -168,7 +210,7 @@ def _readable(path: Path) -> Iterator[None]:
 def _plain(table: pa.Table) -> pa.Table:
     """The table with dictionaries, views and large forms, which other programs write, as plain strings and lists."""
     wanted = pa.schema([field.with_type(_plain_type(field.type)) for field in table.schema])
-    return table if wanted.equals(table.schema) else table.cast(wanted)
+    return table.replace_schema_metadata(None) if wanted.equals(table.schema) else table.cast(wanted)
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:

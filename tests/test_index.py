@@ -83,6 +83,10 @@ def test_a_damaged_memory_is_not_used(toy: Workspace) -> None:
     memo.write_bytes(b"damaged")
     assert "8 in the store, 0 to read" in toy.run("index", "toy")
     assert toy.bytes_below("toy/index") == before
+    assert "no file, parameter or code changed" in toy.run("index", "toy")  # it was remembered anew
+    memo.parent.with_name("memo.json").write_text('{"summary": "1,000 images"}')
+    assert "8 in the store, 0 to read" in toy.run("index", "toy")
+    assert toy.bytes_below("toy/index") == before
 
 
 def test_real_circo_annotations(shared: Path, tmp_path: Path) -> None:
@@ -405,7 +409,7 @@ def test_the_files_are_those_of_the_contract(toy: Workspace) -> None:
     for name, wanted in (("images", schema.IMAGES), ("queries", schema.QUERIES), ("dropped", schema.DROPPED)):
         file = pq.ParquetFile(folder / f"{name}.parquet")
         assert file.schema_arrow.equals(wanted)
-        assert set(file.schema_arrow.metadata or {}) == set()
+        assert file.schema_arrow.metadata == {b"cvsi.schema": b"1"}
     assert not folder.with_name(".index.partial").exists()
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -71,19 +72,74 @@ def test_many_writers_lose_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.partial"))
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped"])
-def test_a_damaged_file_is_one_clear_line(tmp_path: Path, damage: str) -> None:
-    mine = shelf(tmp_path)
-    mine.add(rows(**{f"key{number}": "value" * 50 for number in range(200)}))
-    file = next(mine.folder.glob("*.parquet"))
+def damage(file: Path, kind: str) -> None:
     data = bytearray(file.read_bytes())
-    if damage == "cut":
+    if kind == "cut":
         data = data[: len(data) // 2]
+    elif kind == "empty":
+        data = bytearray()
     else:
-        data[40] ^= 0xFF
+        data[{"flipped": 40, "footer": -60, "end": -1}[kind]] ^= 0xFF
     file.write_bytes(bytes(data))
-    with pytest.raises(CvsiError, match="damaged store file"):
-        shelf(tmp_path).take(pl.Series(["key7"]))
+
+
+@pytest.mark.parametrize("kind", ["cut", "empty", "flipped", "footer", "end"])
+def test_a_damaged_file_is_put_aside_and_its_rows_are_missing(tmp_path: Path, kind: str) -> None:
+    mine, keys = shelf(tmp_path), pl.Series([f"key{number}" for number in range(200)])
+    mine.add(rows(**dict.fromkeys(keys, "value" * 50)))
+    mine.add(rows(other="sound"))
+    (file,) = [file for file in mine.folder.glob("*.parquet") if file.stat().st_size > 1000]
+    damage(file, kind)
+    late = shelf(tmp_path)
+    (line,) = late.mend(pl.concat([keys, pl.Series(["other"])]))
+    assert line.startswith(f"{mine.folder / 'damaged' / file.name}: damaged, put aside")
+    assert late.missing(keys).to_list() == keys.to_list() and late.missing(pl.Series(["other"])).is_empty()
+    late.add(rows(**dict.fromkeys(keys, "anew")))
+    for reader in (late, shelf(tmp_path)):
+        assert reader.mend(keys) == [] and reader.take(keys)["value"].to_pylist() == ["anew"] * 200
+
+
+def test_a_row_of_a_damaged_file_is_found_in_another_one(tmp_path: Path) -> None:
+    first, second = shelf(tmp_path), shelf(tmp_path)
+    first.add(rows(a="1", b="2"))
+    second.add(rows(a="1"))
+    damage(min(first.folder.glob("*.parquet")), "flipped")
+    late = shelf(tmp_path)
+    assert len(late.mend(pl.Series(["a", "b"]))) == 1
+    assert late.missing(pl.Series(["a", "b"])).to_list() == ["b"]
+
+
+def test_a_file_that_is_damaged_after_it_was_looked_at_is_one_line(tmp_path: Path) -> None:
+    mine = shelf(tmp_path)
+    mine.add(rows(a="1"))
+    next(mine.folder.glob("*.parquet")).write_bytes(b"PAR1 and nothing else")
+    with pytest.raises(CvsiError, match=r"damaged store file .* run it again"):
+        mine.take(pl.Series(["a"]))
+
+
+def test_files_of_before_are_read_and_checked_by_their_pages(tmp_path: Path) -> None:
+    mine = shelf(tmp_path)
+    mine.add(rows(a="1" * 500))
+    (file,) = mine.folder.glob("*.parquet")
+    old = file.rename(file.with_name(f"{file.name[:20]}-0123456789ab.parquet"))
+    late = shelf(tmp_path)
+    assert late.mend(pl.Series(["a"])) == [] and late.take(pl.Series(["a"]))["value"].to_pylist() == ["1" * 500]
+    damage(old, "flipped")
+    assert len(shelf(tmp_path).mend(pl.Series(["a"]))) == 1
+
+
+def test_a_newer_file_is_one_line_and_one_without_a_version_is_the_first(tmp_path: Path) -> None:
+    mine = shelf(tmp_path)
+    mine.add(rows(a="1"))
+    (file,) = mine.folder.glob("*.parquet")
+    table = pq.read_table(file)
+    old = file.with_name(f"{file.name[:20]}-0123456789ab.parquet")
+    file.unlink()
+    pq.write_table(table.replace_schema_metadata(None), old)
+    assert shelf(tmp_path).take(pl.Series(["a"])).num_rows == 1
+    pq.write_table(table.replace_schema_metadata({"cvsi.schema": "2"}), old)
+    with pytest.raises(CvsiError, match="schema version 2, this cvsi knows up to 1; update cvsi"):
+        shelf(tmp_path)
 
 
 json_values = st.recursive(

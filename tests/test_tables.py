@@ -1,5 +1,6 @@
 """The one Parquet writer and outputs that are whole or absent."""
 
+import json
 from pathlib import Path
 
 import polars as pl
@@ -72,6 +73,36 @@ def test_a_damaged_table_is_one_line() -> None:
     file.write_bytes(file.read_bytes()[:-20])
     with pytest.raises(CvsiError, match=r"images\.parquet: not a readable Parquet file"):
         tables.read("index", "toy", "images.parquet")
+
+
+@pytest.mark.parametrize("version", ["2", "x", "-1"])
+def test_a_table_of_a_later_schema_is_one_line(version: str) -> None:
+    with tables.output("captions", "toy") as out:
+        out.shard(pa.table({"name": ["a"], "list": [[]]}, schema=SCHEMA), SCHEMA)
+    file = Path("cache/toy/captions/part-00000.parquet")
+    pq.write_table(pq.read_table(file).replace_schema_metadata({"cvsi.schema": version}), file)
+    words = rf"part-00000.parquet: schema version {version}, .* update cvsi"
+    with pytest.raises(CvsiError, match=words):
+        tables.read("captions", "toy", file.name)
+    with pytest.raises(CvsiError, match=words):
+        tables.whole("captions", "toy")
+    pq.write_table(pq.read_table(file).replace_schema_metadata(None), file)
+    assert tables.whole("captions", "toy")["name"].to_pylist() == ["a"]
+
+
+def test_an_output_carries_its_recipe_and_version() -> None:
+    with tables.output("scores", "toy", recipe={"fusion": {"query": 1}}):
+        pass
+    place = Path("cache/toy/scores")
+    file = place / "provenance.json"
+    assert json.loads(file.read_text()) == {"schema": 1, "fusion": {"query": 1}}
+    assert tables.provenance(place) == {"fusion": {"query": 1}}
+    for text, words in (('{"schema": 2}', "schema version 2"), ("[]", "not a JSON object"), ("{", "not readable JSON")):
+        file.write_text(text)
+        with pytest.raises(CvsiError, match=words):
+            tables.provenance(place)
+    file.unlink()
+    assert tables.provenance(place) == {}
 
 
 def test_not_a_number_is_refused() -> None:
