@@ -1,5 +1,5 @@
 # `make demo` and `make test` set everything up by themselves; README.md spells the same commands out without make.
-.PHONY: help setup demo demo-seeds demo-models test test-slow bench bench-growth lint format deps requirements
+.PHONY: help setup demo demo-seeds demo-models test test-slow test-faults bench bench-growth lint format deps requirements
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
@@ -26,6 +26,9 @@ test: setup         ## run all tests
 
 test-slow: setup    ## hold ViT-L and ViT-bigG, with random weights, against transformers (9 GB of memory, minutes)
 	@python -m pytest -n 0 -m slow -rP
+
+test-faults: setup  ## kill every stage 26 times while it writes, fill disks, damage files, take models away (half an hour)
+	@python -m pytest -s -m faults tests/faults; code=$$?; python -m tests.faults.table; exit $$code
 
 bench: setup        ## time each stage against a plain loop and the floor (under 20 minutes on 2 cores)
 	@python -m benchmarks

@@ -1,0 +1,43 @@
+"""What the tests of faults share: the local server of answers, and the workspace in which every stage ran once."""
+
+import fcntl
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Workspace
+from tests.faults import chain as chains
+from tests.faults.answers import serving
+from tests.faults.stand import Stand
+
+
+@pytest.fixture(scope="session")
+def answers() -> Iterator[str]:
+    """The address of a server that answers the editor's prompts."""
+    with serving() as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def chain(tmp_path_factory: pytest.TempPathFactory, worker_id: str, answers: str) -> Workspace:
+    """A workspace in which every stage ran once, unharmed; made once for all of pytest's workers."""
+    base = tmp_path_factory.getbasetemp()
+    base = base if worker_id == "master" else base.parent
+    place, whole = base / "chain", base / "chain.whole"
+    with (base / "chain.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not whole.exists():
+            chains.make(place, answers)
+            whole.touch()
+    return Workspace(place)
+
+
+@pytest.fixture
+def stand(chain: Workspace, answers: str, tmp_path: Path) -> Callable[[str], Stand]:
+    """Gives a stage in its own copy of the chain's workspace."""
+
+    def put(stage: str) -> Stand:
+        return Stand(chains.copy(chain, tmp_path / "stand", answers), chains.CASES[stage])
+
+    return put
