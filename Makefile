@@ -33,8 +33,9 @@ test-faults: setup  ## kill every stage 26 times while it writes, fill disks, da
 bench: setup        ## time each stage against a plain loop and the floor (under 20 minutes on 2 cores)
 	@python -m benchmarks
 
-bench-growth: setup ## time and memory of each stage against the number of images, drawn into docs/growth.png
+bench-growth: setup ## time and memory of each stage against the number of images (about half an hour)
 	@python -m benchmarks.growth --plot docs/growth.png
+	@python -m benchmarks.scores --growth
 
 lint: setup         ## formatting, lint, types
 	@ruff format --check .

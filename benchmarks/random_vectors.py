@@ -40,7 +40,8 @@ def gallery_table(random: np.random.Generator, images: int, width: int) -> pa.Ta
 def write(folder: Path, images: int, queries: int, width: int, form: str = "circo", excluded: bool = False) -> None:
     """A workspace with dataset `big`, backbone `tiny`: params.yaml, index, vectors; all queries are labelled.
 
-    The gallery's vectors repeat after 65,536 images where there are more, so that ten million are drawn in seconds.
+    The gallery's vectors repeat after 65,536 images, their numbers turned by one place each time, so that ten million
+    are drawn in seconds and equal ones stay few.
     """
     random = np.random.default_rng(0)
     _params(folder, form)
@@ -59,7 +60,7 @@ def write(folder: Path, images: int, queries: int, width: int, form: str = "circ
     block = gallery_table(random, min(images, 1 << 16), width)
     for number, start in enumerate(range(0, images, tables.SHARD_ROWS)):
         rows = min(tables.SHARD_ROWS, images - start)
-        part = block.slice(start % len(block), rows)
+        part = _turned(block.slice(start % len(block), rows), start // len(block))
         shard = part.add_column(0, "image_id", pa.array(_names(start, start + rows)))
         tables.write_parquet(shard, place / f"part-{number:05d}.parquet")
     place = cache / "tiny" / "query_vectors"
@@ -69,6 +70,13 @@ def write(folder: Path, images: int, queries: int, width: int, form: str = "circ
     for name in vectors.column_names:
         keys = keys.append_column(name, vectors[name])
     tables.write_parquet(keys, place / "part-00000.parquet")
+
+
+def _turned(part: pa.Table, places: int) -> pa.Table:
+    """The vectors with their numbers moved by so many places."""
+    width = part.schema.field(0).type.list_size
+    matrices = [part[name].combine_chunks().flatten().to_numpy().reshape(-1, width) for name in part.column_names]
+    return pa.table([column(np.roll(matrix, places, axis=1)) for matrix in matrices], names=part.column_names)
 
 
 def _params(folder: Path, form: str) -> None:

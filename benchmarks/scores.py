@@ -4,15 +4,16 @@ The plain loop sorts the whole score matrix, indexes an array of names by it and
 these benchmarks does. The floor is one matrix product with a top-k, or a bare script that does just that from disk.
 """
 
-import argparse
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
 import torch
+import typer
 
 from benchmarks import measure, random_vectors
 from benchmarks.measure import FLOOR, OURS, PLAIN, Case
@@ -151,16 +152,18 @@ def growing(sizes: list[int], queries: int = 200, width: int = 64) -> Case:
     )  # fmt: skip
 
 
-def main() -> None:
-    """Measure all of it, or with `--quick` the cases in memory alone."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="the cases in memory alone")
-    quick = parser.parse_args().quick
+def main(
+    quick: Annotated[bool, typer.Option("--quick", help="The cases in memory alone.")] = False,
+    growth: Annotated[bool, typer.Option("--growth", help="Galleries of up to ten million images alone.")] = False,
+) -> None:
+    """Measure the stage in memory and from disk to disk."""
+    if growth:
+        measure.publish("scores_growth", [growing([100_000, 1_000_000, 10_000_000])])
+        return
     cases = [in_memory(name, *size) for name, size in SIZES.items()]
-    if not quick:
-        cases += [from_disk(1020, 123_403, 1280), growing([100_000, 1_000_000, 10_000_000])]
+    cases += [] if quick else [from_disk(1020, 123_403, 1280)]
     measure.publish("scores", cases, threads=torch.get_num_threads())
 
 
 if __name__ == "__main__":
-    main()
+    measure.run(main)

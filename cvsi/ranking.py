@@ -88,13 +88,26 @@ def best_of(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest of each row with their columns; of equal ones the lower column comes first.
 
     `topk` leaves open in which order equal values come and which of them it takes; rows where that matters, found by
-    one value more, are sorted in full.
+    one value more, are settled by themselves.
     """
     size = min(k, scores.shape[1])
     values, columns = torch.topk(scores, min(size + 1, scores.shape[1]), dim=1)
     tied = torch.nonzero((values[:, 1:] == values[:, :-1]).any(dim=1)).flatten()
     values, columns = values[:, :size], columns[:, :size]
     if len(tied):
-        exact, places = torch.sort(scores[tied], dim=1, descending=True, stable=True)
-        values[tied], columns[tied] = exact[:, :size], places[:, :size]
+        values[tied], columns[tied] = _settled(scores[tied], values[tied, -1:], size)
     return values, columns
+
+
+def _settled(scores: Tensor, last: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row, the k-th of which is `last` [rows, 1], with their columns; equal ones by column.
+
+    All that are larger than the last, and as many equal to it, the first ones, as there is room for: cheaper by far
+    than sorting the whole rows, of which near-duplicates in a gallery would make many.
+    """
+    larger, equal = scores > last, scores == last
+    room = k - larger.count_nonzero(dim=1).unsqueeze(1)
+    taken = larger | (equal & (equal.cumsum(dim=1, dtype=torch.int32) <= room))
+    columns = torch.nonzero(taken)[:, 1].view(len(scores), k)
+    values, places = torch.sort(scores.gather(1, columns), dim=1, descending=True, stable=True)
+    return values, columns.gather(1, places)
