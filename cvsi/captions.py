@@ -20,6 +20,7 @@ from cvsi.params import Compute, Dataset, Params
 from cvsi.schema import CAPTIONS, STORED_CAPTIONS
 from cvsi.steps import Step, Work, fill
 from cvsi.store import Shelf
+from cvsi.weights import require
 
 T = TypeVar("T")
 
@@ -29,7 +30,8 @@ def build(name: str, params: Params) -> None:
     dataset = params.dataset(name)
     images = pl.DataFrame(tables.read("index", name, "images.parquet"))
     used = precision(dataset.captioner.precision, device(params.compute).type)
-    shelf = Shelf(params.store, "captions", recipes.captions(dataset.captioner, used), STORED_CAPTIONS)
+    recipe = recipes.captions(dataset.captioner, used, params.store)
+    shelf = Shelf(params.store, "captions", recipe, STORED_CAPTIONS)
     size = params.compute.caption_batch
     # One vLLM takes all GPUs that compute.tensor_parallel says; a process has no room for two.
     workers = 1 if dataset.captioner.engine == "vllm" else params.compute.workers
@@ -51,6 +53,7 @@ def build(name: str, params: Params) -> None:
 
 def _load(dataset: Dataset, params: Params, worker: int) -> Work:
     settings, size = dataset.captioner, params.compute.caption_batch
+    require(settings.model)
     if settings.engine == "vllm":
         vllm = VllmBlip2(settings, params.compute)
         # Batches are vLLM's own affair, so the copies that fill up a short one are left out.

@@ -9,13 +9,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cvsi import __version__, params, places
+from cvsi import __version__, pack_commands, params, places
 from cvsi.console import complain, count, say, seconds
 from cvsi.errors import CvsiError
 
 WIDE = 160  # columns of a table that goes into a file or a pipe
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+pack_commands.register(app)
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from cvsi.params import Params
 from cvsi.schema import EDITS, STORED_EDITS
 from cvsi.steps import Step, Work, fill
 from cvsi.store import Shelf, digest
+from cvsi.weights import require
 
 Load = Callable[[EditorSettings, ComputeSettings], engines.Engine]
 
@@ -28,12 +29,12 @@ def build(name: str, params: Params, load: Load = engines.load) -> None:
     asked = questions(name)
     prompts = editor.few_shots(dataset.prompts)
     used = precision(dataset.editor.precision, device(params.compute).type)
-    recipe = recipes.edits(dataset.editor, prompts, used)
+    recipe = recipes.edits(dataset.editor, prompts, used, params.store)
     shelf = Shelf(params.store, "edits", recipe, STORED_EDITS)
     # One worker: the engine spreads over GPUs by itself (compute.tensor_parallel).
     step = Step(
         "query", "to edit", "edited", params.compute.edit_batch,
-        lambda worker: _work(load(dataset.editor, params.compute), dataset.editor, prompts),
+        lambda worker: _work(_loaded(load, dataset.editor, params.compute), dataset.editor, prompts),
         lower="compute.gpu_memory or the editor's context",
     )  # fmt: skip
     fill(shelf, step, asked.unique("key", keep="first", maintain_order=True), asked.height)
@@ -52,9 +53,19 @@ def questions(name: str) -> pl.DataFrame:
     """The indexed queries with the captions of their references and the store's `key`, in order."""
     queries = pl.DataFrame(tables.read("index", name, "queries.parquet"))
     captions = pl.DataFrame(tables.whole("captions", name)).select(reference_id="image_id", captions="captions")
-    asked = queries.join(captions, on="reference_id", how="left", maintain_order="left")
+    return keyed(queries.join(captions, on="reference_id", how="left", maintain_order="left"))
+
+
+def keyed(asked: pl.DataFrame) -> pl.DataFrame:
+    """Rows of `captions` and `instruction`, with the store's `key` of each."""
     keys = [digest(lines, text) for lines, text in asked.select("captions", "instruction").iter_rows()]
     return asked.with_columns(key=pl.Series(keys, dtype=pl.String))
+
+
+def _loaded(load: Load, settings: EditorSettings, compute: ComputeSettings) -> engines.Engine:
+    if settings.engine != "server":
+        require(settings.model)
+    return load(settings, compute)
 
 
 def _work(engine: engines.Engine, settings: EditorSettings, prompts: dict[str, str]) -> Work:

@@ -20,7 +20,7 @@ from cvsi.errors import CvsiError
 from cvsi.indexing import stat_files
 from cvsi.model_settings import Backbone, Editor
 from cvsi.params import Dataset, Params
-from cvsi.weights import is_hub_name
+from cvsi.weights import is_hub_name, recorded
 
 WEIGHTS = (".safetensors", ".bin")
 REACH_SECONDS = 1.0
@@ -62,8 +62,8 @@ def look(params: Params) -> Needs:
     for name in used_datasets(params):
         dataset = params.dataset(name)
         _dataset(needs, name, dataset)
-        _model(needs, "captioner", dataset.captioner.model, dataset.captioner.revision)
-        _editor(needs, dataset.editor)
+        _model(needs, "captioner", dataset.captioner.model, dataset.captioner.revision, params.store)
+        _editor(needs, dataset.editor, params.store)
         if "vllm" in (dataset.captioner.engine, dataset.editor.engine) and find_spec("vllm") is None:
             needs.lack("package vllm", "make setup")
     for name in used_backbones(params):
@@ -97,13 +97,16 @@ def _dataset(needs: Needs, name: str, dataset: Dataset) -> None:
             needs.lack(what, f"{source.get}; or set missing_images: drop for {name}")
 
 
-def _model(needs: Needs, noun: str, model: str, revision: str | None) -> None:
+def _model(needs: Needs, noun: str, model: str, revision: str | None, store: str) -> None:
     source = sources.of_model(model)
     needs.use(f"{noun} {model}", source)
     path = Path(model)
     if path.is_dir():
         if not any(file.suffix in WEIGHTS for file in path.iterdir()):
             needs.lack(f"weights in {path}", f"put a model with {' or '.join(WEIGHTS)} files there")
+    elif not is_hub_name(model) and recorded(model, store):
+        note = f"{noun} {path} is not here: rows of it that were unpacked are found, no new ones computed"
+        needs.notes += [] if note in needs.notes else [note]
     elif not is_hub_name(model):
         needs.lack(f"folder {path}", f"put the {noun}'s model there or change its name in params.yaml")
     elif not in_hub_cache(model, revision):
@@ -111,9 +114,9 @@ def _model(needs: Needs, noun: str, model: str, revision: str | None) -> None:
         needs.lack(f"{noun} {model}{at}", source.get)
 
 
-def _editor(needs: Needs, editor: Editor) -> None:
+def _editor(needs: Needs, editor: Editor, store: str) -> None:
     if editor.engine == "vllm":
-        _model(needs, "editor", editor.model, editor.revision)
+        _model(needs, "editor", editor.model, editor.revision, store)
         return
     address = urlsplit(editor.address or "")
     port = address.port or (443 if address.scheme == "https" else 80)

@@ -96,14 +96,15 @@ def _count(shelf: Shelf, keys: pl.Series | None, most: int, name: str, kind: str
 def _captions(name: str, params: Params, found: needs.Needs) -> Task:
     captioner = params.dataset(name).captioner
     keys, most = _images(name, params, found)
-    recipe = recipes.captions(captioner, precision(captioner.precision, kind_of_device(params)))
+    recipe = recipes.captions(captioner, precision(captioner.precision, kind_of_device(params)), params.store)
     return _count(Shelf(params.store, "captions", recipe, KEY), keys, most, name, f"images to {captioner.n} captions")
 
 
 def _edits(name: str, params: Params, found: needs.Needs) -> Task:
     dataset = params.dataset(name)
     used = precision(dataset.editor.precision, kind_of_device(params))
-    shelf = Shelf(params.store, "edits", recipes.edits(dataset.editor, editor.few_shots(dataset.prompts), used), KEY)
+    recipe = recipes.edits(dataset.editor, editor.few_shots(dataset.prompts), used, params.store)
+    shelf = Shelf(params.store, "edits", recipe, KEY)
     if tables.exists("index", name) and tables.exists("captions", name):
         keys = questions(name)["key"].unique(maintain_order=True)
         return _count(shelf, keys, keys.len(), name, "queries to edit")

@@ -5,6 +5,7 @@ slow is imported: whoever only counts what is missing needs no model.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from cvsi.checkpoints import identity
@@ -16,24 +17,28 @@ EDIT_CODE = 1
 VECTOR_CODE = 1
 
 
-def captions(captioner: Captioner, precision: str) -> dict[str, Any]:
-    """What decides a caption besides the image's bytes."""
+def captions(captioner: Captioner, precision: str, store: str | Path | None = None) -> dict[str, Any]:
+    """What decides a caption besides the image's bytes; `store` may know a model that is not there."""
     # Captions of transformers are older than the key `engine`; without it they keep the recipe they were stored under.
     unnamed = {"engine"} if captioner.engine == "transformers" else set()
     settings = captioner.model_dump(exclude={"model", "revision", "precision"} | unnamed)
-    return settings | identify(captioner.model, captioner.revision) | {"precision": precision, "code": CAPTION_CODE}
+    model = identify(captioner.model, captioner.revision, store)
+    return settings | model | {"precision": precision, "code": CAPTION_CODE}
 
 
-def edits(editor: Editor, prompts: Mapping[str, str], precision: str) -> dict[str, Any]:
+def edits(
+    editor: Editor, prompts: Mapping[str, str], precision: str, store: str | Path | None = None
+) -> dict[str, Any]:
     """What decides an edit besides captions and instruction, `prompts` being the few-shot texts by task.
 
-    A server's address does not; the precision that it computes in is its own affair.
+    A server's address does not; the precision that it computes in is its own affair. `store` may know a model that is
+    not there.
     """
     settings = editor.model_dump(exclude={"model", "revision", "precision", "address"})
     if editor.engine == "server":
         model: dict[str, str | None] = {"model": editor.model, "revision": editor.revision}
     else:
-        model = identify(editor.model, editor.revision) | {"precision": precision}
+        model = identify(editor.model, editor.revision, store) | {"precision": precision}
     return settings | model | {"prompts": dict(prompts), "code": EDIT_CODE}
 
 

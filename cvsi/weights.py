@@ -1,35 +1,81 @@
 """Where a model's weights are and what identifies them: a folder's content, or a hub name with its revision.
 
-Two people with the same weights in different folders get the same recipe.
+Two people with the same weights in different folders get the same recipe. Where a folder is not there, the store may
+know, from a pack that was unpacked, what it would hold: rows made from it are found, but no new ones are computed.
 """
 
 import hashlib
 from pathlib import Path
 
+import polars as pl
+import pyarrow as pa
+
+from cvsi.console import complain
 from cvsi.errors import CvsiError
 from cvsi.runs import spending
+from cvsi.schema import STORED_WEIGHTS
+from cvsi.store import Shelf, digest
 
 READ_BYTES = 1 << 22
+RECORDS = {"code": 1}
 
 
-def identify(model: str, revision: str | None = None) -> dict[str, str | None]:
+def identify(model: str, revision: str | None = None, store: str | Path | None = None) -> dict[str, str | None]:
     """Facts for a recipe: the digest of a local file or folder, else the hub's name and revision.
 
-    Raises CvsiError for a path (absolute, or starting with a dot, or with a folder that exists) that is not there.
+    `store` may know what a folder that is not there would hold. Raises CvsiError for a path that is neither there nor
+    known to it.
     """
     path = Path(model.removeprefix("local-dir:"))
     if path.exists():
         return {"weights": content_digest(path)}
-    if not is_hub_name(model):
-        raise CvsiError(f"{path}: no such model folder; check the model in params.yaml")
-    return {"model": model, "revision": revision}
+    if is_hub_name(model):
+        return {"model": model, "revision": revision}
+    if store is not None and (weights := recorded(model, store)):
+        return {"weights": weights}
+    raise CvsiError(f"{path}: no such model folder; check the model in params.yaml, or unpack rows of it (cvsi unpack)")
 
 
 def is_hub_name(model: str) -> bool:
     """Whether a model that is no local path can be one of the hub's: `owner/name`."""
-    path = Path(model)
-    local = model.startswith("local-dir:") or path.is_absolute() or path.parts[:1] in ((".",), ("..",))
-    return not local and len(path.parts) == 2
+    local = model.startswith(("local-dir:", ".", "~")) or Path(model).is_absolute()
+    return not local and len(Path(model).parts) == 2
+
+
+def absent(model: str) -> bool:
+    """Whether a model is a local file or folder that is not there."""
+    return not is_hub_name(model) and not Path(model.removeprefix("local-dir:")).exists()
+
+
+def require(model: str) -> None:
+    """Raise CvsiError where new rows would need a local model that is not there."""
+    if absent(model):
+        path = model.removeprefix("local-dir:")
+        raise CvsiError(f"{path}: not here, and the store lacks rows of it; put the model there or unpack those rows")
+
+
+def recorded(model: str, store: str | Path) -> str | None:
+    """The digest that the store knows of a model that is not there, or None."""
+    shelf, key = _records(store), pl.Series([_key(model)])
+    for line in shelf.mend(key):
+        complain(line)
+    return None if shelf.missing(key).len() else str(shelf.take(key)["weights"][0].as_py())
+
+
+def record(model: str, weights: str, store: str | Path) -> str:
+    """Keep the digest of a model that is not there; returns the one that counts, which is the first ever kept."""
+    if (known := recorded(model, store)) is not None:
+        return known
+    _records(store).add(pa.table({"key": [_key(model)], "weights": [weights]}, schema=STORED_WEIGHTS))
+    return weights
+
+
+def _records(store: str | Path) -> Shelf:
+    return Shelf(store, "weights", RECORDS, STORED_WEIGHTS)
+
+
+def _key(model: str) -> str:
+    return digest(Path(model.removeprefix("local-dir:")).as_posix())
 
 
 def content_digest(path: Path) -> str:

@@ -22,7 +22,8 @@ ORDER = tuple(
     cvsi.published cvsi.report cvsi.report.thumbnails cvsi.report.weightings cvsi.report.beside cvsi.report.cards
     cvsi.report.build cvsi.grid cvsi.bilinear cvsi.sweep_views cvsi.sweep cvsi.world cvsi.world.scenes
     cvsi.world.drawing cvsi.world.wordings cvsi.world.instructions cvsi.world.rule cvsi.world.dataset cvsi.stage
-    cvsi.times cvsi.upkeep cvsi.summary cvsi.sources cvsi.needs cvsi.outlook cvsi.check cvsi.cli
+    cvsi.times cvsi.upkeep cvsi.summary cvsi.sources cvsi.needs cvsi.outlook cvsi.check
+    cvsi.packs cvsi.card cvsi.pack cvsi.fitting cvsi.unpack cvsi.pack_commands cvsi.cli
     """.split()
 )
 FILES = {

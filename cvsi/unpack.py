@@ -1,0 +1,77 @@
+"""A pack to rows of the store: all of it is checked before any is added, and what the store has stays as it is."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from cvsi import fitting, packs
+from cvsi.console import complain, count, say
+from cvsi.packs import MANIFEST, SCHEMAS, Kind, Pack
+from cvsi.params import Params
+from cvsi.store import Shelf
+
+
+@dataclass
+class Tally:
+    """Rows of a kind: added, there before and equal, there before with other content."""
+
+    added: int = 0
+    same: int = 0
+    other: int = 0
+
+
+def unpack(folder: Path, params: Params) -> None:
+    """Add a pack's rows to the store, and say how many, and which datasets of params.yaml find them.
+
+    Raises CvsiError for a pack that is damaged, not well-formed, or of a later version; then nothing was added.
+    """
+    pack = packs.open_pack(folder)
+    pack.check()
+    total = hashlib.sha256(packs.read(folder, MANIFEST, packs.MAX_MANIFEST)).hexdigest()
+    kinds = pack.manifest.kinds
+    say(f"{folder}: {' and '.join(kinds)} of {pack.manifest.dataset}, whole (manifest SHA-256 {total})")
+    if strangers := pack.strangers():
+        complain(f"{folder}: {count(strangers, 'file')} that the manifest does not name, not opened")
+    for kind in kinds:
+        tally = add(pack, kind, params.store)
+        say(f"{kind}: {count(tally.added, 'row')} added, {tally.same:,} were there (recipe {kinds[kind].recipe[:12]})")
+        if tally.other:
+            complain(f"{kind}: {count(tally.other, 'row')} in the store differ from the pack's; the store's stay")
+    for who, terms in pack.manifest.terms.items():
+        say(f"terms of {who}: {terms}")
+    _fit(pack, params)
+
+
+def add(pack: Pack, kind: Kind, store: str) -> Tally:
+    """Add the rows of a kind that the store lacks, a file at a time; stopped and run again it goes on."""
+    shelf, tally = Shelf(store, kind, pack.recipe(kind), SCHEMAS[kind]), Tally()
+    for table in pack.parts(kind):
+        keys = pl.Series("key", table["key"])
+        for line in shelf.mend(keys):
+            complain(line)
+        lost = shelf.missing(keys)
+        known = pl.DataFrame(table).filter(~keys.is_in(lost.implode()))
+        stored = pl.DataFrame(shelf.take(known["key"]))
+        same = sum(ours == theirs for ours, theirs in zip(stored.iter_rows(), known.iter_rows(), strict=True))
+        tally.added, tally.same, tally.other = (
+            tally.added + lost.len(), tally.same + same, tally.other + known.height - same,
+        )  # fmt: skip
+        if lost.len():
+            fresh = pl.DataFrame(table).filter(keys.is_in(lost.implode()))
+            shelf.add(fresh.to_arrow().cast(SCHEMAS[kind]))
+    return tally
+
+
+def _fit(pack: Pack, params: Params) -> None:
+    """Say what each dataset finds; models that are not here first, since they decide where it looks."""
+    names = fitting.datasets(pack.manifest.dataset, params)
+    asked = [
+        (kind, pack.recipe(kind), part.model, name) for name in names for kind, part in pack.manifest.kinds.items()
+    ]
+    for told in dict.fromkeys(fitting.stand_in(*each, params) for each in asked):
+        if told:
+            say(told)
+    for each in asked:
+        say(fitting.line(*each, params))
