@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -126,6 +127,21 @@ def _leave(number: int, frame: FrameType | None) -> None:
 def _stopped(number: int) -> str:
     return f"stopped by {signal.Signals(number).name}; finished blocks are kept, run it again to go on"
 
+
+def _own_code(workspace: Path) -> None:
+    """Start over with the package that lies beside the scripts, where another one was found.
+
+    DVC runs experiments in copies of the workspace, with the code and prompts of then, and one environment may serve
+    several clones; both would run what the environment's own clone holds by now.
+    """
+    own, before = workspace / "cvsi" / Path(__file__).name, os.environ.get("PYTHONPATH", "")
+    if own.is_file() and not own.samefile(__file__) and before.split(os.pathsep)[0] != str(workspace):
+        path = os.pathsep.join(filter(None, [str(workspace), before]))
+        os.execve(sys.executable, sys.orig_argv, os.environ | {"PYTHONPATH": path})
+
+
+# Now, before what a script imports next.
+_own_code(Path(sys.argv[0]).resolve().parent.parent)
 
 # From here on, since what a script imports next may take seconds; nothing is at work yet that would need an end.
 _on_signals(_leave)

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from tests.imports import ROOT
 
 SCRIPT = """
 import time
@@ -96,6 +99,17 @@ def test_an_error_is_one_line(tmp_path: Path, kind: str, line: str) -> None:
     if kind == "bug":
         (details,) = (tmp_path / "cache" / ".runs").glob("*.traceback.txt")
         assert "Traceback" in details.read_text(encoding="utf-8") and details.name in err
+
+
+def test_a_script_runs_the_package_beside_it_and_not_the_environments(tmp_path: Path) -> None:
+    for name in ("cvsi", "stages"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    with (tmp_path / "cvsi" / "memo.py").open("a", encoding="utf-8") as code:
+        code.write("\nprint('code of', __file__)\n")
+    command = [sys.executable, str(tmp_path / "stages" / "index.py"), "toy"]
+    done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True)
+    assert done.stdout == f"code of {tmp_path / 'cvsi' / 'memo.py'}\n"
+    assert done.returncode == 1 and "params.yaml: no such file" in done.stderr
 
 
 def test_a_run_leaves_a_record_outside_every_output(tmp_path: Path) -> None:
