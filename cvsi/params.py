@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
 import yaml
-from pydantic import Field, FiniteFloat, PositiveInt, ValidationError, model_validator
+from pydantic import Field, FiniteFloat, PositiveInt, ValidationError, field_validator, model_validator
 
 from cvsi.errors import CvsiError
 from cvsi.model_settings import Backbone, Captioner, Editor, Prompts
@@ -104,7 +104,15 @@ class Params(Settings):
     phis: dict[Name, PhiTraining] = Field(default={})
     world: World = World()
     compute: Compute = Compute()
-    store: str = "cache/store"
+    store: Annotated[str, Field(min_length=1)] = "cache/store"
+
+    @field_validator("store")
+    @classmethod
+    def store_is_a_folder(cls, store: str) -> str:
+        """Refuse the address of an object store, of which a folder's name would be made."""
+        if "://" in store:
+            raise ValueError("not a folder; the store is one on a disk, an object store can be a DVC remote")
+        return store
 
     @model_validator(mode="after")
     def names_are_defined(self) -> Self:
@@ -143,6 +151,8 @@ def load(path: Path = Path("params.yaml")) -> Params:
         raise CvsiError(f"{path}: no such file; run in the project's folder, where params.yaml lies") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise CvsiError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise CvsiError(f"{path}: nested too deeply for settings") from None
     try:
         return Params.model_validate(raw)
     except ValidationError as error:
@@ -160,9 +170,8 @@ def explain(error: ValidationError) -> str:
             text = "key is missing"
         else:
             text = item["msg"].removeprefix("Value error, ")
-            value = repr(item["input"])
             if not isinstance(item["input"], dict | list):
-                text += f" (got {value[:80]})"
+                text += f" (got {repr(item['input'])[:80]})"
         lines.append(f"{where}: {text}" if where else text)
     return "; ".join(dict.fromkeys(lines))
 

@@ -41,6 +41,8 @@ def change(content: dict[str, Any], place: str, value: Any) -> None:
         ("runs.demo-tiny.backbone", "huge", "runs.demo-tiny names backbone 'huge'"),
         ("compute.device", "tpu", "compute.device"),
         ("world.seed", -1, "world.seed"),
+        ("store", "s3://team/store", "store: not a folder; the store is one on a disk"),
+        ("store", "", "store: String should have at least 1 character"),
         ("runs", {"../up": {"dataset": "demo", "backbone": "tiny"}}, "runs.../up"),
     ],
 )
