@@ -62,7 +62,7 @@ class Pictures(Generic[T]):
         return [pool().submit(self._read, *row) for row in self.block.select("path", "key").iter_rows()]
 
     def _read(self, path: str, digest: str) -> T:
-        return self._prepare(load(self._root / path, digest))
+        return load(self._root / path, digest, self._prepare)
 
 
 def length_batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:

@@ -31,7 +31,8 @@ class Blip2:
         )
 
         self.settings, self.device = captioner, device(compute, worker)
-        source = {"revision": captioner.revision} if captioner.revision else {}
+        source: dict[str, Any] = {"trust_remote_code": False}  # else transformers asks, and a yes runs a model's code
+        source |= {"revision": captioner.revision} if captioner.revision else {}
         used = dtype(precision(captioner.precision, self.device.type))
         try:
             self.processor: Any = AutoImageProcessor.from_pretrained(captioner.model, **source)

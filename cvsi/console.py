@@ -5,6 +5,7 @@ artifact.
 """
 
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 PLAIN_SECONDS = 5.0
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _speaker = "cvsi"
 
 
@@ -26,15 +28,20 @@ def speak_as(name: str) -> None:
     _speaker = name
 
 
+def plain(text: str) -> str:
+    """The text with every control character spelled out, so that a name in a message can not steer a terminal."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
 def say(text: str) -> None:
     """Print one line to standard output, at once."""
-    sys.stdout.write(f"{_speaker}: {text}\n")
+    sys.stdout.write(f"{_speaker}: {plain(text)}\n")
     sys.stdout.flush()
 
 
 def complain(text: str) -> None:
     """Print one line to standard error, at once; line breaks in it become blanks."""
-    sys.stderr.write(f"{_speaker}: {' '.join(text.split())}\n")
+    sys.stderr.write(f"{_speaker}: {plain(' '.join(text.split()))}\n")
     sys.stderr.flush()
 
 

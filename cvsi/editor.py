@@ -7,6 +7,7 @@ untrusted: what does not parse becomes a row with a status and a fallback (the c
 from collections.abc import Sequence
 from importlib import resources
 from typing import Any
+from unicodedata import category
 
 from cvsi.engines import STOP, Answer
 from cvsi.errors import CvsiError
@@ -14,7 +15,10 @@ from cvsi.model_settings import Prompts
 
 EDITED_CUE = "Edited Description:"
 ADDED_CUE = "Objects most likely added:"
+CONTROL = frozenset({"Cc", "Cs"})  # Unicode's categories
+LABELS = ("Image Content:", "Instruction:", EDITED_CUE, ADDED_CUE)
 LONGEST_ANSWER = 2000
+LONGEST_KEPT = 20_000  # of an answer as it was given
 
 
 def few_shot(name: str) -> str:
@@ -44,11 +48,15 @@ def parts(mode: str, captions: Sequence[str]) -> list[list[str]]:
 
 
 def parse(answer: str) -> str | None:
-    """An answer as one line of text, or None where it is empty, endless or holds another prompt."""
+    """An answer as one line of text, or None where it is empty, endless, holds another prompt or is no plain text.
+
+    No plain text are control characters, terminal escapes among them, and half characters (surrogates).
+    """
     text = answer.split(STOP)[0].strip()
-    if not text or "\n" in text or len(text) > LONGEST_ANSWER or EDITED_CUE in text or ADDED_CUE in text:
+    if not text or "\n" in text or len(text) > LONGEST_ANSWER or any(label in text for label in LABELS):
         return None
-    return " ".join(text.split()).strip('"') or None
+    line = " ".join(text.split()).strip('"').strip()
+    return line if line and CONTROL.isdisjoint(map(category, line)) else None
 
 
 def row(key: str, asked: Sequence[Sequence[str]], edited: Sequence[Answer], added: Answer) -> dict[str, Any]:
@@ -68,5 +76,10 @@ def row(key: str, asked: Sequence[Sequence[str]], edited: Sequence[Answer], adde
         "edited": [text for texts in descriptions for text in texts],
         "added": objects or "",
         "status": f"{why}: {' and '.join(reasons)}" if reasons else "ok",
-        "answers": [answer or "" for answer in (*edited, added)],
+        "answers": [_kept(answer or "") for answer in (*edited, added)],
     }
+
+
+def _kept(answer: str) -> str:
+    """An answer for the record: what can be written as UTF-8, and not endless."""
+    return answer[:LONGEST_KEPT].encode("utf-8", "replace").decode("utf-8")

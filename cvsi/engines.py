@@ -78,6 +78,11 @@ class Server:
         """Prepare requests; nothing is sent yet."""
         self.editor = editor
         self.at_once = 1 if editor.exact else compute.requests
+        key = os.environ.get(KEY, "")
+        if not (key.isascii() and key.isprintable()):
+            raise CvsiError(
+                f"the environment variable {KEY} holds what no key can: a line break or accents; set it anew"
+            )
 
     def answers(self, prompts: Sequence[str]) -> list[Answer]:
         """One raw answer a prompt, in order; raises CvsiError where the server can not be reached or refuses."""
@@ -109,14 +114,18 @@ class Server:
         try:
             if self.editor.style == "completion":
                 found = await client.completions.create(prompt=prompt, **settings)
-                return str(found.choices[0].text)
+                return _text(found.choices[0].text)
             turns = [{"role": "user", "content": prompt}]
             found = await client.chat.completions.create(messages=turns, **settings)
-            return found.choices[0].message.content or ""
+            return _text(found.choices[0].message.content)
         except openai.BadRequestError as error:
             if "context length" in str(error) or "too long" in str(error):
                 return None
             raise
+        except (AttributeError, IndexError, TypeError, ValueError):  # HTML from a proxy, or JSON of another kind
+            raise CvsiError(
+                f"{self.editor.address}: what it answers is not OpenAI's format; check the address (it ends in /v1)"
+            ) from None
 
     def _explained(self, error: Exception) -> CvsiError:
         """One line for a failed request; nothing of the key, which servers like to quote."""
@@ -131,5 +140,10 @@ class Server:
             return CvsiError(
                 f"{address}: no answer after {RETRIES} retries; is the server up? Then run the stage again"
             )
-        reason = cause(error).replace(os.environ.get(KEY) or "\0", "(key)")
-        return CvsiError(f"{address}: the server refused: {reason}")
+        return CvsiError(f"{address}: the server refused: {cause(error, os.environ.get(KEY, ''))}")
+
+
+def _text(content: Any) -> str:
+    if not isinstance(content, str | None):
+        raise TypeError(content)
+    return content or ""

@@ -1,13 +1,20 @@
 """The one error that is shown to people: a line that names the file, the value and what to do."""
 
+import json
+
 
 class CvsiError(Exception):
     """Something the user can mend; its text is printed as it is, without a traceback."""
 
 
-def cause(error: BaseException) -> str:
-    """A library's error as the end of a line of ours: 200 characters at most, never its advice to read pickles."""
+def cause(error: BaseException, secret: str = "") -> str:
+    """A library's error as the end of a line of ours: 200 characters at most, never its advice to read pickles.
+
+    `secret` is taken out before the text is cut, also where it is quoted as Python or JSON would.
+    """
     text = " ".join(str(error).split())
+    for spelling in {secret, repr(secret)[1:-1], json.dumps(secret)[1:-1]} - {""}:
+        text = text.replace(spelling, "(key)")
     if text.startswith("Weights only load failed"):
         return "the file holds more than tensors; it was not opened"
     return text[:200] or type(error).__name__

@@ -6,7 +6,7 @@ and modification time. All faults of a kind are reported together, before any lo
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -17,17 +17,19 @@ import pyarrow as pa
 
 from cvsi.console import complain, count, say
 from cvsi.datasets import READERS
-from cvsi.datasets.listing import Listing
+from cvsi.datasets.listing import Listing, leaves
+from cvsi.datasets.rules import check
 from cvsi.errors import CvsiError
 from cvsi.params import Dataset, Params
-from cvsi.pictures import Unreadable, decode
+from cvsi.pictures import Unreadable, contents, use
 from cvsi.schema import DROPPED, DROPPED_QUERIES, IMAGES, QUERIES, STORED_FACTS
 from cvsi.steps import Step, Work, fill
 from cvsi.store import Shelf
 from cvsi.tables import output
 
-FACTS_RECIPE = {"code": 1}
+FACTS_RECIPE = {"code": 2}
 BLOCK = 512
+LEAVES = "a link that leaves the dataset's folder"
 
 
 def build(name: str, params: Params) -> tuple[str, list[str]]:
@@ -42,10 +44,8 @@ def build(name: str, params: Params) -> tuple[str, list[str]]:
     if not root.is_dir():
         raise CvsiError(f"{root}: no such folder; put the dataset there or change its root in params.yaml")
     listing = READERS[dataset.format](dataset)
-    _unique(listing.images, ["image_id"], str(root))
-    _unique(listing.queries, ["split", "query_id"], str(root))
-    _known(listing)
-    images, dropped = _examine(root, listing.images, dataset, params)
+    check(listing, root)
+    images, dropped = _examine(root, listing, dataset, params)
     queries, lost = _keep(listing.queries, images)
     for table, word in ((images, "images"), (queries, "queries")):
         if not table.height:
@@ -105,10 +105,11 @@ def _words(
     return summary + (f"; other queries lost {count(targets, 'further target')}" if targets else "")
 
 
-def _examine(root: Path, images: pl.DataFrame, dataset: Dataset, params: Params) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _examine(root: Path, listing: Listing, dataset: Dataset, params: Params) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Join digest, width and height to the images; second, those that are missing or unreadable, with the reason."""
+    images = listing.images
     found = images.join(stat_files(root, images["path"]), on="path", how="left", maintain_order="left")
-    present = found.filter(pl.col("size").is_not_null())
+    present = found.filter(pl.col("refused") == "")
     keys = pl.concat_str(pl.lit(f"{root}/"), "path", pl.lit(" "), "size", pl.lit(" "), "modified")
     present = present.with_columns(key=keys)
     shelf = Shelf(params.store, "files", FACTS_RECIPE, STORED_FACTS)
@@ -118,31 +119,44 @@ def _examine(root: Path, images: pl.DataFrame, dataset: Dataset, params: Params)
     facts = pl.DataFrame(shelf.take(present["key"])).drop("key")
     present = pl.concat([present, facts], how="horizontal")
     missing = found.filter(pl.col("size").is_null()).select("path", reason=pl.lit("no such file"))
-    unreadable = present.filter(pl.col("reason") != "").select("path", "reason")
+    refused = found.filter(pl.col("refused") != "").select("path", reason="refused")
+    unnamed = pl.DataFrame(list(listing.refused.items()), schema=refused.schema, orient="row")
+    unreadable = pl.concat([unnamed, refused, present.filter(pl.col("reason") != "").select("path", "reason")])
     _stop_at(root, missing, dataset.missing_images, "missing", "missing_images")
     _stop_at(root, unreadable, dataset.bad_images, "unreadable", "bad_images")
     return present.filter(pl.col("reason") == ""), pl.concat([missing, unreadable])
 
 
 def stat_files(root: Path, paths: pl.Series) -> pl.DataFrame:
-    """Size and modification time (ns) of the files that exist, one scan a folder; links may not leave the root."""
+    """`path`, `size` and `modified` (ns) of the files that exist, one scan a folder.
+
+    `refused` is empty, or says why a file may not be read: a link, its own or its folder's, may not leave the root.
+    """
     wanted = set(paths)
-    rows: list[tuple[str, int, int]] = []
-    limit = root.resolve()
+    rows: list[tuple[str, int, int, str]] = []
     for place in dict.fromkeys(os.path.dirname(path) for path in wanted):
         folder = root / place
-        if not folder.is_dir():
+        if not _is(folder.is_dir):
             continue
+        astray = leaves(folder, root)
         with os.scandir(folder) as entries:
             for entry in entries:
                 path = f"{place}/{entry.name}" if place else entry.name
-                if path not in wanted or not entry.is_file():
+                if path not in wanted or not _is(entry.is_file):
                     continue
-                if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(limit):
-                    raise CvsiError(f"{entry.path}: a link that leaves the dataset's folder; copy the file into it")
+                outside = astray or (entry.is_symlink() and leaves(Path(entry.path), root))
                 facts = entry.stat()
-                rows.append((path, facts.st_size, facts.st_mtime_ns))
-    return pl.DataFrame(rows, schema={"path": pl.String, "size": pl.Int64, "modified": pl.Int64}, orient="row")
+                rows.append((path, facts.st_size, facts.st_mtime_ns, LEAVES if outside else ""))
+    schema = {"path": pl.String, "size": pl.Int64, "modified": pl.Int64, "refused": pl.String}
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def _is(what: Callable[[], bool]) -> bool:
+    """An answer of the file system, no where it has none: a name that is too long, links in a circle."""
+    try:
+        return what()
+    except OSError:
+        return False
 
 
 def _facts(root: Path, block: pl.DataFrame, workers: int) -> pa.Table:
@@ -153,13 +167,14 @@ def _facts(root: Path, block: pl.DataFrame, workers: int) -> pa.Table:
 
 
 def _fact(path: Path) -> dict[str, Any]:
-    data = path.read_bytes()
-    facts = {"digest": hashlib.sha256(data).hexdigest(), "width": 0, "height": 0, "reason": ""}
+    facts: dict[str, Any] = {"digest": "", "width": 0, "height": 0, "reason": ""}
     try:
-        image = decode(data)
+        with contents(path) as data:
+            facts["digest"] = hashlib.sha256(data).hexdigest()
+            width, height = use(data, lambda image: image.size)
     except Unreadable as reason:
         return facts | {"reason": str(reason)}
-    return facts | {"width": image.width, "height": image.height}
+    return facts | {"width": width, "height": height}
 
 
 def _stop_at(root: Path, faults: pl.DataFrame, rule: str, word: str, parameter: str) -> None:
@@ -168,27 +183,6 @@ def _stop_at(root: Path, faults: pl.DataFrame, rule: str, word: str, parameter: 
         raise CvsiError(
             f"{root}: {count(faults.height, f'{word} image')}: {listed}; mend them or set {parameter}: drop"
         )
-
-
-def _unique(table: pl.DataFrame, columns: list[str], where: str) -> None:
-    twice = table.filter(table.select(columns).is_duplicated()).select(columns).unique(maintain_order=True)
-    if twice.height:
-        names = _some(" ".join(map(str, row)) for row in twice.iter_rows())
-        raise CvsiError(f"{where}: {columns[-1]} stands twice: {names}; ids must be unique")
-
-
-def _known(listing: Listing) -> None:
-    """Refuse queries that name an image which is not in the listing."""
-    ids = listing.images["image_id"]
-    for column in ("reference_id", "target_ids", "exclude_ids", "group_ids"):
-        named = listing.queries.select("query_id", "split", image=column)
-        if column != "reference_id":
-            named = named.explode("image").drop_nulls("image")
-        unknown = named.filter(~pl.col("image").is_in(ids.implode()))
-        if unknown.height:
-            split = unknown["split"][0]
-            names = _some(f"query {row['query_id']} names {row['image']!r}" for row in unknown.iter_rows(named=True))
-            raise CvsiError(f"{listing.sources[split]}: {column} not among the images: {names}; correct the annotation")
 
 
 def _keep(queries: pl.DataFrame, images: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -208,9 +202,3 @@ def _keep(queries: pl.DataFrame, images: pl.DataFrame) -> tuple[pl.DataFrame, pl
         kept = kept.with_columns(pl.col(name).fill_null(pl.lit([], dtype=pl.List(pl.String))))
     lost = judged.filter(pl.col("reason").is_not_null()).select("query_id", "split", "reason")
     return kept.select(queries.columns), lost
-
-
-def _some(names: Iterable[str], limit: int = 20) -> str:
-    listed = list(names)
-    more = f" and {len(listed) - limit:,} more" if len(listed) > limit else ""
-    return ", ".join(listed[:limit]) + more

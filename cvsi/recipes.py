@@ -13,7 +13,7 @@ from cvsi.model_settings import Backbone, Captioner, Editor
 from cvsi.weights import identify
 
 CAPTION_CODE = 1
-EDIT_CODE = 1
+EDIT_CODE = 2
 VECTOR_CODE = 1
 
 

@@ -1,6 +1,7 @@
 """JSON text that others wrote to typed values; a key that stands twice, NaN and half characters are refused."""
 
 import json
+from collections import Counter
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -29,8 +30,8 @@ def parse_json(text: str, kind: type[T], where: str) -> T:
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r} stands twice in one object")
+        ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"key {twice[:40]!r} stands twice in one object")
     return found
 
 

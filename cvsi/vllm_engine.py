@@ -27,7 +27,7 @@ def start(model: Captioner | Editor, compute: Compute, **options: Any) -> Any:
     if on.type == "cuda":
         options |= {"gpu_memory_utilization": compute.gpu_memory}
     return LLM(
-        model.model, revision=model.revision, dtype=NAMES[precision(model.precision, on.type)],
+        model.model, revision=model.revision, trust_remote_code=False, dtype=NAMES[precision(model.precision, on.type)],
         enforce_eager=on.type == "cpu", seed=0, disable_log_stats=True,
         tensor_parallel_size=compute.tensor_parallel, **options,
     )  # fmt: skip

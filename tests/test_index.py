@@ -314,7 +314,7 @@ def test_a_path_that_leaves_the_folder(toy: Workspace, path: str) -> None:
 def test_a_link_that_leaves_the_folder(toy: Workspace) -> None:
     Image.new("RGB", (4, 4)).save(toy.path / "outside.png")
     (toy.path / "photos" / "link.png").symlink_to(toy.path / "outside.png")
-    assert "link.png: a link that leaves the dataset's folder" in toy.error("index", "toy")
+    assert "link.png (a link that leaves the dataset's folder)" in toy.error("index", "toy")
 
 
 def test_unreadable_images_are_all_listed_at_once(toy: Workspace) -> None:

@@ -84,4 +84,4 @@ def test_a_file_that_changed_since_it_was_indexed(tmp_path: Path) -> None:
     file = tmp_path / "a.png"
     file.write_bytes(encoded(Image.new("RGB", (2, 2))))
     with pytest.raises(CvsiError, match=r"a\.png: the file changed since it was indexed"):
-        load(file, "0" * 64)
+        load(file, "0" * 64, lambda image: image)

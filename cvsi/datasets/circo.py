@@ -9,7 +9,16 @@ from pathlib import Path
 import polars as pl
 from pydantic import BaseModel
 
-from cvsi.datasets.listing import NO_QUERIES, QUERY_COLUMNS, Listing, gallery, inside, load_json, wanted_splits
+from cvsi.datasets.listing import (
+    NO_QUERIES,
+    QUERY_COLUMNS,
+    Listing,
+    annotation,
+    gallery,
+    inside,
+    load_json,
+    wanted_splits,
+)
 from cvsi.params import Dataset
 
 SPLITS = ("val", "test")
@@ -49,12 +58,14 @@ class Query(BaseModel):
 def read(dataset: Dataset) -> Listing:
     """Read the annotations of the splits that the dataset asks for; ids become strings without leading zeros."""
     root = Path(dataset.root)
-    listed = root / IMAGES / "annotations" / "image_info_unlabeled2017.json"
+    listed = annotation(root, f"{IMAGES}/annotations/image_info_unlabeled2017.json")
     pictures = load_json(listed, CocoImages).images
     images = gallery(
         (str(picture.id), inside(f"{IMAGES}/unlabeled2017/{picture.file_name}", listed)) for picture in pictures
     )
-    sources = {split: root / "annotations" / f"{split}.json" for split in wanted_splits(dataset.splits, SPLITS, root)}
+    sources = {
+        split: annotation(root, f"annotations/{split}.json") for split in wanted_splits(dataset.splits, SPLITS, root)
+    }
     tables = [queries(file, split) for split, file in sources.items()]
     return Listing(images, pl.concat([NO_QUERIES, *tables]), sources)
 

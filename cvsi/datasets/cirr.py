@@ -10,7 +10,16 @@ from pathlib import Path
 import polars as pl
 from pydantic import BaseModel
 
-from cvsi.datasets.listing import NO_QUERIES, QUERY_COLUMNS, Listing, gallery, inside, load_json, wanted_splits
+from cvsi.datasets.listing import (
+    NO_QUERIES,
+    QUERY_COLUMNS,
+    Listing,
+    annotation,
+    gallery,
+    inside,
+    load_json,
+    wanted_splits,
+)
 from cvsi.params import Dataset
 
 SPLITS = ("val", "test1")
@@ -37,10 +46,10 @@ def read(dataset: Dataset) -> Listing:
     root = Path(dataset.root)
     sources, images, tables = {}, {}, [NO_QUERIES]
     for split in wanted_splits(dataset.splits, SPLITS, root):
-        listed = root / "cirr" / "image_splits" / f"split.rc2.{split}.json"
+        listed = annotation(root, f"cirr/image_splits/split.rc2.{split}.json")
         for name, path in load_json(listed, dict[str, str]).items():
             images[name] = inside(path, listed)
-        sources[split] = root / "cirr" / "captions" / f"cap.rc2.{split}.json"
+        sources[split] = annotation(root, f"cirr/captions/cap.rc2.{split}.json")
         tables.append(queries(sources[split], split))
     return Listing(gallery(images), pl.concat(tables), sources)
 

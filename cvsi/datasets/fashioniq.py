@@ -11,7 +11,7 @@ from pathlib import Path
 import polars as pl
 from pydantic import BaseModel, Field
 
-from cvsi.datasets.listing import QUERY_COLUMNS, Listing, gallery, inside, load_json, wanted_splits
+from cvsi.datasets.listing import QUERY_COLUMNS, Listing, annotation, gallery, inside, load_json, wanted_splits
 from cvsi.errors import CvsiError
 from cvsi.params import Dataset
 
@@ -32,8 +32,8 @@ def read(dataset: Dataset) -> Listing:
     if dataset.category is None:
         raise CvsiError("params.yaml: a dataset of format fashioniq needs a category: dress, shirt or toptee")
     wanted_splits(dataset.splits, ("val",), root)
-    listed = root / "image_splits" / f"split.{dataset.category}.val.json"
-    source = root / "captions" / f"cap.{dataset.category}.val.json"
+    listed = annotation(root, f"image_splits/split.{dataset.category}.val.json")
+    source = annotation(root, f"captions/cap.{dataset.category}.val.json")
     names = load_json(listed, list[str])
     there = _there(root / "images", names)
     images = [(name, f"images/{inside(name, listed)}{_suffix(name, there)}") for name in names]

@@ -6,17 +6,20 @@ reference is never ranked for it.
 """
 
 import os
+import re
 from pathlib import Path
 
 import polars as pl
 from pydantic import BaseModel, ConfigDict
 
-from cvsi.datasets.listing import QUERY_COLUMNS, Listing, gallery, inside, load_lines, wanted_splits
+from cvsi.datasets.listing import QUERY_COLUMNS, Listing, annotation, gallery, inside, load_lines, wanted_splits
 from cvsi.errors import CvsiError
 from cvsi.params import Dataset
 from cvsi.pictures import SUFFIXES
 
 QUERIES = "queries.jsonl"
+# Control characters, line breaks and bytes that are no UTF-8 (Python names them by surrogates) can be in no id.
+ODD = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class Query(BaseModel):
@@ -35,15 +38,21 @@ def read(dataset: Dataset) -> Listing:
     if not root.is_dir():
         raise CvsiError(f"{root}: no such folder; check the dataset's root in params.yaml")
     files = sorted(_walk(root))
-    paths = [path for path in files if Path(path).suffix.lower() in SUFFIXES]
-    source = root / QUERIES
+    pictures = [path for path in files if Path(path).suffix.lower() in SUFFIXES]
+    paths = [path for path in pictures if not ODD.search(path)]
+    source = annotation(root, QUERIES)
     chosen = wanted_splits(dataset.splits, ("val", "test"), root)
     rows = [_row(number, query, source) for number, query in enumerate(load_lines(source, Query))]
     return Listing(
         gallery(zip(paths, paths, strict=True)),
         pl.DataFrame([row for split in chosen for row in rows if row["split"] == split], schema=QUERY_COLUMNS),
         dict.fromkeys(chosen, source),
-        ignored=len(files) - len(paths) - (QUERIES in files),
+        ignored=len(files) - len(pictures) - (QUERIES in files),
+        refused={
+            os.fsencode(path).decode("utf-8", "backslashreplace"): f"the file name {path!r} is not plain text"
+            for path in pictures
+            if ODD.search(path)
+        },
     )
 
 
@@ -53,9 +62,6 @@ def _walk(root: Path) -> list[str]:
     for place, folders, names in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]
         below = os.path.relpath(place, root)
-        for name in names:
-            if not name.isprintable() or name != os.fsencode(name).decode("utf-8", "replace"):
-                raise CvsiError(f"{place}: the file name {name!r} is not plain text; rename it")
         found += [os.path.normpath(os.path.join(below, name)) for name in names if not name.startswith(".")]
     return found
 

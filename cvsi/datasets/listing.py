@@ -1,7 +1,9 @@
 """What every reader returns: the images and queries of a dataset as its annotations name them, nothing opened yet."""
 
+import os
+import stat
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
@@ -12,6 +14,7 @@ from cvsi.schema import QUERIES
 from cvsi.strict_json import parse_json
 
 T = TypeVar("T")
+MAX_TEXT = 1 << 30  # bytes of an annotation file
 NO_QUERIES = pl.DataFrame(QUERIES.empty_table())
 QUERY_COLUMNS = pl.Schema(NO_QUERIES.schema)
 
@@ -20,13 +23,15 @@ QUERY_COLUMNS = pl.Schema(NO_QUERIES.schema)
 class Listing:
     """Images (`image_id`, `path`, `in_gallery`) and queries (the columns of `schema.QUERIES`), in canonical order.
 
-    `sources` names the files the queries come from, by split, for messages; `ignored` counts files that are no images.
+    `sources` names the files the queries come from, by split, for messages; `ignored` counts files that are no images;
+    `refused` has paths of images that can not even be listed, with the reason.
     """
 
     images: pl.DataFrame
     queries: pl.DataFrame
     sources: dict[str, Path]
     ignored: int = 0
+    refused: dict[str, str] = field(default_factory=dict)
 
 
 def gallery(images: Mapping[str, str] | Iterable[tuple[str, str]]) -> pl.DataFrame:
@@ -43,7 +48,7 @@ def load_json(path: Path, kind: type[T]) -> T:
 
 def load_lines(path: Path, kind: type[T]) -> list[T]:
     """Read a JSON-lines file, a typed value a line; blank lines count but give nothing."""
-    numbered = enumerate(_text(path).splitlines(), start=1)
+    numbered = enumerate(_text(path).split("\n"), start=1)  # what else Python takes for a line's end, JSON does not
     return [parse_json(line, kind, f"{path} line {number}") for number, line in numbered if line.strip()]
 
 
@@ -53,6 +58,19 @@ def inside(path: str, where: object) -> str:
     if pure.is_absolute() or ".." in pure.parts or "\0" in path or str(pure) in ("", "."):
         raise CvsiError(f"{where}: path {path!r} leaves the dataset's folder; give one below it")
     return str(pure)
+
+
+def leaves(path: Path, root: Path) -> bool:
+    """Whether a path, its links followed, is outside the folder `root`, whose links are followed too."""
+    return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
+
+
+def annotation(root: Path, place: str) -> Path:
+    """The path of an annotation file below the dataset's root; raises CvsiError for a link that leaves it."""
+    file = root / place
+    if leaves(file, root):
+        raise CvsiError(f"{file}: a link that leaves the dataset's folder; copy the file into it")
+    return file
 
 
 def wanted_splits(asked: tuple[str, ...] | None, known: Sequence[str], root: Path) -> tuple[str, ...]:
@@ -65,6 +83,11 @@ def wanted_splits(asked: tuple[str, ...] | None, known: Sequence[str], root: Pat
 
 def _text(path: Path) -> str:
     try:
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode):
+            raise CvsiError(f"{path}: not a file")
+        if facts.st_size > MAX_TEXT:
+            raise CvsiError(f"{path}: {facts.st_size:,} bytes; more than {MAX_TEXT:,} are not read")
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise CvsiError(f"{path}: no such file; check the dataset's root in params.yaml") from None

@@ -15,7 +15,10 @@ SIDE = 144
 @cache
 def thumbnail(path: Path, digest: str) -> str:
     """A `data:` address of the image, at most 144 pixels a side: PNG where it is small already, else JPEG."""
-    image = load(path, digest)
+    return load(path, digest, _address)
+
+
+def _address(image: Image.Image) -> str:
     data = io.BytesIO()
     if max(image.size) <= SIDE // 2:
         image.save(data, "PNG")
