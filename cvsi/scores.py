@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from cvsi import metrics, places, submissions, tables
+from cvsi import metrics, places, provenance, submissions, tables
 from cvsi.console import complain, count, say
 from cvsi.devices import device
 from cvsi.errors import CvsiError
@@ -20,7 +20,7 @@ from cvsi.gallery import Gallery
 from cvsi.params import Fusion, Params
 from cvsi.ranking import Ranking, rank
 from cvsi.runs import spending
-from cvsi.schema import DROPPED, DROPPED_QUERIES, EDITS, QUERIES, RANKINGS
+from cvsi.schema import DROPPED, DROPPED_QUERIES, EDITS, GROUP_RANKINGS, QUERIES, RANKINGS
 
 KEPT = 100
 NAMING = ("exclude_ids", "group_ids", "target_ids")
@@ -152,8 +152,11 @@ def build(name: str, backbone: str, params: Params) -> None:
     rankings, in_groups = judge.rankings(judged.ranking), judge.group_rankings(judged.ranking)
     dropped = pl.DataFrame(tables.optional("index", name, "dropped_queries.parquet", DROPPED_QUERIES))
     recipe = {"fusion": dataset.fusion.model_dump(), "format": dataset.format}
+    recipe |= provenance.inputs("scores", name, backbone)
     with tables.output("scores", name, backbone, recipe) as out:
         out.table("rankings.parquet", rankings.to_arrow(), RANKINGS)
+        if in_groups.height:
+            out.table("group_rankings.parquet", in_groups.to_arrow(), GROUP_RANKINGS)
         out.json("metrics.json", _with_counts(name, judge, judged, dropped))
         for split in judge.queries["split"].unique(maintain_order=True):
             if split in judge.labelled:

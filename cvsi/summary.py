@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat, TypeAdapter, Validation
 from rich import box
 from rich.table import Table
 
-from cvsi import places
+from cvsi import doubts, places
 from cvsi.errors import CvsiError
 from cvsi.metrics import PROTOCOLS, Protocol
 from cvsi.params import Params, Run, explain
@@ -45,12 +45,13 @@ class Unscored(BaseModel):
 
 
 class Summary(BaseModel):
-    """All runs: what has metrics, averages over categories, what has none, and the submissions that lie there."""
+    """All runs: what has metrics, averages over categories, what has none, submissions, and what is doubtful."""
 
     runs: list[Line]
     averages: list[Line]
     without: list[Unscored]
     submissions: dict[str, list[str]]
+    doubts: list[str]
 
 
 def collect(settings: Params) -> Summary:
@@ -58,7 +59,7 @@ def collect(settings: Params) -> Summary:
     lines, without, submissions = [], [], {}
     for name, run in settings.runs.items():
         folder = places.folder("scores", run.dataset, run.backbone)
-        found = _read(folder / "metrics.json")
+        found = read(folder / "metrics.json")
         sent = [str(path) for path in sorted((folder / "submissions").glob("*.json"))]
         if sent:
             submissions[name] = sent
@@ -70,7 +71,11 @@ def collect(settings: Params) -> Summary:
         else:
             lines += _lines(name, run, settings, found)
     averages, left_out = _averages(lines)
-    return Summary(runs=lines, averages=averages, without=without + left_out, submissions=submissions)
+    averaged = [names for average in averages if (names := _behind(average, lines))]
+    doubtful = doubts.of_summary(settings, [line.run for line in lines], averaged)
+    return Summary(
+        runs=lines, averages=averages, without=without + left_out, submissions=submissions, doubts=doubtful
+    )  # fmt: skip
 
 
 def tables(summary: Summary) -> Iterator[Table]:
@@ -81,7 +86,7 @@ def tables(summary: Summary) -> Iterator[Table]:
         yield _table(protocol, lines, summary.averages)
 
 
-def _read(path: Path) -> Found | None:
+def read(path: Path) -> Found | None:
     """`{split: {name: number}}`, or None where there is no such file."""
     try:
         return METRICS.validate_json(path.read_bytes())
@@ -135,6 +140,12 @@ def _averages(lines: Iterable[Line]) -> tuple[list[Line], list[Unscored]]:
                 Line(run=label, backbone=backbone, format=form, split=split, category=None, metrics=metrics)
             )
     return averages, left_out
+
+
+def _behind(average: Line, lines: Iterable[Line]) -> list[str]:
+    """The runs that an average is of."""
+    same = (average.format, average.backbone, average.split)
+    return [line.run for line in lines if line.category and (line.format, line.backbone, line.split) == same]
 
 
 def _mean(group: list[Line]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The records of `cache/.runs/` to a table: how long each stage took, on what, and how many rows a second it computed.
+"""The records of `cache/.runs/` to a table: how long each stage took, and how many rows a second it computed; on what.
 
 `other` is what is left: starting the interpreter's libraries, and everything that is none of the four. Rows that are
 wanted need not be computed: some equal others (`equal`), some lie in the store (`found`).
@@ -48,6 +48,22 @@ class RunRecord(BaseModel):
     outcome: str
     times: dict[str, NonNegativeFloat] = {}
     steps: tuple[StepRecord, ...] = ()
+    device: str = ""
+    hardware: tuple[str, ...] = ()
+    python: str = ""
+    libraries: dict[str, str] = {}
+
+    @property
+    def name(self) -> str:
+        """The stage with its arguments."""
+        return " ".join([self.stage, *self.arguments])
+
+    @property
+    def circumstances(self) -> str:
+        """What it ran on and with, as far as it is on record."""
+        on = " on ".join(text for text in (self.device, ", ".join(self.hardware)) if text)
+        versions = [f"{library} {version}" for library, version in self.libraries.items()]
+        return ", ".join(text for text in (on, f"Python {self.python}", *versions) if text)
 
     @property
     def other(self) -> float:
@@ -67,6 +83,19 @@ def records(every: bool) -> list[RunRecord]:
     return sorted(latest.values(), key=lambda record: record.began)
 
 
+def of_run(dataset: str, backbone: str) -> list[RunRecord]:
+    """The latest record of each stage of a run that ended well, on this machine, oldest first."""
+    return [record for record in records(False) if record.arguments in ((dataset,), (dataset, backbone))]
+
+
+def circumstances(found: Sequence[RunRecord]) -> list[str]:
+    """A line for each kind of device, processor and versions that runs had, with these runs before it."""
+    groups: dict[str, list[str]] = {}
+    for record in found:
+        groups.setdefault(record.circumstances, []).append(f"{record.name} ({seconds(record.seconds)})")
+    return [f"{', '.join(dict.fromkeys(names))}: {where}" for where, names in groups.items()]
+
+
 def table(found: Sequence[RunRecord]) -> Table:
     """A row a run, and below it one for each kind of rows that it looked for in the store."""
     shown = Table("stage", "began (UTC)", box=box.SIMPLE_HEAD, pad_edge=False)
@@ -74,10 +103,11 @@ def table(found: Sequence[RunRecord]) -> Table:
         shown.add_column(head, justify="right", no_wrap=True)
     for record in found:
         parts = [_short(record.times.get(part)) for part in PARTS] if record.times else ["-"] * len(PARTS)
-        name = " ".join([record.stage, *record.arguments])
         ended = "" if record.outcome == "done" else " (did not end well)"
         other = _short(record.other) if record.times else "-"
-        shown.add_row(name + ended, record.began[:19], seconds(record.seconds), *parts, other, *[""] * 5, style="bold")
+        shown.add_row(
+            record.name + ended, record.began[:19], seconds(record.seconds), *parts, other, *[""] * 5, style="bold"
+        )
         for step in record.steps:
             took = ["", _short(step.seconds), _short(step.load_seconds), *[""] * len(PARTS)]
             rate = "" if step.rate is None else f"{step.rate:,.1f}"

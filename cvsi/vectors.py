@@ -5,7 +5,7 @@ import polars as pl
 import pyarrow as pa
 import torch
 
-from cvsi import schema, tables
+from cvsi import provenance, schema, tables
 from cvsi.embedding import Shelves, column, text_keys, vectors_of
 from cvsi.encoder import template
 from cvsi.params import Params
@@ -27,6 +27,7 @@ def gallery(name: str, backbone: str, params: Params) -> None:
         "text": shelves.text.recipe,
         "normalize_captions": dataset.normalize_captions,
     }
+    recipe |= provenance.inputs("gallery_vectors", name, backbone)
     with tables.output("gallery_vectors", name, backbone, recipe) as out:
         for rows in images.iter_slices(tables.SHARD_ROWS):
             image = unit(vectors_of(shelves.image, rows["digest"]))
@@ -49,6 +50,7 @@ def queries(name: str, backbone: str, params: Params) -> None:
     pseudo = shelves.open(params, "pseudo")
     shelves.pseudos(pseudo, asked.select("key", "digest", "text"))
     recipe = {"image": shelves.image.recipe, "text": shelves.text.recipe, "pseudo": pseudo.recipe}
+    recipe |= provenance.inputs("query_vectors", name, backbone)
     with tables.output("query_vectors", name, backbone, recipe) as out:
         for start in range(0, max(asked.height, 1), tables.SHARD_ROWS):
             rows = asked.slice(start, tables.SHARD_ROWS)

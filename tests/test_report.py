@@ -108,8 +108,13 @@ def test_what_people_and_models_wrote_is_escaped(toy: Workspace) -> None:
     pl.DataFrame(edits).write_parquet(place / "part-00000.parquet")
     for stage in ("gallery_vectors", "query_vectors", "scores", "report"):
         toy.run(stage, "toy", "tiny")
+    scores = toy.path / "cache/toy/tiny/scores/provenance.json"
+    scores.write_text(json.dumps(json.loads(scores.read_text()) | {"<i>note": "<u>x</u>"}), encoding="utf-8")
+    toy.run("report", "toy", "tiny")
     page = (toy.path / "cache/toy/tiny/report/index.html").read_text(encoding="utf-8")
+    assert "<u>x" not in page and "<i>note" not in page and "&lt;u&gt;x" in page
     assert "<script" not in page and "<img src=x" not in page and "<b>x" not in page
+    assert "<dt>precision</dt><dd>fp32</dd>" in page and "No provenance.json: what made it is not known." in page
     assert "&lt;script&gt;" in page and "&lt;img src=x" in page and "&lt;b&gt;x" in page
 
 

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cvsi import schema
+from cvsi import metrics, params, schema
+from cvsi.compare import compare
 from tests.conftest import Workspace
 
 WIDTH, IMAGES, VAL, TEST = 16, 120, 9, 5
@@ -226,6 +227,14 @@ def test_groups_are_ranked_without_the_reference(foreign: Workspace) -> None:
     head = {"version": "rc2", "metric": "recall_subset"}
     groups = {row["query_id"]: group_of(row, everything)[:3] for row in rows[VAL:]}
     assert files["test.recall_subset.json"] == head | groups
+    kept = pl.read_parquet(cache / "tiny/scores/group_rankings.parquet").sort("split", "query_id", "rank")
+    lists = kept.group_by("split", "query_id", maintain_order=True).agg("image_id")
+    assert {(split, query): images for split, query, images in lists.iter_rows()} == {
+        (row["split"], row["query_id"]): group_of(row, everything) for row in rows
+    }
+    # `cvsi compare` finds the stage's own metrics again by query, those of groups too.
+    (compared,) = compare(params.load(), "toy-tiny", "toy-tiny").splits.values()
+    assert [row.name for row in compared if row.low is not None] == metrics.PROTOCOLS["cirr"].names()
 
 
 def full_order(workspace: Workspace) -> dict[tuple[str, str], list[str]]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cvsi import params, places, summary
+from cvsi import params, places, summary, tables
 from cvsi.errors import CvsiError
 from cvsi.metrics import PROTOCOLS
 from tests.conftest import environment, project_params
@@ -142,6 +142,26 @@ def test_the_tables_show_main_metric_interval_cut_offs_and_counts(runs: Path) ->
 
 def test_json_is_what_was_collected(runs: Path) -> None:
     assert json.loads(command(runs, "--json")) == summary.collect(params.load()).model_dump()
+
+
+def test_an_average_over_other_captions_is_a_warning(runs: Path) -> None:
+    for name, decoding in (("dress", "nucleus"), ("toptee", "beam-sample")):
+        with tables.output("captions", f"fashioniq-{name}", recipe={"decoding": decoding}):
+            pass
+    (line,) = summary.collect(params.load()).doubts
+    assert line == "the average of dress-b and toptee-b is over runs that differ in captioner"
+    done = subprocess.run(
+        [sys.executable, "-c", "from cvsi.cli import main; main()", "summary"],
+        cwd=runs, env=environment(runs), text=True, capture_output=True,
+    )  # fmt: skip
+    assert done.stderr == f"cvsi: warning: {line}\n" and "average of dress" in done.stdout
+
+
+def test_a_recipe_of_a_later_schema_is_a_warning(runs: Path) -> None:
+    with tables.output("edits", "circo", recipe={"schema": 7}):
+        pass
+    (line,) = summary.collect(params.load()).doubts
+    assert line.startswith("circo-b: cache/circo/edits/provenance.json: schema version 7, this cvsi knows up to ")
 
 
 def test_nothing_scored_is_no_error(runs: Path) -> None:

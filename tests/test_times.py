@@ -10,7 +10,9 @@ from typer.testing import CliRunner
 
 from cvsi import runs
 from cvsi.cli import app
-from cvsi.times import records
+from cvsi.devices import device
+from cvsi.params import Compute
+from cvsi.times import circumstances, of_run, records
 
 
 def test_time_inside_another_account_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,7 +56,8 @@ def record(folder: Path, name: str, stage: str, outcome: str = "done", seconds: 
     steps = [{"kind": "captions", "rows": 9, "distinct": 8, "found": 3, "computed": 5, "load_seconds": 2, "seconds": 4}]
     times = {"load": 2.0, "read": 1.0, "compute": 3.0, "write": 0.5}
     content = {"stage": stage, "arguments": ["toy"], "began": f"2026-01-0{name}T00:00:00.000+00:00", "seconds": seconds}
-    content |= {"outcome": outcome, "times": times, "steps": steps, "python": "3.11"}
+    content |= {"outcome": outcome, "times": times, "steps": steps, "python": "3.11", "device": "cuda"}
+    content |= {"hardware": ["EPYC", "H100"], "libraries": {"torch": f"2.{name}"}}
     (folder / f"{name}.json").write_text(json.dumps(content))
 
 
@@ -79,6 +82,25 @@ def test_the_latest_run_that_ended_well_is_shown(folder: Path, monkeypatch: pyte
     assert row[3:] == "10.0 s 2.0 s 1.0 s 3.0 s 0.5 s 3.5 s".split()  # other: 10 less 6.5
     step = next(row for row in rows if row[:2] == ["captions", "4.0"])
     assert step[1:] == "4.0 s 2.0 s 9 1 3 5 2.5".split()
+
+
+def test_what_it_ran_on_and_with_is_said_below(folder: Path) -> None:
+    record(folder, "1", "captions")
+    record(folder, "2", "index")
+    said = CliRunner().invoke(app, ["times"]).output.splitlines()
+    assert said[-2:] == [
+        "captions toy (10.0 s): cuda on EPYC, H100, Python 3.11, torch 2.1",
+        "index toy (10.0 s): cuda on EPYC, H100, Python 3.11, torch 2.2",
+    ]
+    assert circumstances(of_run("toy", "tiny")) == said[-2:]
+    assert of_run("other", "tiny") == []
+
+
+def test_a_run_knows_the_device_it_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "_facts", {})
+    assert device(Compute(device="cpu")).type == "cpu"
+    assert runs._facts == {"device": "cpu"}
+    assert all(name and name == name.strip() for name in runs.hardware())
 
 
 def test_a_record_that_a_kill_cut_short_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

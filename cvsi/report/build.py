@@ -8,7 +8,7 @@ from pathlib import Path
 import jinja2
 import polars as pl
 
-from cvsi import places, tables
+from cvsi import places, provenance, tables
 from cvsi.console import count, say
 from cvsi.fusion import weightings as named
 from cvsi.params import Params
@@ -35,7 +35,7 @@ def build(name: str, backbone: str, params: Params) -> None:
         bars={split: weightings.bars(rows, main) for split, rows in table.items()},
         aspects={split: weightings.by_aspect(rows, main) for split, rows in table.items()},
         facts=_facts(name, judge, params), models=_models(name, backbone, params), numbers=_numbers(judge),
-        published=published,
+        published=published, recipes=_recipes(name, backbone),
     )  # fmt: skip
     recipe = {"weightings": {key: value.model_dump() for key, value in named(dataset.fusion).items()}}
     with tables.output("report", name, backbone, recipe) as out:
@@ -83,6 +83,11 @@ def _facts(name: str, judge: Judge, params: Params) -> dict[str, str]:
         f"({100 * fallbacks / judge.queries.height:.1f} %) fell back to the captions themselves",
         "format": params.dataset(name).format,
     }
+
+
+def _recipes(name: str, backbone: str) -> dict[str, dict[str, str]]:
+    """What decided each stage's output, as dotted names and values; nothing of one that another program wrote."""
+    return {stage: provenance.flat(recipe) for stage, recipe in provenance.recipes(name, backbone).items()}
 
 
 def _models(name: str, backbone: str, params: Params) -> dict[str, str]:
