@@ -1,0 +1,158 @@
+"""A team in one folder: people with a clone each, a bare repository that they push to, and a DVC remote.
+
+The remote is a folder, or a bucket of an S3 server that runs on this machine for as long as it is needed.
+"""
+
+import json
+import shutil
+import subprocess
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from moto.server import ThreadedMotoServer
+
+from tests.conftest import Workspace, environment
+
+SECRET = "a-secret-of-the-team"
+START = "start"  # the tag of what was pushed at first
+
+
+@dataclass(frozen=True)
+class Remote:
+    """Where DVC pushes to, and what `dvc remote modify` has to say about it."""
+
+    url: str
+    settings: Mapping[str, str]
+
+
+@contextmanager
+def remote(kind: str, place: Path) -> Iterator[Remote]:
+    """A remote that is there inside: a `folder` below a place, or a bucket on `s3`, its keys in the environment."""
+    if kind == "folder":
+        yield Remote(str(place / "remote"), {})
+        return
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        address = f"http://{host}:{port}"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("AWS_ACCESS_KEY_ID", "team")
+            patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+            patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+            patch.setenv(
+                "AWS_CONFIG_FILE", str(place / "none")
+            )  # whoever runs the tests may have settings of their own
+            patch.setenv("NO_PROXY", host)
+            urllib.request.urlopen(urllib.request.Request(f"{address}/team-bucket", method="PUT")).close()
+            yield Remote("s3://team-bucket/cvsi", {"endpointurl": address})
+    finally:
+        server.stop()
+
+
+def call(workspace: Workspace, *command: str) -> str:
+    """Run a command in a workspace to its good end; what it printed."""
+    names = ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL")
+    done = subprocess.run(
+        command,
+        cwd=workspace.path,
+        env=environment(workspace.path) | dict.fromkeys(names, "somebody"),
+        text=True,
+        capture_output=True,
+    )
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def copy(project: Workspace, place: Path) -> Workspace:
+    """A copy of a project with its outputs, store and DVC cache, all of what git keeps committed."""
+    shutil.copytree(project.path, place, symlinks=True)
+    workspace = Workspace(place)
+    commit(workspace, "as it is")
+    return workspace
+
+
+def commit(workspace: Workspace, message: str) -> None:
+    """Commit everything that git does not ignore."""
+    call(workspace, "git", "add", "--all")
+    call(workspace, "git", "commit", "--quiet", "--allow-empty", "-m", message)
+
+
+def publish(workspace: Workspace) -> None:
+    """Push what was committed and what was computed."""
+    call(workspace, "dvc", "push", "--run-cache")
+    call(workspace, "git", "push", "--quiet", "--set-upstream", "origin", "HEAD")
+
+
+def fetch(workspace: Workspace) -> None:
+    """Pull what the others committed and computed."""
+    call(workspace, "git", "pull", "--quiet")
+    call(workspace, "dvc", "pull", "--run-cache")
+
+
+def computed(workspace: Workspace) -> Counter[str]:
+    """Rows by kind that this workspace's runs computed, each by a model; facts of files, which need none, left out."""
+    rows: Counter[str] = Counter()
+    for file in (workspace.path / "cache" / ".runs").glob("*.json"):
+        for step in json.loads(file.read_text(encoding="utf-8"))["steps"]:
+            rows[step["kind"]] += step["computed"]
+    del rows["files"]
+    return +rows
+
+
+def cached(workspace: Workspace) -> set[str]:
+    """Everything in a workspace's DVC cache, its run cache included, by name."""
+    cache = workspace.path / ".dvc" / "cache"
+    return {file.relative_to(cache).as_posix() for file in cache.rglob("*") if file.is_file()}
+
+
+def clean(workspace: Workspace) -> bool:
+    """Whether git sees no change and no file that it does not know."""
+    return call(workspace, "git", "status", "--porcelain") == ""
+
+
+def lock_of(workspace: Workspace, experiment: str) -> dict[str, Any]:
+    """The outputs of an experiment by stage, as its dvc.lock names them."""
+    names = call(workspace, "git", "for-each-ref", "--format=%(refname)", "refs/exps").split()
+    (name,) = [name for name in names if name.endswith(f"/{experiment}")]
+    content = yaml.safe_load(call(workspace, "git", "show", f"{name}:dvc.lock"))
+    return {stage: entry["outs"] for stage, entry in content["stages"].items()}
+
+
+@dataclass(frozen=True)
+class Team:
+    """Who made the project, and where the others find it."""
+
+    place: Path
+    first: Workspace
+
+    def join(self, name: str, version: str = "HEAD") -> Workspace:
+        """A fresh clone of what was pushed, or of a version of it, and all that was computed for that pulled."""
+        clone = Workspace(self.place / name)
+        call(self.first, "git", "clone", "--quiet", str(self.place / "origin.git"), str(clone.path))
+        if version != "HEAD":
+            call(clone, "git", "checkout", "--quiet", version)
+        call(clone, "dvc", "pull", "--run-cache")
+        return clone
+
+
+def found(project: Workspace, place: Path, where: Remote) -> Team:
+    """A team whose first member has a copy of the project, and pushes it with all that was computed."""
+    first = copy(project, place / "first")
+    call(first, "dvc", "remote", "add", "--default", "team", where.url)
+    for name, value in where.settings.items():
+        call(first, "dvc", "remote", "modify", "team", name, value)
+    commit(first, "the team's remote")
+    call(first, "git", "init", "--quiet", "--bare", str(place / "origin.git"))
+    call(first, "git", "remote", "add", "origin", str(place / "origin.git"))
+    call(first, "git", "tag", START)
+    publish(first)
+    call(first, "git", "push", "--quiet", "--tags", "origin")
+    return Team(place, first)
