@@ -26,10 +26,18 @@ ITEMS = {"captions": "image", "edits": "query"}
 MODEL = ("model", "revision", "weights")
 
 
-def datasets(packed: str, params: Params) -> list[str]:
-    """The datasets to look at: the pack's own, if there is one of its name, and those that are active or in a run."""
-    own = [packed] if packed in params.datasets else []
-    return list(dict.fromkeys([*own, *needs.used_datasets(params)]))
+def datasets(packed: str, params: Params) -> tuple[list[str], list[str]]:
+    """The datasets that the pack is for: that of its name, else those that are active or in a run; second, the rest."""
+    used = needs.used_datasets(params)
+    return ([packed], [name for name in used if name != packed]) if packed in params.datasets else (used, [])
+
+
+def fits(kind: Kind, recipe: Mapping[str, Any], named: str, params: Params) -> bool:
+    """Whether a dataset looks under the pack's recipe."""
+    try:
+        return _sought(kind, params.dataset(named), params) == recipe
+    except CvsiError:  # its model is not here, and nobody knows what it was
+        return False
 
 
 def stand_in(kind: Kind, recipe: Mapping[str, Any], label: str | None, named: str, params: Params) -> str | None:

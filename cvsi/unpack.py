@@ -66,12 +66,12 @@ def add(pack: Pack, kind: Kind, store: str) -> Tally:
 
 def _fit(pack: Pack, params: Params) -> None:
     """Say what each dataset finds; models that are not here first, since they decide where it looks."""
-    names = fitting.datasets(pack.manifest.dataset, params)
-    asked = [
-        (kind, pack.recipe(kind), part.model, name) for name in names for kind, part in pack.manifest.kinds.items()
-    ]
+    own, others = fitting.datasets(pack.manifest.dataset, params)
+    kinds = [(kind, pack.recipe(kind), part.model) for kind, part in pack.manifest.kinds.items()]
+    asked = [(*each, name) for name in own for each in kinds]
     for told in dict.fromkeys(fitting.stand_in(*each, params) for each in asked):
         if told:
             say(told)
+    asked += [(*each, name) for name in others for each in kinds if fitting.fits(each[0], each[1], name, params)]
     for each in asked:
         say(fitting.line(*each, params))

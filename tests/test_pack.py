@@ -17,7 +17,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cvsi import editor, edits, indexing, pack, packs, params, recipes, tables, weights
+from cvsi import editor, edits, indexing, needs, outlook, pack, packs, params, recipes, tables, weights
 from cvsi.card import card
 from cvsi.errors import CvsiError
 from cvsi.schema import CAPTIONS, EDITS, STORED_CAPTIONS, STORED_EDITS
@@ -532,6 +532,38 @@ def test_a_name_stands_for_the_weights_of_the_first_pack(
     other.params(datasets__toy__captioner__model="./second/blip2")
     unpack(packed, params.load())
     assert "toy: captions complete: 8 distinct images" in capsys.readouterr().out
+
+
+def test_a_pack_is_for_the_dataset_of_its_name_and_for_all_where_there_is_none(
+    packed: Path, other: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # demo has the same captioner, so it is told of; its editor is another one, and none of this pack's business.
+    other.params(
+        active=["toy", "demo"],
+        datasets__demo__captioner={"model": f"{AWAY}/blip2", "precision": "fp32", "n": 5},
+        datasets__demo__editor={"engine": "vllm", "model": "demo-away/x/llama", "precision": "fp32"},
+    )
+    unpack(packed, params.load())
+    said = capsys.readouterr().out
+    assert "demo: captions fit; how many" in said and "demo: edits" not in said and "demo-away" not in said
+    content = yaml.safe_load((other.path / "params.yaml").read_text())
+    content["datasets"]["mine"] = content["datasets"].pop("toy")
+    content |= {"active": ["mine"], "runs": {}}
+    (other.path / "params.yaml").write_text(yaml.safe_dump(content))
+    unpack(packed, params.load())
+    assert "mine: captions fit; how many" in capsys.readouterr().out
+
+
+def test_the_preflight_knows_a_model_that_stands_for_a_packs(packed: Path, other: Workspace) -> None:
+    other.params(runs={})
+    before = needs.look(params.load())
+    assert {f"folder {AWAY}/blip2", f"folder {AWAY}/llama"} <= set(before.missing)
+    unpack(packed, params.load())
+    after = needs.look(params.load())
+    assert not [what for what in after.missing if AWAY in what]
+    assert any(note.startswith(f"captioner {AWAY}/blip2 is not here") for note in after.notes)
+    first = outlook.tasks(params.load(), after)[0]
+    assert (first.name, first.kind, first.todo) == ("toy", "images to 5 captions", 0)
 
 
 def test_weights_that_are_there_and_names_of_the_hub_are_never_taken_from_the_store(toy: Workspace) -> None:
