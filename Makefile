@@ -1,5 +1,5 @@
 # `make demo` and `make test` set everything up by themselves; README.md spells the same commands out without make.
-.PHONY: help setup demo demo-seeds demo-models test test-slow test-faults bench bench-growth lint format deps requirements
+.PHONY: help setup demo demo-seeds demo-models test test-slow test-faults bench bench-growth lint audit licences format deps requirements
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
@@ -37,10 +37,17 @@ bench-growth: setup ## time and memory of each stage against the number of image
 	@python -m benchmarks.growth --plot docs/growth.png
 	@python -m benchmarks.scores --growth
 
-lint: setup         ## formatting, lint, types
+lint: setup         ## formatting, lint, types; a line on known vulnerabilities
 	@ruff format --check .
 	@ruff check .
 	@mypy
+	@python tools/audit.py --warn
+
+audit: setup        ## hold the pinned requirements against known vulnerabilities (needs a network)
+	@python tools/audit.py
+
+licences: setup     ## list the licences of all dependencies anew in docs/licences.md
+	@python tools/licences.py
 
 format: setup       ## format the code
 	@ruff format .
