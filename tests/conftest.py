@@ -50,8 +50,9 @@ class Workspace:
         return content  # type: ignore[no-any-return]
 
     def start(self, stage: str, *arguments: str) -> subprocess.Popen[str]:
-        """Start a stage in the background."""
-        command = [sys.executable, str(ROOT / "stages" / f"{stage}.py"), *arguments]
+        """Start a stage in the background, the workspace's own script where it has one."""
+        place = self.path if (self.path / "stages").is_dir() else ROOT
+        command = [sys.executable, str(place / "stages" / f"{stage}.py"), *arguments]
         return subprocess.Popen(
             command,
             cwd=self.path,

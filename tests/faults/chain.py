@@ -12,7 +12,7 @@ from tests.conftest import CUT_WORLD, SMALL_BLOCKS, Workspace
 from tests.faults.answers import EDITOR
 from tests.imports import ROOT
 
-COPIED = ("cvsi", "demo", "params.yaml")
+COPIED = ("cvsi", "stages", "demo", "params.yaml")
 MADE = ("data", "cache")
 
 

@@ -16,7 +16,7 @@ from random import Random
 
 from tests.faults.stand import Stand
 
-POLL = 0.001
+POLL = 0.0005
 RESULTS = Path(__file__).parent / "results"
 TRIES = 10  # a kill; more often too late, and something else is wrong
 
@@ -70,7 +70,8 @@ def many(stand: Stand, number: int, seed: int) -> Tally:
         hit = _kill(stand, part, random.random() * windows[part])
         if hit is None:
             tally.late += 1
-            windows[part] *= 0.9
+            windows[part] = max(windows[part] * 0.8, POLL)
+            sys.stderr.write(f"{tally.stage}: a kill in its {part} came too late, tried again\n")
             continue
         tally.kills.append(_recovered(stand, *hit, stale))
         tally.leftovers += stand.leftovers()

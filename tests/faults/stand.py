@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 
 from tests.conftest import Workspace, environment
 from tests.faults.chain import Case, snapshot
-from tests.imports import ROOT
 
 STALE = "stale.txt"
 
@@ -38,7 +37,7 @@ class Stand:
 
     def start(self, before: Callable[[], object] | None = None) -> subprocess.Popen[str]:
         """Start the stage; `before` is called in its process first."""
-        command = [sys.executable, str(ROOT / "stages" / f"{self.case.stage}.py"), *self.case.arguments]
+        command = [sys.executable, f"stages/{self.case.stage}.py", *self.case.arguments]
         return subprocess.Popen(
             command, cwd=self.workspace.path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env=environment(self.workspace.path), preexec_fn=before,
@@ -61,8 +60,9 @@ class Stand:
             return any(files for kind in self.case.kinds for _, _, files in os.walk(self.store / kind))
         if part == "memo":
             return self.memos.is_dir() and any(os.scandir(self.memos))
-        # The world's folder is made long before its first picture.
-        return any(files for _, _, files in os.walk(self.partial)) or self.written()
+        if self.case.stage == "world":  # its folder is made long before its first picture
+            return any(files for _, _, files in os.walk(self.partial)) or self.written()
+        return self.partial.is_dir() or self.written()
 
     def written(self) -> bool:
         """Whether the output is there in full, by this run."""
