@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Workspace
+from tests.conftest import Workspace, environment
 from tests.faults import chain as chains
 from tests.faults.answers import serving
+from tests.faults.nursery import Nursery, nursery
 from tests.faults.stand import Stand
 
 
@@ -31,6 +32,13 @@ def chain(tmp_path_factory: pytest.TempPathFactory, worker_id: str, answers: str
             chains.make(place, answers)
             whole.touch()
     return Workspace(place)
+
+
+@pytest.fixture(scope="session")
+def young(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    """An interpreter that forks a stage's process without importing libraries again."""
+    with nursery(environment(tmp_path_factory.getbasetemp())) as made:
+        yield made
 
 
 @pytest.fixture

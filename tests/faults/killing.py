@@ -14,10 +14,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
 
+from tests.faults.nursery import Nursery
 from tests.faults.stand import Stand
 
 POLL = 0.0005
 RESULTS = Path(__file__).parent / "results"
+PLAIN = 6
 TRIES = 10  # a kill; more often too late, and something else is wrong
 
 
@@ -28,6 +30,7 @@ class Kill:
     part: str
     after: float
     stale: bool
+    forked: bool
     kept: int
     computed: int
     differences: list[str]
@@ -57,8 +60,8 @@ class Tally:
         (RESULTS / f"{self.stage}.json").write_text(json.dumps(asdict(self), indent=1) + "\n")
 
 
-def many(stand: Stand, number: int, seed: int) -> Tally:
-    """Kill the stage `number` times, and say so on standard error."""
+def many(stand: Stand, number: int, seed: int, young: Nursery | None = None) -> Tally:
+    """Kill the stage `number` times, and say so on standard error; from the nursery all but each sixth."""
     random = Random(f"{seed} {stand.case.stage}")
     tally = Tally(stand.case.stage, seed, _unharmed(stand), len(stand.wanted), sum(map(len, stand.rows.values())))
     windows = dict(tally.windows)
@@ -66,6 +69,7 @@ def many(stand: Stand, number: int, seed: int) -> Tally:
         assert tally.late < TRIES * number, f"{tally.late} kills of {stand.case.stage} came too late"
         part = stand.parts[(len(tally.kills) + tally.late) % len(stand.parts)]
         stale = random.random() < 0.5
+        stand.nursery = young if len(tally.kills) % PLAIN else None
         stand.clear(stale)
         hit = _kill(stand, part, random.random() * windows[part])
         if hit is None:
@@ -76,6 +80,8 @@ def many(stand: Stand, number: int, seed: int) -> Tally:
         tally.kills.append(_recovered(stand, *hit, stale))
         tally.leftovers += stand.leftovers()
         _say(tally, number)
+        if number > 1:
+            tally.save()  # after each, so that a run cut short has its figures
     return tally
 
 
@@ -134,7 +140,10 @@ def _recovered(stand: Stand, part: str, after: float, stale: bool) -> Kill:
         found, _ = steps.get(kind, (0, 0))
         if found != rows:
             lines.append(f"{kind}: {rows} rows were stored before the kill, {found} were found again")
-    return Kill(part, round(after, 4), stale, sum(kept.values()), sum(made for _, made in steps.values()), lines)
+    forked = stand.nursery is not None
+    return Kill(
+        part, round(after, 4), stale, forked, sum(kept.values()), sum(made for _, made in steps.values()), lines
+    )
 
 
 def _say(tally: Tally, number: int) -> None:

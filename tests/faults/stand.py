@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from tests.conftest import Workspace, environment
 from tests.faults.chain import Case, snapshot
+from tests.faults.nursery import Forked, Nursery
 
 STALE = "stale.txt"
 
@@ -34,9 +35,13 @@ class Stand:
         self.parts = [*(["store"] if case.kinds else []), "output", *(["memo"] if case.memo else [])]
         self.wanted = snapshot(self.output)
         self.rows: dict[str, pl.DataFrame] = {}
+        self.nursery: Nursery | None = None
 
-    def start(self, before: Callable[[], object] | None = None) -> subprocess.Popen[str]:
-        """Start the stage; `before` is called in its process first."""
+    def start(self, before: Callable[[], object] | None = None) -> "subprocess.Popen[str] | Forked":
+        """Start the stage, from the nursery where one is set; `before` is called in its process first."""
+        if self.nursery is not None and before is None:
+            script, folder = f"stages/{self.case.stage}.py", self.workspace.path
+            return self.nursery.start(folder, script, self.case.arguments, environment(folder))
         command = [sys.executable, f"stages/{self.case.stage}.py", *self.case.arguments]
         return subprocess.Popen(
             command, cwd=self.workspace.path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

@@ -12,6 +12,7 @@ import pytest
 from tests.conftest import Workspace
 from tests.faults import killing
 from tests.faults.chain import CASES, copy
+from tests.faults.nursery import Nursery
 from tests.faults.stand import Stand
 
 KILLS = int(os.environ.get("CVSI_KILLS") or 26)
@@ -23,9 +24,10 @@ LONGEST_FIRST = (
 @pytest.mark.faults
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("stage", LONGEST_FIRST)
-def test_killed_at_random_instants_and_run_again_is_byte_identical(stand: Callable[[str], Stand], stage: str) -> None:
-    tally = killing.many(stand(stage), KILLS, killing.seed())
-    tally.save()
+def test_killed_at_random_instants_and_run_again_is_byte_identical(
+    stand: Callable[[str], Stand], young: Nursery, stage: str
+) -> None:
+    tally = killing.many(stand(stage), KILLS, killing.seed(), young)
     assert not tally.failures, f"seed {tally.seed}: {tally.failures}"
 
 
