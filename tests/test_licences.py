@@ -1,6 +1,7 @@
 """Licences of the dependencies: each installed one fits or was decided about, and docs/licences.md is up to date."""
 
 from email.message import Message
+from importlib.metadata import PackageMetadata
 from typing import cast
 
 import pytest
@@ -47,7 +48,7 @@ def test_the_expression_comes_first_then_the_field_then_the_classifiers(
     message = Message()
     for name, value in fields:
         message[name] = value
-    assert licence(cast("licences.metadata.PackageMetadata", message)) == expected
+    assert licence(cast(PackageMetadata, message)) == expected
 
 
 @pytest.mark.parametrize(

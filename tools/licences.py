@@ -124,11 +124,11 @@ def _package(name: str, versions: list[str], labels: list[str]) -> Package:
 
 def licence(told: metadata.PackageMetadata) -> str:
     """The licence that a package's metadata names, as an SPDX expression where it can be had; empty where it is not."""
-    field = told.get("License") or ""
+    field = told["License"] if "License" in told else ""
     marks = [text.split(" :: ")[-1] for text in told.get_all("Classifier") or [] if text.startswith("License :: ")]
     known = [mark for mark in marks if mark not in ("OSI Approved", "DFSG approved")]
-    if expression := told.get("License-Expression"):
-        return str(expression)
+    if "License-Expression" in told:
+        return told["License-Expression"]
     if field and "\n" not in field and verdict(_spdx(field)) != UNKNOWN:
         return _spdx(field)
     return " AND ".join(dict.fromkeys(_spdx(mark) for mark in known)) or " ".join(field.split())[:60]
