@@ -44,7 +44,7 @@ _decoded = Room(8 * MAX_PIXELS + (256 << 20))
 warnings.filterwarnings("ignore", module="PIL")
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
 # Blocks too large for the heap go back to the system when a picture does; Pillow's own of 16 MB stay with each thread.
-Image.core.set_block_size(64 << 20)
+Image.core.set_block_size(64 << 20)  # type: ignore[attr-defined]
 
 
 class Unreadable(Exception):

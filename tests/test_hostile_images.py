@@ -65,6 +65,7 @@ def listed(folder: Path) -> set[str]:
     return found
 
 
+@pytest.mark.timeout(3 * SECONDS + 300)
 def test_a_thousand_odd_files_are_embedded_or_listed_with_a_reason(
     toy: Workspace, odd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

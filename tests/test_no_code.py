@@ -149,20 +149,6 @@ def test_a_hostile_editor(make: Callable[[str, Path, Path], Path], mark: Path, t
     assert not mark.exists()
 
 
-class Odd(pa.ExtensionType):  # type: ignore[misc]
-    """An Arrow type of another program."""
-
-    def __init__(self) -> None:
-        super().__init__(pa.string(), "tests.odd")
-
-    def __arrow_ext_serialize__(self) -> bytes:
-        return b""
-
-    @classmethod
-    def __arrow_ext_deserialize__(cls, storage: pa.DataType, serialized: bytes) -> "Odd":
-        return cls()
-
-
 @pytest.mark.parametrize("name", ["arrow.py_extension_type", "pandas.period", "tests.unknown"])
 def test_a_table_with_types_that_were_pickled(name: str, mark: Path, tmp_path: Path) -> None:
     facts = {"ARROW:extension:name": name, "ARROW:extension:metadata": pickle.dumps(Payload(mark))}
@@ -172,18 +158,6 @@ def test_a_table_with_types_that_were_pickled(name: str, mark: Path, tmp_path: P
     pq.write_table(table, tmp_path / "a.parquet")
     assert tables.read_file(tmp_path / "a.parquet")["image_id"].to_pylist() == ["a"]
     assert not mark.exists()
-
-
-def test_a_table_of_a_registered_type_is_read_or_refused_in_one_line(tmp_path: Path) -> None:
-    pa.register_extension_type(Odd())
-    try:
-        array = pa.ExtensionArray.from_storage(Odd(), pa.array(["a"]))
-        pq.write_table(pa.table({"image_id": array}), tmp_path / "a.parquet")
-        found = tables.read_file(tmp_path / "a.parquet")
-        fitted = tables.fit(found, pa.schema({"image_id": pa.string()}), "a.parquet")
-    finally:
-        pa.unregister_extension_type("tests.odd")
-    assert fitted["image_id"].to_pylist() == ["a"]
 
 
 @pytest.mark.parametrize(
