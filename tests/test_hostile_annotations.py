@@ -178,6 +178,13 @@ def test_links_that_leave_the_dataset_are_not_followed(tmp_path: Path) -> None:
     assert dict(stat_files(linked, pl.Series(["c.png"])).select("path", "refused").rows()) == {"c.png": ""}
 
 
+def test_a_word_that_a_tokenizer_would_not_end_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "red.png").touch()
+    write_queries(tmp_path, {"reference": "red.png", "instruction": "is " + "qzjx" * 300})
+    with pytest.raises(CvsiError, match=r"queries\.jsonl: a word of more than 1,000 characters .* query 0"):
+        check(READERS["folder"](dataset("folder", tmp_path)), tmp_path)
+
+
 def test_an_instruction_of_ten_megabytes_is_one_line(toy: Workspace) -> None:
     write_queries(toy.path / "photos", {"reference": "red.png", "instruction": "is green " * 1_200_000})
     line = toy.error("index", "toy")
@@ -193,7 +200,7 @@ def test_ids_and_texts_within_the_bounds_are_kept_as_they_are(toy: Workspace) ->
         "a\tb\nc",
         "../../etc/passwd",
         "<script>alert(1)</script>",
-        "z" * LONGEST_INSTRUCTION,
+        "word " * (LONGEST_INSTRUCTION // 5),
         "\x1b[31m",
         "",
     ]

@@ -194,8 +194,8 @@ def test_an_answer_of_another_kind_is_one_line(
     monkeypatch.setattr(Echo, "status", 200)
     monkeypatch.setattr(Echo, "body", body)
     server = engines.Server(EditorSettings(engine="server", address=address, model="m", style=style), Compute())
-    if style == "chat" and "message" in body:
-        assert server.answers(["a"]) == ["a"]
+    if "message" in body:
+        assert server.answers(["a"]) == (["a"] if style == "chat" else [""])
         return
     with pytest.raises(CvsiError, match=r"is not OpenAI's format|the server refused"):
         server.answers(["a"])

@@ -12,6 +12,7 @@ from cvsi.datasets.listing import Listing
 from cvsi.errors import CvsiError
 
 LONGEST_SHOWN = 200
+LONGEST_WORD = 1_000  # characters; CLIP's tokenizer takes quadratic time for one word
 LONGEST_ID, LONGEST_INSTRUCTION = 1_000, 50_000  # characters; a benchmark's instructions have a few hundred at most
 
 
@@ -42,6 +43,12 @@ def _bounded(listing: Listing, root: Path) -> None:
             f"{listing.sources[endless['split'][0]]}: instructions of more than {LONGEST_INSTRUCTION:,} characters: "
             f"query {_some(endless['query_id'])}; shorten them"
         )
+    for row in listing.queries.filter(pl.col("instruction").str.len_chars() > LONGEST_WORD).iter_rows(named=True):
+        if max(map(len, row["instruction"].split()), default=0) > LONGEST_WORD:
+            raise CvsiError(
+                f"{listing.sources[row['split']]}: a word of more than {LONGEST_WORD:,} characters in the instruction "
+                f"of query {row['query_id'][:LONGEST_SHOWN]}; shorten it"
+            )
 
 
 def _known(listing: Listing) -> None:
