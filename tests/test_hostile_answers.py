@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from cvsi import editor, engines, recipes
 from cvsi.console import plain
-from cvsi.errors import CvsiError, cause
+from cvsi.errors import CvsiError
 from cvsi.model_settings import Captioner
 from cvsi.model_settings import Editor as EditorSettings
 from cvsi.params import Compute
@@ -239,7 +239,3 @@ def test_no_key_is_in_any_file_or_line_of_a_run(toy: Workspace, address: str, mo
     assert len(files) > 10 and "(key)" in lines[2]
     for value in (*secrets.values(), "51c0ffee"):
         assert not [text for text in texts if value.encode() in text]
-
-
-def test_a_secret_is_taken_out_before_an_error_is_cut() -> None:
-    assert "SECR" not in cause(ValueError("x" * 197 + "SECRET"), "SECRET")
