@@ -193,7 +193,7 @@ def test_an_instruction_of_ten_megabytes_is_one_line(toy: Workspace) -> None:
 
 
 def test_ids_and_texts_within_the_bounds_are_kept_as_they_are(toy: Workspace) -> None:
-    odd = 'it\'s "<b>gr\u00fcn</b>" & \U0001f600.png'
+    odd = 'it\'s "<b>gr\u00fcn<b>" & \U0001f600.png'
     (toy.path / "photos" / "red.png").rename(toy.path / "photos" / odd)
     texts = [
         "w\u00f6rd" * 5,

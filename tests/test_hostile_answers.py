@@ -157,8 +157,7 @@ class Echo(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    def log_message(self, format: str, *arguments: object) -> None:
-        """Say nothing."""
+    def log_message(self, *arguments: object) -> None: ...
 
 
 @pytest.fixture
