@@ -71,7 +71,7 @@ def place_of(dataset: str) -> Path | None:
         text = PARAMS.read_bytes()
         params = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         root, store = Path(params["datasets"][dataset]["root"]), Path(params.get("store", "cache/store"))
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return store / "index" / _fingerprint(dataset, text, root)
 
@@ -96,10 +96,10 @@ def _files(place: str, seen: set[tuple[int, int]]) -> Iterator[str]:
         return
     seen.add((here.st_dev, here.st_ino))
     for entry in entries:
-        if entry.is_dir():
-            yield from _files(entry.path, seen)
-            continue
         try:
+            if entry.is_dir():
+                yield from _files(entry.path, seen)
+                continue
             facts = entry.stat()
             yield f"{entry.path}\0{facts.st_size}\0{facts.st_mtime_ns}\0{entry.is_symlink()}\n"
         except OSError as error:

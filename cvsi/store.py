@@ -158,14 +158,24 @@ def _sound(file: Path) -> bool:
         return False
 
 
+def _check_version(table: pa.Table, file: Path) -> None:
+    """Raise CvsiError for a later version, and Damaged where it is damage that makes it look like one."""
+    try:
+        check_version(table.schema.metadata, file)
+    except CvsiError:
+        if _sound(file):
+            raise
+        raise Damaged(f"{file}: damaged store file (its checksum)") from None
+
+
 def _read(file: Path, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
     try:
         table = pq.read_table(file, columns=columns or schema.names, partitioning=None, page_checksum_verification=True)
-        check_version(table.schema.metadata, file)
+        _check_version(table, file)
         if lost := set(columns or schema.names) - set(table.column_names):
             raise ValueError(f"no column {min(lost)!r}")
         return table.cast(pa.schema([schema.field(name) for name in table.column_names]))
-    except (pa.ArrowInvalid, pa.ArrowKeyError, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise Damaged(
             f"{file}: damaged store file ({cause(error)}); run it again: the file is put aside, its rows computed again"
         ) from None

@@ -140,7 +140,7 @@ def parts(path: Path, columns: list[str] | None = None, size: int = PART_ROWS) -
 
     Raises CvsiError where it is missing or damaged; of `columns` those that are there are read.
     """
-    with _readable(path), pq.ParquetFile(path) as parquet:
+    with _readable(path), pq.ParquetFile(path, page_checksum_verification=True) as parquet:
         check_version(parquet.schema_arrow.metadata, path)
         if not parquet.metadata.num_rows:  # it still says which columns there are
             yield _plain(parquet.schema_arrow.empty_table())
@@ -171,7 +171,7 @@ def exists(stage: str, dataset: str, backbone: str | None = None) -> bool:
 def read_file(path: Path) -> pa.Table:
     """Read one Parquet file, strings and lists in their plain Arrow types; CvsiError where it is missing or damaged."""
     with _readable(path), spending("read"):
-        table = pq.read_table(path, partitioning=None)
+        table = pq.read_table(path, partitioning=None, page_checksum_verification=True)
         check_version(table.schema.metadata, path)
         return _plain(table)
 
@@ -203,7 +203,7 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise CvsiError(f"{path}: no such file; run the stage {path.parent.name} first (dvc repro)") from None
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # damage makes Arrow raise many kinds
         raise CvsiError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())[:200]})") from None
 
 
