@@ -13,6 +13,7 @@ import pytest
 from tests.faults import killing
 from tests.faults.chain import CASES
 from tests.faults.disks import PAGE, disk, pages
+from tests.faults.nursery import Forked
 from tests.faults.stand import Stand
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
@@ -21,7 +22,7 @@ LARGE = "File too large; raise the limit on a file's size"
 FROZEN = "Read-only file system; make that folder writable"
 
 
-def one_line(process: subprocess.Popen[str], stage: str) -> str:
+def one_line(process: subprocess.Popen[str] | Forked, stage: str) -> str:
     """The single line with which a stage ended that could not go on."""
     out, err = process.communicate()
     assert process.returncode == 1, f"exit {process.returncode}: {out} {err}"
