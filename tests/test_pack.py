@@ -131,7 +131,8 @@ def test_the_same_captions_give_the_same_bytes(packed: Path, toy: Workspace) -> 
         table = tables.whole(kind, "toy")
         recipe = tables.provenance(Path(f"cache/toy/{kind}"))
         with tables.output(kind, "toy", recipe=recipe) as out:
-            for row in range(table.num_rows):
+            last = table.num_rows - 1
+            for row in range(last, -1, -1) if kind == "captions" else range(last + 1):  # edits stand as the queries do
                 out.shard(table.slice(row, 1), CAPTIONS if kind == "captions" else EDITS)
     shutil.rmtree("cache/store/captions")
     pack.write("toy", toy.path / "again", params.load())
