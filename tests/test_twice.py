@@ -18,9 +18,8 @@ settings = params.load()
 indexing.build("toy", settings)
 captions.build("toy", settings)
 asked = pl.DataFrame(tables.read("index", "toy", "queries.parquet")).select("query_id", "split", "instruction")
-edits = asked.with_columns(
-    edited=pl.concat_list("instruction"), added=pl.lit("disc"), status=pl.lit("ok"), answers=pl.concat_list("instruction")
-)
+said = pl.concat_list("instruction")
+edits = asked.with_columns(edited=said, added=pl.lit("disc"), status=pl.lit("ok"), answers=said)
 with tables.output("edits", "toy") as out:
     out.shard(edits.to_arrow(), EDITS)
 for stage in (vectors.gallery, vectors.queries, scores.build, build):
