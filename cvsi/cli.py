@@ -132,13 +132,12 @@ def store(
         console.print(upkeep.table(parts, str(place)))
         return
     parts = [part for part in parts if part.unused(unused_for)]
-    if not parts:
-        say(f"{place}: nothing that was unused for {unused_for:g} days")
-        return
-    console.print(upkeep.table(parts, f"{place}: to remove"))
-    if not yes and not typer.confirm("Remove these for good? Outputs of other workspaces may need them again."):
-        raise typer.Exit(1)
-    say(f"{place}: {count(len(upkeep.remove(place, unused_for)), 'part')} removed")
+    if parts:
+        console.print(upkeep.table(parts, f"{place}: to remove"))
+        if not yes and not typer.confirm("Remove these for good? Outputs of other workspaces may need them again."):
+            raise typer.Exit(1)
+    gone = upkeep.remove(place, unused_for)  # also without any: half-written files of killed processes go too
+    say(f"{place}: {count(len(gone), 'part')} removed that nobody used for {unused_for:g} days")
 
 
 @app.command()

@@ -32,7 +32,8 @@ def recall(dataset: str, remembered: Path | None) -> bool:
         complain(f"{remembered}: damaged; the index is made anew")
         shutil.rmtree(remembered, ignore_errors=True)
         return False
-    os.utime(remembered)  # the store's upkeep goes by the last use
+    if os.access(remembered, os.W_OK):
+        os.utime(remembered)  # the store's upkeep goes by the last use
     with whole_or_absent(folder("index", dataset)) as partial:
         shutil.copytree(remembered / "files", partial, dirs_exist_ok=True)
     say(f"{memo['summary']} (no file, parameter or code changed since the last look)")
@@ -45,6 +46,9 @@ def remember(dataset: str, place: Path | None, summary: str, warnings: list[str]
     """Keep the index that was just made in a place taken before it was, with a line about it and what was warned of."""
     if place is None or place.exists():
         return
+    store = place.parent.parent
+    if store.exists() and not os.access(store, os.W_OK):
+        return  # a team's store that this user may only read
     with once(place) as partial:
         shutil.copytree(folder("index", dataset), partial / "files")
         memo: dict[str, Any] = {"summary": summary, "warnings": warnings, "digests": _digests(partial / "files")}

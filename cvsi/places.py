@@ -63,6 +63,9 @@ def whole_or_absent(target: Path) -> Iterator[Path]:
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
         flush(target.parent)
+    except OSError as error:
+        error.filename = error.filename or os.fspath(target)  # a write that fails does not say where
+        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -98,5 +101,8 @@ def whole_file(target: Path) -> Iterator[Path]:
         flush(partial)
         partial.replace(target)
         flush(target.parent)
+    except OSError as error:
+        error.filename = error.filename or os.fspath(target)  # a write that fails does not say where
+        raise
     finally:
         partial.unlink(missing_ok=True)
