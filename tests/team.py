@@ -6,6 +6,7 @@ The remote is a folder, or a bucket of an S3 server that runs on this machine fo
 import json
 import shutil
 import subprocess
+import sys
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,6 @@ from typing import Any
 
 import pytest
 import yaml
-from moto.server import ThreadedMotoServer
 
 from tests.conftest import Workspace, environment
 
@@ -32,16 +32,27 @@ class Remote:
     settings: Mapping[str, str]
 
 
+# A process of its own: vLLM, which other tests load, looks at all that is imported, and Flask's objects refuse that.
+SERVER = """
+import sys
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+server.start()
+print(*server.get_host_and_port(), flush=True)
+sys.stdin.read()
+"""
+
+
 @contextmanager
 def remote(kind: str, place: Path) -> Iterator[Remote]:
     """A remote that is there inside: a `folder` below a place, or a bucket on `s3`, its keys in the environment."""
     if kind == "folder":
         yield Remote(str(place / "remote"), {})
         return
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
+    server = subprocess.Popen([sys.executable, "-c", SERVER], stdin=-1, stdout=-1, stderr=subprocess.DEVNULL, text=True)
     try:
-        host, port = server.get_host_and_port()
+        assert server.stdout is not None
+        host, port = server.stdout.readline().split()
         address = f"http://{host}:{port}"
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("AWS_ACCESS_KEY_ID", "team")
@@ -54,7 +65,8 @@ def remote(kind: str, place: Path) -> Iterator[Remote]:
             urllib.request.urlopen(urllib.request.Request(f"{address}/team-bucket", method="PUT")).close()
             yield Remote("s3://team-bucket/cvsi", {"endpointurl": address})
     finally:
-        server.stop()
+        server.kill()
+        server.communicate()
 
 
 def call(workspace: Workspace, *command: str) -> str:
