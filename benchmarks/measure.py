@@ -138,7 +138,7 @@ def process(command: Sequence[str], folder: Path, **variables: str) -> Ended:
         said = subprocess.run(
             [sys.executable, "-I", "-S", "-c", _BETWEEN, result.name, *command],
             cwd=folder, env=os.environ | variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        ).stdout.decode()  # fmt: skip
+        ).stdout.decode(errors="backslashreplace")  # fmt: skip
         found = json.loads(result.read() or b'{"status": -1}')
     if found["status"]:
         code = os.waitstatus_to_exitcode(found["status"])

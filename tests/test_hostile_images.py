@@ -3,7 +3,6 @@
 import hashlib
 import os
 import resource
-import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ import polars as pl
 import pytest
 from PIL import Image
 
+from benchmarks.measure import process, script
 from cvsi.pictures import MAX_FILE, SUFFIXES, Unreadable, contents, decode
 from cvsi.rooms import Room
 from tests import odd_images
@@ -34,21 +34,11 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def measured(workspace: Workspace, stage: str, *arguments: str) -> str:
     """Run a stage to its end within time and memory; what it said on both streams."""
-    said = workspace.path / f"{stage}.txt"
-    command = [sys.executable, str(ROOT / "stages" / f"{stage}.py"), *arguments]
-    with said.open("wb") as log:
-        process = subprocess.Popen(command, cwd=workspace.path, stdout=log, stderr=log, env=environment(workspace.path))
-        clock = threading.Timer(SECONDS, process.kill)
-        clock.start()
-        _, status, usage = os.wait4(process.pid, 0)
-        clock.cancel()
-    process.returncode = os.waitstatus_to_exitcode(status)
-    text = said.read_text(encoding="utf-8", errors="backslashreplace")
-    assert process.returncode == 0, f"{stage}: {process.returncode} (-9: took over {SECONDS} s)\n{text[-3000:]}"
-    memory = usage.ru_maxrss * 1024
-    sys.stdout.write(f"{stage}: {memory / 2**30:.2f} GiB\n")
-    assert memory < MAX_MEMORY, f"{stage}: {memory:,} bytes"
-    return text
+    ended = process([*script(stage), *arguments], workspace.path, **environment(workspace.path))
+    sys.stdout.write(f"{stage}: {ended.peak / 2**30:.2f} GiB, {ended.seconds:.0f} s\n")
+    assert ended.peak < MAX_MEMORY, f"{stage}: {ended.peak:,} bytes"
+    assert ended.seconds < SECONDS, f"{stage}: {ended.seconds:.0f} s"
+    return ended.said
 
 
 def shown(path: str) -> str:
@@ -123,7 +113,7 @@ def test_the_same_seed_makes_the_same_files(odd: Path, tmp_path: Path) -> None:
 
 
 MANY_CORES = """
-import resource, sys
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from cvsi.pictures import contents, use, target_pad
@@ -132,17 +122,13 @@ def size(path):
         return use(data, lambda image: target_pad(image).size)
 with ThreadPoolExecutor(64) as pool:
     print(len(list(pool.map(size, sorted(Path(sys.argv[1]).iterdir())))))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
 
 
 def test_many_cores_take_no_more_memory_than_the_largest_picture(tmp_path: Path) -> None:
     odd_images.large(tmp_path)
-    command = [sys.executable, "-c", MANY_CORES, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-2000:]
-    number, memory = map(int, done.stdout.split())
-    assert number == 6 and memory < 1_900_000_000
+    ended = process([sys.executable, "-c", MANY_CORES, str(tmp_path)], ROOT)
+    assert int(ended.said) == 6 and ended.peak < 1_900_000_000
 
 
 def test_what_does_not_fit_beside_others_waits_and_what_fits_nowhere_goes_alone() -> None:

@@ -116,7 +116,10 @@ def test_a_run_leaves_a_record_outside_every_output(tmp_path: Path) -> None:
     assert start(tmp_path, "nothing").wait() == 0
     found = record(tmp_path)
     assert found["outcome"] == "done" and found["arguments"] == ["nothing"]
-    assert sorted(path.name for path in (tmp_path / "cache" / "toy" / "work").iterdir()) == ["half.txt"]
+    assert sorted(path.name for path in (tmp_path / "cache" / "toy" / "work").iterdir()) == [
+        "half.txt",
+        "provenance.json",
+    ]
 
 
 @pytest.mark.parametrize(
