@@ -16,6 +16,7 @@ from cvsi import doubts, metrics, places, provenance, tables
 from cvsi.errors import CvsiError
 from cvsi.params import Params
 from cvsi.schema import GROUP_RANKINGS, QUERIES, RANKINGS
+from cvsi.show import named
 from cvsi.summary import Found, read
 
 NEAR = 1e-6  # of a mean in percent: rounding alone
@@ -95,9 +96,7 @@ def compare(settings: Params, first: str, second: str, other: Path | None = None
 
 
 def _side(settings: Params, name: str, cache: Path) -> Side:
-    if name not in settings.runs:
-        raise CvsiError(f"params.yaml: no run '{name}'; there are: {', '.join(settings.runs)}")
-    run = settings.runs[name]
+    run = named(settings, name)
     place = provenance.place("scores", run.dataset, run.backbone, cache)
     found = read(place / "metrics.json")
     if found is None:

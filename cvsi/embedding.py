@@ -127,8 +127,8 @@ class Texts:
         batches = list(length_batches(self.encoder.lengths(tokens), self.size))
         computed = [places for places in batches if short or len(places) == self.size]
         done = [place for places in computed for place in places]
-        left = pl.int_range(block.height, eager=True).filter(~pl.int_range(block.height, eager=True).is_in(done))
-        self.waiting = [(block[left], tokens[left.to_torch()])]
+        left = sorted(set(range(block.height)).difference(done))
+        self.waiting = [(block[left], tokens[left])]
         return _rows(block[done], self._embed(block, tokens, computed))
 
     def _embed(self, block: pl.DataFrame, tokens: torch.Tensor, batches: Sequence[Sequence[int]]) -> np.ndarray:

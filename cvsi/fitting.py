@@ -10,18 +10,16 @@ from typing import Any
 
 import polars as pl
 
-from cvsi import editor, needs, recipes, tables
+from cvsi import needs, tables
 from cvsi.console import count
-from cvsi.devices import precision
 from cvsi.edits import keyed
 from cvsi.errors import CvsiError
-from cvsi.outlook import kind_of_device
-from cvsi.packs import SCHEMAS, Kind
+from cvsi.outlook import captions_recipe, edits_recipe
+from cvsi.packs import NOUNS, SCHEMAS, Kind, settings_of
 from cvsi.params import Dataset, Params
 from cvsi.store import Shelf
 from cvsi.weights import absent, record
 
-NOUNS = {"captions": "captioner", "edits": "editor"}
 ITEMS = {"captions": "image", "edits": "query"}
 MODEL = ("model", "revision", "weights")
 
@@ -35,7 +33,7 @@ def datasets(packed: str, params: Params) -> tuple[list[str], list[str]]:
 def fits(kind: Kind, recipe: Mapping[str, Any], named: str, params: Params) -> bool:
     """Whether a dataset looks under the pack's recipe."""
     try:
-        return _sought(kind, params.dataset(named), params) == recipe
+        return _sought(kind, named, params) == recipe
     except CvsiError:  # its model is not here, and nobody knows what it was
         return False
 
@@ -46,7 +44,7 @@ def stand_in(kind: Kind, recipe: Mapping[str, Any], label: str | None, named: st
     Only a name whose last part is the pack's is taken, and the store keeps the first digest that it had for it.
     """
     dataset, weights = params.dataset(named), recipe.get("weights")
-    model = _settings(kind, dataset).model
+    model = settings_of(kind, dataset).model
     if not isinstance(weights, str) or label is None or not absent(model) or _runs_elsewhere(kind, dataset):
         return None
     if PurePosixPath(model).name != PurePosixPath(label).name:
@@ -64,9 +62,9 @@ def line(kind: Kind, recipe: Mapping[str, Any], label: str | None, named: str, p
     """What a dataset gets from the pack's rows of a kind, or what to set so that it gets them."""
     dataset = params.dataset(named)
     try:
-        sought = _sought(kind, dataset, params)
+        sought = _sought(kind, named, params)
     except CvsiError as error:
-        model = _settings(kind, dataset).model
+        model = settings_of(kind, dataset).model
         return f"{named}: {kind} not found: {error}{_renamed(kind, model, label)}"
     if sought == recipe:
         return f"{named}: {kind} {_complete(kind, named, recipe, params)}"
@@ -75,20 +73,13 @@ def line(kind: Kind, recipe: Mapping[str, Any], label: str | None, named: str, p
     return f"{named}: {kind} not found, {'; '.join(told)}"
 
 
-def _settings(kind: Kind, dataset: Dataset) -> Any:
-    return dataset.captioner if kind == "captions" else dataset.editor
-
-
 def _runs_elsewhere(kind: Kind, dataset: Dataset) -> bool:
     return kind == "edits" and dataset.editor.engine == "server"
 
 
-def _sought(kind: Kind, dataset: Dataset, params: Params) -> dict[str, Any]:
+def _sought(kind: Kind, named: str, params: Params) -> dict[str, Any]:
     """The recipe that the stage would look under."""
-    used = precision(_settings(kind, dataset).precision, kind_of_device(params))
-    if kind == "captions":
-        return recipes.captions(dataset.captioner, used, params.store)
-    return recipes.edits(dataset.editor, editor.few_shots(dataset.prompts), used, params.store)
+    return captions_recipe(named, params) if kind == "captions" else edits_recipe(named, params)
 
 
 def _renamed(kind: Kind, model: str, label: str | None) -> str:
@@ -172,12 +163,11 @@ def _complete(kind: Kind, named: str, recipe: Mapping[str, Any], params: Params)
 
 def _questions(named: str, images: pl.DataFrame, params: Params) -> pl.Series | None:
     """The keys of the dataset's queries from the captions that the store has of their references, or None."""
-    dataset = params.dataset(named)
     queries = pl.DataFrame(tables.read("index", named, "queries.parquet"))
     digests = images.select(reference_id="image_id", digest="digest")
     asked = queries.join(digests, on="reference_id", how="left", maintain_order="left")
     try:
-        shelf = Shelf(params.store, "captions", _sought("captions", dataset, params), SCHEMAS["captions"])
+        shelf = Shelf(params.store, "captions", captions_recipe(named, params), SCHEMAS["captions"])
         captions = shelf.take(asked["digest"])["captions"]
     except (CvsiError, KeyError):  # no captioner to look under, or a reference without captions
         return None

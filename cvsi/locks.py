@@ -44,6 +44,12 @@ def alone(store: Path) -> Iterator[bool]:
         os.close(handle)
 
 
+def note_use(place: Path) -> None:
+    """Give a folder of a store the time of now, which its upkeep takes for the last use; nothing in one only read."""
+    if os.access(place, os.W_OK):
+        os.utime(place)
+
+
 def _open(store: Path) -> int | None:
     """The lock's file, made where it is missing; None where this user can neither make nor open it.
 

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from cvsi.console import complain, say
-from cvsi.locks import share
+from cvsi.locks import note_use, share
 from cvsi.places import folder, once, whole_or_absent
 
 PARAMS = Path("params.yaml")
@@ -32,8 +32,7 @@ def recall(dataset: str, remembered: Path | None) -> bool:
         complain(f"{remembered}: damaged; the index is made anew")
         shutil.rmtree(remembered, ignore_errors=True)
         return False
-    if os.access(remembered, os.W_OK):
-        os.utime(remembered)  # the store's upkeep goes by the last use
+    note_use(remembered)
     with whole_or_absent(folder("index", dataset)) as partial:
         shutil.copytree(remembered / "files", partial, dirs_exist_ok=True)
     say(f"{memo['summary']} (no file, parameter or code changed since the last look)")

@@ -10,6 +10,7 @@ import subprocess
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -93,18 +94,33 @@ def _count(shelf: Shelf, keys: pl.Series | None, most: int, name: str, kind: str
     return Task(name, kind, most, todo, keys is not None, took)
 
 
+def captions_recipe(name: str, params: Params) -> dict[str, Any]:
+    """The recipe that the stage captions would look under; raises CvsiError where nobody knows the model."""
+    captioner = params.dataset(name).captioner
+    return recipes.captions(captioner, precision(captioner.precision, kind_of_device(params)), params.store)
+
+
+def edits_recipe(name: str, params: Params) -> dict[str, Any]:
+    """The recipe that the stage edits would look under; raises CvsiError where nobody knows the model."""
+    dataset = params.dataset(name)
+    used = precision(dataset.editor.precision, kind_of_device(params))
+    return recipes.edits(dataset.editor, editor.few_shots(dataset.prompts), used, params.store)
+
+
 def _captions(name: str, params: Params, found: needs.Needs) -> Task:
     captioner = params.dataset(name).captioner
     keys, most = _images(name, params, found)
-    recipe = recipes.captions(captioner, precision(captioner.precision, kind_of_device(params)), params.store)
-    return _count(Shelf(params.store, "captions", recipe, KEY), keys, most, name, f"images to {captioner.n} captions")
+    return _count(
+        Shelf(params.store, "captions", captions_recipe(name, params), KEY),
+        keys,
+        most,
+        name,
+        f"images to {captioner.n} captions",
+    )
 
 
 def _edits(name: str, params: Params, found: needs.Needs) -> Task:
-    dataset = params.dataset(name)
-    used = precision(dataset.editor.precision, kind_of_device(params))
-    recipe = recipes.edits(dataset.editor, editor.few_shots(dataset.prompts), used, params.store)
-    shelf = Shelf(params.store, "edits", recipe, KEY)
+    shelf = Shelf(params.store, "edits", edits_recipe(name, params), KEY)
     if tables.exists("index", name) and tables.exists("captions", name):
         keys = questions(name)["key"].unique(maintain_order=True)
         return _count(shelf, keys, keys.len(), name, "queries to edit")

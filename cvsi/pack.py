@@ -17,7 +17,7 @@ from cvsi.card import card
 from cvsi.console import complain, count, say
 from cvsi.edits import questions
 from cvsi.errors import CvsiError
-from cvsi.packs import CARD, MANIFEST, RECIPE, SCHEMAS, VERSION, Kind
+from cvsi.packs import CARD, MANIFEST, NOUNS, RECIPE, SCHEMAS, VERSION, Kind, settings_of
 from cvsi.params import Dataset, Params
 from cvsi.places import folder, whole_or_absent
 from cvsi.schema import CAPTIONS, EDITS
@@ -55,11 +55,11 @@ def write(name: str, out: Path, params: Params, kinds: Sequence[Kind] = ("captio
             "files": {path.relative_to(partial).as_posix(): _facts(path) for path in listed},
         }
         (partial / MANIFEST).write_text(_json(manifest), encoding="utf-8")
-        packs.open_pack(partial).check()  # what others would refuse is not handed out
-        total = hashlib.sha256((partial / MANIFEST).read_bytes()).hexdigest()
+        written = packs.open_pack(partial)
+        written.check()  # what others would refuse is not handed out
     for kind, frame in frames.items():
         say(f"{out}: {count(frame.height, 'row')} of {kind}, recipe {digest(recipes[kind])[:12]}")
-    say(f"{out}: manifest SHA-256 {total}, which stands for all of it")
+    say(f"{out}: manifest SHA-256 {written.sum}, which stands for all of it")
 
 
 def _captions(name: str, recipe: dict[str, Any], params: Params) -> pl.DataFrame:
@@ -116,7 +116,7 @@ def _recipe(kind: Kind, name: str) -> dict[str, Any]:
 
 def _label(kind: Kind, recipe: dict[str, Any], dataset: Dataset, params: Params) -> str | None:
     """How params.yaml names the model, if it still is the recipe's; of a path outside the project its last part."""
-    settings = dataset.captioner if kind == "captions" else dataset.editor
+    settings = settings_of(kind, dataset)
     if "weights" not in recipe:
         return str(recipe.get("model"))
     try:
@@ -130,8 +130,7 @@ def _label(kind: Kind, recipe: dict[str, Any], dataset: Dataset, params: Params)
 
 def _terms(dataset: Dataset, recipes: dict[Kind, dict[str, Any]], labels: dict[Kind, str | None]) -> dict[str, str]:
     """What is known of the terms of the models by name, and of the dataset by its benchmark."""
-    nouns = {"captions": "captioner", "edits": "editor"}
-    found = {f"{nouns[kind]} {labels[kind]}": sources.of_model(labels[kind] or "") for kind in recipes}
+    found = {f"{NOUNS[kind]} {labels[kind]}": sources.of_model(labels[kind] or "") for kind in recipes}
     if dataset.benchmark:
         found[f"dataset {dataset.benchmark}"] = sources.of_benchmark(dataset.benchmark)
     return {who: source.terms for who, source in found.items() if source.terms}

@@ -20,6 +20,8 @@ import pyarrow.parquet as pq
 from pydantic import Field, StringConstraints
 
 from cvsi.errors import CvsiError, cause
+from cvsi.model_settings import Captioner, Editor
+from cvsi.params import Dataset
 from cvsi.schema import STORED_CAPTIONS, STORED_EDITS
 from cvsi.settings import Name, Settings
 from cvsi.store import digest
@@ -29,6 +31,7 @@ from cvsi.tables import SHARD_ROWS, check_version
 VERSION = 1  # of packs; raised when a reader of before would take one for something else
 MANIFEST, CARD, RECIPE = "manifest.json", "README.md", "recipe.json"
 SCHEMAS = {"captions": STORED_CAPTIONS, "edits": STORED_EDITS}
+NOUNS = {"captions": "captioner", "edits": "editor"}
 MAX_MANIFEST, MAX_JSON, MAX_PART = 8 << 20, 1 << 20, 256 << 20
 MAX_TEXT, MAX_DECODED, MAX_VALUES = 1 << 20, 512 << 20, 1 << 22  # of a part: bytes of one text, of all, and how many
 KEY = "^[0-9a-f]{64}$"
@@ -68,12 +71,18 @@ class Manifest(Settings):
     files: Annotated[dict[FileName, File], Field(max_length=100_000)]
 
 
+def settings_of(kind: Kind, dataset: Dataset) -> Captioner | Editor:
+    """What makes a dataset's rows of a kind."""
+    return dataset.captioner if kind == "captions" else dataset.editor
+
+
 @dataclass(frozen=True)
 class Pack:
-    """A pack whose manifest was read; `check` reads all the rest once."""
+    """A pack whose manifest, with the SHA-256 `sum`, was read; `check` reads all the rest once."""
 
     folder: Path
     manifest: Manifest
+    sum: str
 
     def recipe(self, kind: Kind) -> Recipe:
         """What decided the rows of a kind; raises CvsiError where it is not that of the manifest."""
@@ -129,11 +138,12 @@ def open_pack(folder: Path) -> Pack:
     if not (folder / MANIFEST).is_file():
         raise CvsiError(f"{folder}: no pack, it has no {MANIFEST}; give the folder that cvsi pack wrote")
     where = folder / MANIFEST
-    text = _text(read(folder, MANIFEST, MAX_MANIFEST), where)
+    content = read(folder, MANIFEST, MAX_MANIFEST)
+    text = _text(content, where)
     version = parse_json(text, dict[str, Any], str(where)).get("schema")
     if isinstance(version, int) and version > VERSION:
         raise CvsiError(f"{where}: a pack of schema {version}, this cvsi knows up to {VERSION}; update cvsi")
-    return Pack(folder, parse_json(text, Manifest, str(where)))
+    return Pack(folder, parse_json(text, Manifest, str(where)), hashlib.sha256(content).hexdigest())
 
 
 def read(folder: Path, name: str, limit: int) -> bytes:

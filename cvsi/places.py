@@ -51,21 +51,29 @@ def flush(path: Path) -> None:
 
 
 @contextmanager
+def _named(target: Path) -> Iterator[None]:
+    """Let an error of the system name the file that was to be: a write that fails does not say where."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or os.fspath(target)
+        raise
+
+
+@contextmanager
 def whole_or_absent(target: Path) -> Iterator[Path]:
     """Make a folder beside its final place; it appears there, flushed, only when the block ends without an error."""
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        yield partial
-        for path in partial.rglob("*"):
-            flush(path)
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
-        flush(target.parent)
-    except OSError as error:
-        error.filename = error.filename or os.fspath(target)  # a write that fails does not say where
-        raise
+        with _named(target):
+            yield partial
+            for path in partial.rglob("*"):
+                flush(path)
+            shutil.rmtree(target, ignore_errors=True)
+            partial.rename(target)
+            flush(target.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -76,15 +84,16 @@ def once(target: Path) -> Iterator[Path]:
     partial = target.with_name(f".{target.name}-{uuid.uuid4().hex[:12]}.partial")
     partial.mkdir(parents=True)
     try:
-        yield partial
-        for path in partial.rglob("*"):
-            flush(path)
-        try:
-            partial.rename(target)
-        except OSError:
-            if not target.exists():
-                raise
-        flush(target.parent)
+        with _named(target):
+            yield partial
+            for path in partial.rglob("*"):
+                flush(path)
+            try:
+                partial.rename(target)
+            except OSError:
+                if not target.exists():
+                    raise
+            flush(target.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -97,12 +106,10 @@ def whole_file(target: Path) -> Iterator[Path]:
     """
     partial = target.with_name(f".{target.name}-{uuid.uuid4().hex[:12]}.partial")
     try:
-        yield partial
-        flush(partial)
-        partial.replace(target)
-        flush(target.parent)
-    except OSError as error:
-        error.filename = error.filename or os.fspath(target)  # a write that fails does not say where
-        raise
+        with _named(target):
+            yield partial
+            flush(partial)
+            partial.replace(target)
+            flush(target.parent)
     finally:
         partial.unlink(missing_ok=True)

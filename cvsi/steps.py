@@ -19,7 +19,7 @@ import polars as pl
 import pyarrow as pa
 
 from cvsi import runs
-from cvsi.console import Meter, chatter_to, complain, count, plural, say, seconds
+from cvsi.console import Meter, chatter_to, count, plural, say, seconds
 from cvsi.errors import CvsiError
 from cvsi.places import libraries_log
 from cvsi.store import Shelf
@@ -73,8 +73,7 @@ def fill(shelf: Shelf, step: Step, wanted: pl.DataFrame, rows: int | None = None
     """
     began, loaded = time.monotonic(), 0.0
     with runs.spending("read"):
-        for line in shelf.mend(wanted["key"]):
-            complain(line)
+        shelf.mend(wanted["key"])
         missing = shelf.missing(wanted["key"])
     total = wanted.height if rows is None else rows
     found = wanted.height - missing.len()

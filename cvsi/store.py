@@ -8,7 +8,6 @@ counts, and names begin with their time of writing and end with the beginning of
 
 import hashlib
 import json
-import os
 import re
 import time
 from collections.abc import Mapping
@@ -21,8 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from cvsi.console import complain
 from cvsi.errors import CvsiError, cause
-from cvsi.locks import share
+from cvsi.locks import note_use, share
 from cvsi.places import whole_file
 from cvsi.runs import spending
 from cvsi.tables import check_version, write_parquet
@@ -63,7 +63,8 @@ class Shelf:
     def mend(self, keys: pl.Series) -> list[str]:
         """Hold the files that these rows lie in against their checksums, and put damaged ones aside.
 
-        A line for each of those: their rows are missing from now on. It also counts as a use of the shelf.
+        Says, and returns, a line for each of those: their rows are missing from now on. It also counts as a use of the
+        shelf.
         """
         said: list[str] = []
         while bad := [*self._unreadable, *self._unsound(keys)]:
@@ -73,9 +74,10 @@ class Shelf:
                 if file.exists():  # else another process was faster
                     file.rename(aside)
                 said.append(f"{aside}: damaged, put aside; its rows are computed again")
+                complain(said[-1])
             self._look()  # a row of theirs may lie in another file, too
-        if self.folder.is_dir() and os.access(self.folder, os.W_OK):
-            os.utime(self.folder)
+        if self.folder.is_dir():
+            note_use(self.folder)
         return said
 
     def add(self, rows: pa.Table) -> None:

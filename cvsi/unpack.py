@@ -1,6 +1,5 @@
 """A pack to rows of the store: all of it is checked before any is added, and what the store has stays as it is."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import polars as pl
 
 from cvsi import fitting, packs
 from cvsi.console import complain, count, say
-from cvsi.packs import MANIFEST, SCHEMAS, Kind, Pack
+from cvsi.packs import SCHEMAS, Kind, Pack
 from cvsi.params import Params
 from cvsi.store import Shelf
 
@@ -29,9 +28,8 @@ def unpack(folder: Path, params: Params) -> None:
     """
     pack = packs.open_pack(folder)
     pack.check()
-    total = hashlib.sha256(packs.read(folder, MANIFEST, packs.MAX_MANIFEST)).hexdigest()
     kinds = pack.manifest.kinds
-    say(f"{folder}: {' and '.join(kinds)} of {pack.manifest.dataset}, whole (manifest SHA-256 {total})")
+    say(f"{folder}: {' and '.join(kinds)} of {pack.manifest.dataset}, whole (manifest SHA-256 {pack.sum})")
     if strangers := pack.strangers():
         complain(f"{folder}: {count(strangers, 'file')} that the manifest does not name, not opened")
     for kind in kinds:
@@ -49,8 +47,7 @@ def add(pack: Pack, kind: Kind, store: str) -> Tally:
     shelf, tally = Shelf(store, kind, pack.recipe(kind), SCHEMAS[kind]), Tally()
     for table in pack.parts(kind):
         keys = pl.Series("key", table["key"])
-        for line in shelf.mend(keys):
-            complain(line)
+        shelf.mend(keys)
         lost = shelf.missing(keys)
         known = pl.DataFrame(table).filter(~keys.is_in(lost.implode()))
         stored = pl.DataFrame(shelf.take(known["key"]))

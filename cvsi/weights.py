@@ -10,7 +10,6 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 
-from cvsi.console import complain
 from cvsi.errors import CvsiError
 from cvsi.runs import spending
 from cvsi.schema import STORED_WEIGHTS
@@ -57,8 +56,7 @@ def require(model: str) -> None:
 def recorded(model: str, store: str | Path) -> str | None:
     """The digest that the store knows of a model that is not there, or None."""
     shelf, key = _records(store), pl.Series([_key(model)])
-    for line in shelf.mend(key):
-        complain(line)
+    shelf.mend(key)
     return None if shelf.missing(key).len() else str(shelf.take(key)["weights"][0].as_py())
 
 

@@ -6,7 +6,7 @@ classifiers. READ has what only a licence file tells, ABSENT what is not install
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -147,23 +147,28 @@ def verdict(expression: str) -> str:
     return ORDER[place] if not rest else UNKNOWN
 
 
-def _either(words: list[str]) -> tuple[int, list[str]]:
-    best, words = _both(words)
-    while words[:1] == ["OR"]:
-        other, words = _both(words[1:])
-        best = min(best, other)
-    return best, words
+Judged = tuple[int, list[str]]  # a place in ORDER, and the words that are left
 
 
-def _both(words: list[str]) -> tuple[int, list[str]]:
-    worst, words = _one(words)
-    while words[:1] == ["AND"]:
-        other, words = _one(words[1:])
-        worst = max(worst, other)
-    return worst, words
+def _either(words: list[str]) -> Judged:
+    return _joined(words, "OR", min, _both)
 
 
-def _one(words: list[str]) -> tuple[int, list[str]]:
+def _both(words: list[str]) -> Judged:
+    return _joined(words, "AND", max, _one)
+
+
+def _joined(
+    words: list[str], joint: str, choose: Callable[[int, int], int], part: Callable[[list[str]], Judged]
+) -> Judged:
+    chosen, words = part(words)
+    while words[:1] == [joint]:
+        other, words = part(words[1:])
+        chosen = choose(chosen, other)
+    return chosen, words
+
+
+def _one(words: list[str]) -> Judged:
     if words[:1] == ["("]:
         inner, rest = _either(words[1:])
         return (inner, rest[1:]) if rest[:1] == [")"] else (ORDER.index(UNKNOWN), rest)
