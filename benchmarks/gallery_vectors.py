@@ -16,11 +16,13 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 from time import perf_counter
+from typing import Annotated
 
 import numpy as np
 import open_clip
 import polars as pl
 import torch
+import typer
 from PIL import Image
 
 from benchmarks import measure, worlds
@@ -31,7 +33,7 @@ from cvsi.encoder import Encoder
 from cvsi.indexing import build
 from cvsi.pictures import decode
 
-PHOTO = (640, 480)
+PHOTO, PHOTOS = (640, 480), 96
 CAPTIONS = 5
 PLAIN_BATCH, PLAIN_SHARE = 32, 6
 
@@ -139,7 +141,9 @@ def measured(name: str, images: int, photos: bool, backbone: dict[str, str], bat
     return Case(name, seconds, work, at_least={(PLAIN, OURS): 3}, at_most={(OURS, FLOOR): 1 / 0.9})
 
 
-def main() -> None:
+def main(
+    photos: Annotated[int, typer.Option(min=16, help="How many photographs ViT-B/32 gets.")] = PHOTOS,
+) -> None:
     """Measure both backbones."""
     demo = {"model": f"local-dir:{worlds.ROOT / 'demo' / 'weights' / 'clip'}", "phi": "none", "precision": "fp32"}
     cases = [measured("demo CLIP", 1024, False, demo, {"image_batch": 64, "text_batch": 64})]
@@ -148,9 +152,9 @@ def main() -> None:
         torch.manual_seed(0)
         torch.save(open_clip.create_model("ViT-B-32-quickgelu").state_dict(), file)
         large = {"model": "ViT-B-32-quickgelu", "pretrained": str(file), "phi": "none", "precision": "fp32"}
-        cases.append(measured("ViT-B/32, random", 96, True, large, {"image_batch": 32, "text_batch": 16}))
+        cases.append(measured("ViT-B/32, random", photos, True, large, {"image_batch": 32, "text_batch": 16}))
     measure.publish("gallery_vectors", cases, threads=torch.get_num_threads())
 
 
 if __name__ == "__main__":
-    main()
+    measure.run(main)
