@@ -25,7 +25,9 @@ from cvsi.tables import PROVENANCE, provenance
 
 KINDS = (
     "files", "index", "captions", "edits", "image_vectors", "text_vectors", "pseudo_vectors", "keyword_spans", "phi",
+    "weights",
 )  # fmt: skip
+KEPT = "weights"  # rows of a pack are found by it as long as they are there, and it is small
 NAME = re.compile("[0-9a-f]{64}")
 # Facts of a recipe that people know it by, and how many characters of each are told.
 TOLD = {"model": 40, "pretrained": 40, "weights": 8, "revision": 8, "precision": 9, "n": 9, "seed": 9, "mode": 9}
@@ -46,8 +48,8 @@ class Part:
     damaged: int
 
     def unused(self, days: float) -> bool:
-        """Whether no output here was made from it, and nobody looked at it for so long."""
-        return not self.by and time.time() - self.used >= days * DAY
+        """Whether no output here was made from it, nobody looked at it for so long, and no other rows rely on it."""
+        return self.kind != KEPT and not self.by and time.time() - self.used >= days * DAY
 
 
 def survey(store: Path, here: Sequence[Path] = (CACHE, MODELS)) -> list[Part]:

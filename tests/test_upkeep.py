@@ -10,7 +10,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from cvsi import tables, upkeep
+from cvsi import tables, upkeep, weights
 from cvsi.cli import app
 from cvsi.errors import CvsiError
 from cvsi.locks import alone
@@ -64,6 +64,15 @@ def test_what_nobody_used_for_so_long_goes_and_what_an_output_was_made_from_stay
     assert upkeep.remove(STORE, 11) == []
     (gone,) = upkeep.remove(STORE, 9)
     assert gone.made_by == "model unused" and made_by() == ["model used"]
+
+
+def test_what_stands_for_a_model_that_is_not_here_is_shown_and_stays(workspace: Path) -> None:
+    code = "from cvsi import weights; weights.record('models/absent', '0' * 64, 'cache/store')"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    old(100)
+    assert {part.kind for part in upkeep.survey(STORE)} == {"captions", "weights"}
+    assert [part.kind for part in upkeep.remove(STORE, 1)] == ["captions"]
+    assert weights.recorded("models/absent", STORE) == "0" * 64
 
 
 def test_a_stage_that_finds_its_rows_counts_as_a_use() -> None:
