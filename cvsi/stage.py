@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 import typer
@@ -128,6 +128,15 @@ def _stopped(number: int) -> str:
     return f"stopped by {signal.Signals(number).name}; finished blocks are kept, run it again to go on"
 
 
+def _unready(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What the system refused while the script imports its libraries, in one line; a bug there shows as it is."""
+    if not isinstance(error, OSError):
+        sys.__excepthook__(kind, error, trace)
+        return
+    speak_as(" ".join([Path(sys.argv[0]).stem, *sys.argv[1:]]))
+    complain(f"{_explained(error)}; libraries could not be loaded: look at the disk, at ulimit -f and at TMPDIR")
+
+
 def _own_code(workspace: Path) -> None:
     """Start over with the package that lies beside the scripts, where another one was found.
 
@@ -145,3 +154,4 @@ _own_code(Path(sys.argv[0]).resolve().parent.parent)
 
 # From here on, since what a script imports next may take seconds; nothing is at work yet that would need an end.
 _on_signals(_leave)
+sys.excepthook = _unready

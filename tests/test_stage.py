@@ -82,6 +82,14 @@ def test_a_signal_while_modules_are_imported_is_answered_too(tmp_path: Path) -> 
     assert process.returncode == 143 and len(err.splitlines()) == 1 and "stopped by SIGTERM" in err
 
 
+def test_what_the_system_refuses_while_modules_are_imported_is_one_line(tmp_path: Path) -> None:
+    script = tmp_path / "work.py"
+    script.write_text("from cvsi import stage\nopen('nowhere/file')\n", encoding="utf-8")
+    done = subprocess.run([sys.executable, str(script), "toy"], cwd=tmp_path, text=True, capture_output=True)
+    assert done.returncode == 1 and done.stderr.startswith("work toy: nowhere/file: No such file or directory; libr")
+    assert len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("kind", "line"),
     [

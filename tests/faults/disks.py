@@ -26,8 +26,8 @@ class Disk:
         return (facts.f_blocks - facts.f_bfree) * facts.f_frsize
 
     def leave(self, room: int) -> None:
-        """Leave so many bytes of room."""
-        self._again(f"rw,size={self.used() + room}")
+        """Leave so many bytes of room; of an empty disk a page at least, since a size of 0 is no limit."""
+        self._again(f"rw,size={max(PAGE, self.used() + room)}")
 
     def freeze(self) -> None:
         """Make it read-only."""

@@ -91,6 +91,12 @@ class Stand:
         """Run the stage plainly, to its end; what it said."""
         return self.workspace.run(self.case.stage, *self.case.arguments)
 
+    def alone(self) -> None:
+        """Let the store hold the rows of this stage alone, and remember them: others share its kinds in the chain."""
+        self.clear()
+        self.again()
+        self.rows = self.stored()
+
     def steps(self) -> dict[str, tuple[int, int]]:
         """By kind, how many rows the latest run found and computed."""
         latest = max((self.workspace.path / "cache" / ".runs").glob("*.json"))

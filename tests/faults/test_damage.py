@@ -159,14 +159,13 @@ def test_a_stage_reads_a_damaged_output(stand: Callable[[str], Stand], stage: st
 @pytest.mark.parametrize("stage", [case.stage for case in CASES.values() if case.kinds])
 def test_a_stage_finds_a_damaged_store_file(stand: Callable[[str], Stand], stage: str) -> None:
     put, seed = stand(stage), killing.seed()
-    put.clear()
-    put.again()
-    put.rows, random = put.stored(), Random(seed)
+    put.alone()
+    random = Random(seed)
     for way in WAYS:
         file = random.choice([file for kind in put.case.kinds for file in (put.store / kind).glob("*/*.parquet")])
         done = f"seed {seed}: {harm(file, way, random)}"
         shutil.rmtree(put.output)
-        shutil.rmtree(put.memos)
+        shutil.rmtree(put.memos, ignore_errors=True)  # index alone makes one
         process = put.start()
         _, err = process.communicate()
         assert process.returncode == 0, f"{done}: {err}"

@@ -19,6 +19,7 @@ from tests.faults.stand import Stand
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 FULL = "No space left on device; make room on that disk, then run it again"
 LARGE = "File too large; raise the limit on a file's size"
+NOWHERE = "No usable temporary directory"  # without a byte to write, torch cannot even be imported
 FROZEN = "Read-only file system; make that folder writable"
 
 
@@ -40,7 +41,7 @@ def recovered(stand: Stand) -> None:
 @pytest.mark.parametrize("stage", CASES)
 def test_a_file_that_may_not_grow(stand: Callable[[str], Stand], stage: str) -> None:
     put = stand(stage)
-    put.rows = put.stored()
+    put.alone()
     largest = max(map(len, put.wanted.values()))
     random = Random(killing.seed())
     for limit in (0, random.randrange(largest)):
@@ -50,7 +51,7 @@ def test_a_file_that_may_not_grow(stand: Callable[[str], Stand], stage: str) -> 
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 
         line = one_line(put.start(small), stage)
-        assert LARGE in line and ("cache/" in line or "data/" in line), line
+        assert (LARGE in line and ("cache/" in line or "data/" in line)) or (limit == 0 and NOWHERE in line), line
         assert not put.written() and not put.partial.exists()
         recovered(put)
 
@@ -58,7 +59,7 @@ def test_a_file_that_may_not_grow(stand: Callable[[str], Stand], stage: str) -> 
 @pytest.mark.parametrize("stage", CASES)
 def test_a_full_disk(stand: Callable[[str], Stand], stage: str) -> None:
     put = stand(stage)
-    put.rows = put.stored()
+    put.alone()
     files = [len(data) for data in put.wanted.values()]
     files += [file.stat().st_size for kind in put.case.kinds for file in (put.store / kind).rglob("*.parquet")]
     random = Random(killing.seed())
@@ -76,7 +77,7 @@ def test_a_full_disk(stand: Callable[[str], Stand], stage: str) -> None:
 @pytest.mark.parametrize("stage", CASES)
 def test_a_read_only_folder(stand: Callable[[str], Stand], stage: str) -> None:
     put = stand(stage)
-    put.rows = put.stored()
+    put.alone()
     with disk(put.workspace.path / put.case.output.split("/")[0]) as small:
         put.clear()
         small.freeze()
@@ -108,6 +109,10 @@ def test_a_folder_of_another_user(stand: Callable[[str], Stand], tmp_path: Path)
         os.setgid(65534)
         os.setuid(65534)
 
-    line = one_line(put.start(nobody), "scores")
+    try:
+        process = put.start(nobody)
+    except PermissionError as error:
+        pytest.skip(f"another user cannot run this interpreter: {error}")
+    line = one_line(process, "scores")
     assert "Permission denied; make it readable and its folder writable for you" in line and "cache/" in line, line
     recovered(put)
