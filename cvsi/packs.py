@@ -201,7 +201,7 @@ def _rows(content: bytes, schema: pa.Schema, where: Path) -> pa.Table:
         with pq.ParquetFile(pa.BufferReader(content)) as parquet:
             table = parquet.read().replace_schema_metadata(None)
         table.validate(full=True)
-    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError, KeyError) as error:
         raise CvsiError(f"{where}: not a readable Parquet file ({cause(error)}); get the pack anew") from None
     _sound(table, where)
     return table.cast(schema)

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -460,6 +461,16 @@ def test_files_that_the_manifest_does_not_name_are_not_opened(
     os.mkfifo(pipe_there)
     unpack(packed, params.load())
     assert "2 files that the manifest does not name, not opened" in capsys.readouterr().err
+
+
+def test_a_footer_whose_paths_are_not_its_columns_is_one_line(packed: Path) -> None:
+    part = packed / "captions" / "part-00000.parquet"
+    content = part.read_bytes()
+    for at in [at for at in range(len(content) - 8) if content.startswith(b"captions", at)]:
+        part.write_bytes(content[:at] + b"\0" + content[at + 1 :])
+        seal(packed)
+        with suppress(CvsiError):
+            packs.open_pack(packed).check()
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
