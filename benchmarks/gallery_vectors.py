@@ -12,7 +12,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir
 from dataclasses import dataclass
-from functools import partial
 from itertools import count
 from pathlib import Path
 from time import perf_counter
@@ -55,9 +54,9 @@ class Bench:
         vectors.gallery("bench", "bench", settings)
         return perf_counter() - began - (runs.spent().get("load", 0.0) - loaded)
 
-    def plain(self, share: int) -> float:
-        """Decode and embed in one thread, a call an image for its captions; one of `share` parts, its time for all."""
-        images, texts, number, began = [], [], -(-len(self.files) // share), perf_counter()
+    def plain(self) -> float:
+        """Decode and embed in one thread, a call an image for its captions; a part of the images, its time for all."""
+        images, texts, number, began = [], [], -(-len(self.files) // PLAIN_SHARE), perf_counter()
         for start in range(0, number, PLAIN_BATCH):
             batch = [self.pixels(file) for file in self.files[start : min(start + PLAIN_BATCH, number)]]
             images.append(self.encoder.images(torch.stack(batch)))
@@ -134,8 +133,7 @@ def measured(name: str, images: int, photos: bool, backbone: dict[str, str], bat
     with tempfile.TemporaryDirectory() as place, chdir(place):
         drawn = bench(Path(place), images, photos, backbone, batches)
         passes = floor(drawn, decoding=not photos)
-        plain = partial(drawn.plain, PLAIN_SHARE)
-        seconds = measure.in_turn({OURS: drawn.ours, PLAIN: plain, FLOOR: passes})
+        seconds = measure.in_turn({OURS: drawn.ours, PLAIN: drawn.plain, FLOOR: passes})
     distinct = len({line for lines in drawn.captions for line in lines})
     work = f"{images:,} images, {CAPTIONS} captions each, {distinct:,} distinct; {batches}; loading left out"
     return Case(name, seconds, work, at_least={(PLAIN, OURS): 3}, at_most={(OURS, FLOOR): 1 / 0.9})

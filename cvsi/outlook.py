@@ -110,13 +110,8 @@ def edits_recipe(name: str, params: Params) -> dict[str, Any]:
 def _captions(name: str, params: Params, found: needs.Needs) -> Task:
     captioner = params.dataset(name).captioner
     keys, most = _images(name, params, found)
-    return _count(
-        Shelf(params.store, "captions", captions_recipe(name, params), KEY),
-        keys,
-        most,
-        name,
-        f"images to {captioner.n} captions",
-    )
+    shelf = Shelf(params.store, "captions", captions_recipe(name, params), KEY)
+    return _count(shelf, keys, most, name, f"images to {captioner.n} captions")
 
 
 def _edits(name: str, params: Params, found: needs.Needs) -> Task:
