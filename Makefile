@@ -1,5 +1,5 @@
 # `make demo` and `make test` set everything up by themselves; README.md spells the same commands out without make.
-.PHONY: help setup demo demo-seeds demo-models test test-slow test-faults bench bench-growth lint audit licences format deps requirements
+.PHONY: help setup demo demo-seeds demo-models test test-slow test-faults bench bench-growth lint audit licences format requirements
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
@@ -52,9 +52,6 @@ licences: setup     ## list the licences of all dependencies anew in docs/licenc
 format: setup       ## format the code
 	@ruff format .
 	@ruff check --fix .
-
-deps: setup         ## list each stage's modules in dvc.yaml anew
-	@python tools/list_imports.py
 
 requirements: setup ## pin requirements/*.txt anew from pyproject.toml
 	@tools/compile_requirements.sh

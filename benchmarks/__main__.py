@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks import measure, worlds
-from cvsi.console import seconds
-from cvsi.errors import CvsiError
+from cvsi.core.console import seconds
+from cvsi.core.errors import CvsiError
 
 NAMES = ("scores", "captions", "edits", "gallery_vectors", "repro")
 SUMMARY = measure.RESULTS / "summary.md"

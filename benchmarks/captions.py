@@ -16,10 +16,11 @@ import torch
 
 from benchmarks import measure, worlds
 from benchmarks.measure import FLOOR, OURS, PLAIN, Case
-from cvsi import captions, params, runs, tables
-from cvsi.captioner import Blip2
-from cvsi.indexing import build
-from cvsi.pictures import decode
+from cvsi.core import params, run_log, tables
+from cvsi.core.images import decode
+from cvsi.datasets.index import build
+from cvsi.models.blip2 import Blip2
+from cvsi.pipeline import captions
 
 IMAGES, QUERIES, BATCH = 256, 64, 32
 PLAIN_SHARE = 3
@@ -52,9 +53,9 @@ class Bench:
     def ours(self) -> float:
         """The stage's whole function on an empty store, less what it takes to load the model."""
         settings = self.settings.model_copy(update={"store": f"store-{next(self.runs)}"})
-        loaded, began = runs.spent().get("load", 0.0), perf_counter()
+        loaded, began = run_log.spent().get("load", 0.0), perf_counter()
         captions.build("bench", settings)
-        return perf_counter() - began - (runs.spent().get("load", 0.0) - loaded)
+        return perf_counter() - began - (run_log.spent().get("load", 0.0) - loaded)
 
     def generated(self, pixels: torch.Tensor) -> list[str]:
         """All captions of some images by transformers' own `generate`."""

@@ -19,10 +19,12 @@ import typer
 
 from benchmarks import measure, worlds
 from benchmarks.measure import FLOOR, OURS, PLAIN
-from cvsi import editor, edits, engines, params, tables
+from cvsi.core import params, tables
+from cvsi.core.errors import CvsiError
+from cvsi.core.schema import CAPTIONS, QUERIES
 from cvsi.datasets import cirr
-from cvsi.errors import CvsiError
-from cvsi.schema import CAPTIONS, QUERIES
+from cvsi.models import llm
+from cvsi.pipeline import editor, edits
 
 NAME, SPLIT = "cirr-test1", "test1"
 FILE = Path("cirr") / "captions" / "cap.rc2.test1.json"
@@ -70,7 +72,7 @@ class Variants:
     def __init__(self, settings: params.Params, plain: int) -> None:
         """Load the engine and prepare the prompts; the plain loop asks `plain` of the queries."""
         self.settings, dataset = settings, settings.dataset(NAME)
-        self.engine = engines.Vllm(dataset.editor, settings.compute)
+        self.engine = llm.Vllm(dataset.editor, settings.compute)
         few = editor.few_shots(dataset.prompts)
         rows = list(edits.questions(NAME).select("captions", "instruction").iter_rows())
         self.pairs = [

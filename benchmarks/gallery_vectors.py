@@ -26,11 +26,12 @@ from PIL import Image
 
 from benchmarks import measure, worlds
 from benchmarks.measure import FLOOR, OURS, PLAIN, Case
-from cvsi import params, runs, schema, tables, vectors
-from cvsi.batches import length_batches
-from cvsi.encoder import Encoder
-from cvsi.indexing import build
-from cvsi.pictures import decode
+from cvsi.core import params, run_log, schema, tables
+from cvsi.core.images import decode
+from cvsi.datasets.index import build
+from cvsi.models.batching import length_batches
+from cvsi.models.clip import Encoder
+from cvsi.pipeline import vectors
 
 PHOTO, PHOTOS = (640, 480), 96
 CAPTIONS = 5
@@ -50,9 +51,9 @@ class Bench:
     def ours(self) -> float:
         """The stage's whole function on an empty store, less what it takes to load the model."""
         settings = params.load().model_copy(update={"store": f"store-{next(self.runs)}"})
-        loaded, began = runs.spent().get("load", 0.0), perf_counter()
+        loaded, began = run_log.spent().get("load", 0.0), perf_counter()
         vectors.gallery("bench", "bench", settings)
-        return perf_counter() - began - (runs.spent().get("load", 0.0) - loaded)
+        return perf_counter() - began - (run_log.spent().get("load", 0.0) - loaded)
 
     def plain(self) -> float:
         """Decode and embed in one thread, a call an image for its captions; a part of the images, its time for all."""

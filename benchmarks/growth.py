@@ -18,10 +18,10 @@ import typer
 
 from benchmarks import measure, random_vectors, worlds
 from benchmarks.drawing import draw
-from cvsi import tables
-from cvsi.errors import CvsiError
-from cvsi.schema import CAPTIONS, EDITS
-from cvsi.world.scenes import Scene
+from cvsi.core import tables
+from cvsi.core.errors import CvsiError
+from cvsi.core.schema import CAPTIONS, EDITS
+from demo.world.scenes import Scene
 
 SIZES = (30, 300, 3_000, 30_000)  # and ten times the last one for scores
 MOST_QUERIES = 3_000  # ten times as many would take the editor minutes, at some 7 ms each

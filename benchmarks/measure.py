@@ -23,7 +23,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cvsi.errors import CvsiError
+from cvsi.core.errors import CvsiError
 
 REPEATS = 5
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -188,7 +188,7 @@ def table(record: Mapping[str, Any]) -> Table:
 
 def machine() -> dict[str, Any]:
     """The processor, its cores, memory, and the versions that matter."""
-    from cvsi.runs import versions
+    from cvsi.core.run_log import versions
 
     model = [line.partition(":")[2].strip() for line in _cpu() if line.startswith("model name")]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from cvsi import schema, tables
+from cvsi.core import schema, tables
 
 FUSION = {"query": {"edited": 0.6, "pseudo": 0.4}, "gallery": {"image": 0.8, "caption": 0.2}}
 PARTS = ("edited", "pseudo")

@@ -17,9 +17,9 @@ import typer
 
 from benchmarks import measure, random_vectors
 from benchmarks.measure import FLOOR, OURS, PLAIN, Case
-from cvsi.fusion import fuse
-from cvsi.ranking import rank
-from cvsi.scores import KEPT, subset_rank
+from cvsi.evaluation.fusion import fuse
+from cvsi.evaluation.ranking import rank
+from cvsi.evaluation.scores import KEPT, subset_rank
 
 SIZES = {
     "CIRR val": (4181, 2297), "CIRR test1": (4148, 2315),

@@ -11,10 +11,10 @@ from typing import Any
 
 import yaml
 
-from cvsi.world.drawing import SIDE, picture
-from cvsi.world.instructions import LEARNABLE, draw_edits, word
-from cvsi.world.scenes import Scene, draw_scene
 from demo.texts import caption
+from demo.world.drawing import SIDE, picture
+from demo.world.instructions import LEARNABLE, draw_edits, word
+from demo.world.scenes import Scene, draw_scene
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = "COCO2017_unlabeled/unlabeled2017"

@@ -23,13 +23,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from cvsi.world.drawing import SIDE
-from cvsi.world.scenes import Scene, draw_scene
 from demo.clip import VISION, WIDTH, Words
 from demo.clip import load as clip_of
 from demo.common import MEAN, STD, Trainer, pictures, say
 from demo.texts import caption, parts_said
 from demo.tokens import learn
+from demo.world.drawing import SIDE
+from demo.world.scenes import Scene, draw_scene
 
 QUERIES = 8  # tokens that the Q-Former hands to the language model
 INIT = 0.08  # of the weights: about 1 / sqrt(width), for a width so small

@@ -20,9 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cvsi.world.scenes import BACKGROUNDS, CELLS, COLOURS, SHAPES, SIZES, TEXTURES, Scene, draw_scene
 from demo.common import MEAN, STD, Trainer, pictures, say
 from demo.texts import compose, composed_text, describe, near, relative, words_used
+from demo.world.scenes import BACKGROUNDS, CELLS, COLOURS, SHAPES, SIZES, TEXTURES, Scene, draw_scene
 
 WIDTH = 128  # of both towers and of the space they share
 CONTEXT = 48  # tokens

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cvsi.world.drawing import picture
-from cvsi.world.scenes import Scene
+from demo.world.drawing import picture
+from demo.world.scenes import Scene
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's pictures, as its models expect them
 STD = (0.26862954, 0.26130258, 0.27577711)

@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from cvsi.editor import ADDED_CUE, EDITED_CUE, few_shot, prompt
-from cvsi.world.scenes import COLOURS, MOST, SHAPES, Item, Scene, draw_scene
+from cvsi.pipeline.editor import ADDED_CUE, EDITED_CUE, few_shot, prompt
 from demo import blip2
 from demo.common import Trainer, say
 from demo.texts import Composed, added, caption, compose, edited
 from demo.tokens import learn
+from demo.world.scenes import COLOURS, MOST, SHAPES, Item, Scene, draw_scene
 
 CAPTIONS = 5  # a picture, as the demo's parameters have it
 CONTEXT = 512

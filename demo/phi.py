@@ -11,12 +11,13 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional
 
-from cvsi import params, phi_training
-from cvsi.encoder import Encoder, template
-from cvsi.model_settings import Backbone
-from cvsi.params import Compute
-from cvsi.phi import Phi, load
-from demo import lessons
+from cvsi.core import params
+from cvsi.core.model_settings import Backbone
+from cvsi.core.params import Compute
+from cvsi.models.clip import Encoder, template
+from cvsi.models.phi import Phi, load
+from cvsi.training.train import fit
+from demo import phi_captions
 from demo.common import pictures
 from demo.texts import added, compose, describe
 
@@ -51,8 +52,8 @@ def train(folder: Path, path: Path, seed: int, steps: int) -> dict[str, float]:
         settings = params.load().phi("tiny")
         changes = {"captions": str(captions), "seed": seed, "steps": steps}
         settings = settings.model_copy(update=changes | {"warmup": max(1, min(settings.warmup, steps // 20))})
-        lessons.draw(captions, seed, settings.steps * settings.batch + 2 * settings.held_out)
-        progress, _ = phi_training.fit(settings, backbone, COMPUTE, scratch)
+        phi_captions.draw(captions, seed, settings.steps * settings.batch + 2 * settings.held_out)
+        progress, _ = fit(settings, backbone, COMPUTE, scratch)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(save({name: value.half() for name, value in progress.best.items()}))
     encoder = Encoder(backbone, COMPUTE)

@@ -15,7 +15,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from cvsi import params, places
+from cvsi.core import params, paths
 
 SEEDS = (2, 3)
 RIVALS = ("edited", "pseudo", "image")
@@ -35,7 +35,7 @@ def judge(seed: int, folder: Path) -> dict[str, dict[str, float]]:
     (folder / "demo").symlink_to(ROOT / "demo")
     for stage, *arguments in STAGES:
         subprocess.run([sys.executable, str(ROOT / "stages" / f"{stage}.py"), *arguments], cwd=folder, check=True)
-    text = (folder / places.folder("report", "demo", "tiny") / "weightings.json").read_text(encoding="utf-8")
+    text = (folder / paths.folder("report", "demo", "tiny") / "weightings.json").read_text(encoding="utf-8")
     return json.loads(text)["splits"]["val"]  # type: ignore[no-any-return]
 
 

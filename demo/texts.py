@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
-from cvsi.world.instructions import LEARNABLE, NUMBERS, Edit, draw_edits, phrase, word
-from cvsi.world.rule import answer, answers, wish
-from cvsi.world.scenes import COLOURS, SHAPES, SIDES, TEXTURES, Item, Scene, draw_scene, part_of, variant
+from demo.world.answers import answer, answers, wish
+from demo.world.instructions import LEARNABLE, NUMBERS, Edit, draw_edits, phrase, word
+from demo.world.scenes import COLOURS, SHAPES, SIDES, TEXTURES, Item, Scene, draw_scene, part_of, variant
 
 OTHER_KINDS = ("number", "amount", "size", "place")
 OPENINGS = ("", "", "a photo of ", "a picture of ", "there is ")

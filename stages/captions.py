@@ -1,7 +1,7 @@
 """Captions every image of a dataset with its captioner; each distinct image once."""
 
-from cvsi import params, stage
-from cvsi.captions import build
+from cvsi.core import params, stage_runner
+from cvsi.pipeline.captions import build
 
 
 def captions(dataset: str) -> None:
@@ -10,4 +10,4 @@ def captions(dataset: str) -> None:
 
 
 if __name__ == "__main__":
-    stage.run(captions)
+    stage_runner.run(captions)

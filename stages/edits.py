@@ -1,7 +1,7 @@
 """Rewrites the captions of every query's reference by its instruction, with the dataset's language model."""
 
-from cvsi import params, stage
-from cvsi.edits import build
+from cvsi.core import params, stage_runner
+from cvsi.pipeline.edits import build
 
 
 def edits(dataset: str) -> None:
@@ -10,4 +10,4 @@ def edits(dataset: str) -> None:
 
 
 if __name__ == "__main__":
-    stage.run(edits)
+    stage_runner.run(edits)

@@ -1,6 +1,7 @@
 """Embeds every gallery image and its captions with a backbone."""
 
-from cvsi import params, stage, vectors
+from cvsi.core import params, stage_runner
+from cvsi.pipeline import vectors
 
 
 def gallery_vectors(dataset: str, backbone: str) -> None:
@@ -9,4 +10,4 @@ def gallery_vectors(dataset: str, backbone: str) -> None:
 
 
 if __name__ == "__main__":
-    stage.run(gallery_vectors)
+    stage_runner.run(gallery_vectors)

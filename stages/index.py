@@ -1,18 +1,19 @@
 """Scans a dataset's folder into the tables images, queries and dropped."""
 
-from cvsi import memo, stage
+from cvsi.core import stage_runner
+from cvsi.datasets import index_cache
 
 
 def index(dataset: str) -> None:
     """Scan the dataset's folder: cache/DATASET/index."""
-    place = memo.place_of(dataset)
-    if memo.recall(dataset, place):
+    place = index_cache.place_of(dataset)
+    if index_cache.recall(dataset, place):
         return
-    from cvsi import params  # half a second of imports, needed only when something changed
-    from cvsi.indexing import build
+    from cvsi.core import params  # half a second of imports, needed only when something changed
+    from cvsi.datasets.index import build
 
-    memo.remember(dataset, place, *build(dataset, params.load()))
+    index_cache.remember(dataset, place, *build(dataset, params.load()))
 
 
 if __name__ == "__main__":
-    stage.run(index)
+    stage_runner.run(index)

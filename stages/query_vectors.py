@@ -1,6 +1,7 @@
 """Embeds the five parts of every query with a backbone and its phi."""
 
-from cvsi import params, stage, vectors
+from cvsi.core import params, stage_runner
+from cvsi.pipeline import vectors
 
 
 def query_vectors(dataset: str, backbone: str) -> None:
@@ -9,4 +10,4 @@ def query_vectors(dataset: str, backbone: str) -> None:
 
 
 if __name__ == "__main__":
-    stage.run(query_vectors)
+    stage_runner.run(query_vectors)

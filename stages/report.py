@@ -1,7 +1,7 @@
 """Makes the page people look at, with the table of weightings."""
 
-from cvsi import params, stage
-from cvsi.report.build import build
+from cvsi.core import params, stage_runner
+from cvsi.evaluation.report.build import build
 
 
 def report(dataset: str, backbone: str) -> None:
@@ -10,4 +10,4 @@ def report(dataset: str, backbone: str) -> None:
 
 
 if __name__ == "__main__":
-    stage.run(report)
+    stage_runner.run(report)

@@ -1,7 +1,7 @@
 """Ranks the gallery for every query by the dataset's fusion, and evaluates."""
 
-from cvsi import params, stage
-from cvsi.scores import build
+from cvsi.core import params, stage_runner
+from cvsi.evaluation.scores import build
 
 
 def scores(dataset: str, backbone: str) -> None:
@@ -10,4 +10,4 @@ def scores(dataset: str, backbone: str) -> None:
 
 
 if __name__ == "__main__":
-    stage.run(scores)
+    stage_runner.run(scores)

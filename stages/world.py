@@ -1,9 +1,9 @@
 """Draws the demo's pictures and queries, in CIRCO's layout."""
 
-from cvsi import params, stage
-from cvsi.console import say
-from cvsi.places import WORLD, whole_or_absent
-from cvsi.world.dataset import draw
+from cvsi.core import params, stage_runner
+from cvsi.core.console import say
+from cvsi.core.paths import WORLD, whole_or_absent
+from demo.world.dataset import draw
 
 
 def world() -> None:
@@ -15,4 +15,4 @@ def world() -> None:
 
 
 if __name__ == "__main__":
-    stage.run(world)
+    stage_runner.run(world)

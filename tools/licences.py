@@ -184,11 +184,11 @@ def _one(words: list[str]) -> Judged:
 PAGE = """\
 # Licences of the dependencies
 
-Made by `make licences` from what the installed packages say of themselves; `tests/test_licences.py` holds it against
-the pins. cvsi itself is MIT and contains none of their code. A permissive licence fits; weak copyleft (MPL, LGPL, EPL,
-GPL with a linking exception) fits a dependency that is installed as it is and not changed. On what terms models and
-benchmarks may be used is another matter, which `cvsi check` says for those in use
-([cvsi/sources.yaml](../cvsi/sources.yaml), [benchmarks.md](benchmarks.md)).
+Made by `make licences` from the metadata of the installed packages; `tests/project/test_licences.py` compares it
+with the pins. cvsi itself is MIT and contains none of their code. A permissive licence fits; weak copyleft (MPL, LGPL,
+EPL, GPL with a linking exception) fits a dependency that is installed as it is and not changed. The terms of models and
+benchmarks are another matter; `cvsi check` lists those in use
+([cvsi/models/catalogue.yaml](../cvsi/models/catalogue.yaml), [benchmarks.md](benchmarks.md)).
 
 {count}
 

@@ -1,14 +1,1 @@
-"""Dataset folders to listings: one reader a format, found by name in a plain dict."""
-
-from collections.abc import Callable
-
-from cvsi.datasets import circo, cirr, fashioniq, folder
-from cvsi.datasets.listing import Listing
-from cvsi.params import Dataset
-
-READERS: dict[str, Callable[[Dataset], Listing]] = {
-    "circo": circo.read,
-    "cirr": cirr.read,
-    "fashioniq": fashioniq.read,
-    "folder": folder.read,
-}
+"""A dataset's folder to the index: one file per format, with its reader, metrics and submissions."""

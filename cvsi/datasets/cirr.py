@@ -10,17 +10,8 @@ from pathlib import Path
 import polars as pl
 from pydantic import BaseModel
 
-from cvsi.datasets.listing import (
-    NO_QUERIES,
-    QUERY_COLUMNS,
-    Listing,
-    annotation,
-    gallery,
-    inside,
-    load_json,
-    wanted_splits,
-)
-from cvsi.params import Dataset
+from cvsi.core.params import Dataset
+from cvsi.datasets.base import NO_QUERIES, QUERY_COLUMNS, Listing, annotation, gallery, inside, load_json, wanted_splits
 
 SPLITS = ("val", "test1")
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import polars as pl
 from pydantic import BaseModel, Field
 
-from cvsi.datasets.listing import QUERY_COLUMNS, Listing, annotation, gallery, inside, load_json, wanted_splits
-from cvsi.errors import CvsiError
-from cvsi.params import Dataset
+from cvsi.core.errors import CvsiError
+from cvsi.core.params import Dataset
+from cvsi.datasets.base import QUERY_COLUMNS, Listing, annotation, gallery, inside, load_json, wanted_splits
 
 SUFFIXES = (".png", ".jpg")
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import polars as pl
 from pydantic import BaseModel, ConfigDict
 
-from cvsi.datasets.listing import QUERY_COLUMNS, Listing, annotation, gallery, inside, load_lines, wanted_splits
-from cvsi.errors import CvsiError
-from cvsi.params import Dataset
-from cvsi.pictures import SUFFIXES
+from cvsi.core.errors import CvsiError
+from cvsi.core.images import SUFFIXES
+from cvsi.core.params import Dataset
+from cvsi.datasets.base import QUERY_COLUMNS, Listing, annotation, gallery, inside, load_lines, wanted_splits
 
 QUERIES = "queries.jsonl"
 # Control characters, line breaks and bytes that are no UTF-8 (Python names them by surrogates) can be in no id.

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import polars as pl
 
-from cvsi.datasets.listing import Listing
-from cvsi.errors import CvsiError
+from cvsi.core.errors import CvsiError
+from cvsi.datasets.base import Listing
 
 LONGEST_SHOWN = 200
 LONGEST_WORD = 1_000  # characters; CLIP's tokenizer takes quadratic time for one word

@@ -1,7 +1,7 @@
 """A local server in place of a language model: its answer follows from the prompt alone.
 
-It speaks the part of OpenAI's interface that the editor uses. Real kills with vLLM are in tests/test_pipeline.py; with
-this one the stage `edits` starts in seconds.
+It speaks the part of OpenAI's interface that the editor uses, so that the stage `edits` starts in seconds.
+Real kills with vLLM are in tests/project/test_pipeline.py.
 """
 
 import json
@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any
 
-from cvsi.editor import EDITED_CUE
+from cvsi.pipeline.editor import EDITED_CUE
 
 EDITOR = {"engine": "server", "model": "answers", "max_tokens": 64}
 

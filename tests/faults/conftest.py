@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Workspace, environment
-from tests.faults import chain as chains
+from tests.faults import workspace as workspaces
 from tests.faults.answers import serving
-from tests.faults.nursery import Nursery, nursery
-from tests.faults.stand import Stand
+from tests.faults.fork_server import Nursery, nursery
+from tests.faults.stage_harness import Stand
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +29,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory, worker_id: str, answers: str
     with (base / "chain.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not whole.exists():
-            chains.make(place, answers)
+            workspaces.make(place, answers)
             whole.touch()
     return Workspace(place)
 
@@ -46,6 +46,6 @@ def stand(chain: Workspace, answers: str, tmp_path: Path) -> Callable[[str], Sta
     """Gives a stage in its own copy of the chain's workspace."""
 
     def put(stage: str) -> Stand:
-        return Stand(chains.copy(chain, tmp_path / "stand", answers), chains.CASES[stage])
+        return Stand(workspaces.copy(chain, tmp_path / "stand", answers), workspaces.CASES[stage])
 
     return put

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
 
-from tests.faults.nursery import Nursery
-from tests.faults.stand import Stand
+from tests.faults.fork_server import Nursery
+from tests.faults.stage_harness import Stand
 
 POLL = 0.0005
 RESULTS = Path(__file__).parent / "results"

@@ -5,8 +5,8 @@ import statistics
 import sys
 from typing import Any
 
-from tests.faults.chain import IN_ORDER
 from tests.faults.killing import RESULTS
+from tests.faults.workspace import IN_ORDER
 
 HEAD = (
     "stage", "kills", "in the store's files, the output, the memo", "seconds after the first byte", "tried again",

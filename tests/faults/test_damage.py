@@ -11,16 +11,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cvsi import tables
-from cvsi.errors import CvsiError
-from cvsi.schema import CAPTIONS, gallery_vectors
-from cvsi.steps import Step, Work, fill
-from cvsi.store import Shelf
+from cvsi.core import tables
+from cvsi.core.errors import CvsiError
+from cvsi.core.schema import CAPTIONS, gallery_vectors
+from cvsi.store.jobs import Step, Work, fill
+from cvsi.store.rows import Shelf
 from tests.conftest import Workspace, environment, repro
 from tests.faults import killing
-from tests.faults.chain import CASES
 from tests.faults.damage import WAYS, flipped, harm, ways
-from tests.faults.stand import Stand, right_or_a_line
+from tests.faults.stage_harness import Stand, right_or_a_line
+from tests.faults.workspace import CASES
 
 SCHEMA = pa.schema({"key": pa.string(), "value": pa.string()})
 WANTED = pl.DataFrame({"key": [f"key {number}" for number in range(40)]})

@@ -11,10 +11,10 @@ from random import Random
 import pytest
 
 from tests.faults import killing
-from tests.faults.chain import CASES
 from tests.faults.disks import PAGE, disk, pages
-from tests.faults.nursery import Forked
-from tests.faults.stand import Stand
+from tests.faults.fork_server import Forked
+from tests.faults.stage_harness import Stand
+from tests.faults.workspace import CASES
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 FULL = "No space left on device; make room on that disk, then run it again"

@@ -11,9 +11,9 @@ import pytest
 
 from tests.conftest import Workspace
 from tests.faults import killing
-from tests.faults.chain import CASES, copy
-from tests.faults.nursery import Nursery
-from tests.faults.stand import Stand
+from tests.faults.fork_server import Nursery
+from tests.faults.stage_harness import Stand
+from tests.faults.workspace import CASES, copy
 
 KILLS = int(os.environ.get("CVSI_KILLS") or 26)
 LONGEST_FIRST = (
@@ -35,7 +35,7 @@ def test_all_stages_are_killed() -> None:
     assert set(LONGEST_FIRST) == set(CASES)
 
 
-# The short form, in `make test`; captions, edits and vectors are killed in tests/test_pipeline.py, with real models.
+# The short form, in `make test`. tests/project/test_pipeline.py kills captions, edits and vectors, with real models.
 @pytest.mark.xdist_group("project")
 @pytest.mark.parametrize("stage", ["world", "index", "scores", "report"])
 def test_killed_once_and_run_again_is_byte_identical(project: Workspace, tmp_path: Path, stage: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.faults import killing
 from tests.faults.answers import EDITOR, serving
-from tests.faults.stand import Stand, right_or_a_line
+from tests.faults.stage_harness import Stand, right_or_a_line
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 MODELS = [

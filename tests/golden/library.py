@@ -10,17 +10,21 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from cvsi import editor, params, phi_training, recipes, schema, spans, weights
-from cvsi.devices import precision
-from cvsi.edits import keyed
-from cvsi.embedding import text_keys
-from cvsi.encoder import Encoder, template
-from cvsi.indexing import FACTS_RECIPE, build
-from cvsi.model_settings import Backbone, Captioner, Editor, Prompts
-from cvsi.params import Compute, World
-from cvsi.settings import PhiTraining, WordList
-from cvsi.store import Shelf, digest
-from cvsi.world.dataset import draw
+from cvsi.core import params, schema
+from cvsi.core.devices import precision
+from cvsi.core.digest import digest
+from cvsi.core.model_settings import Backbone, Captioner, Editor, Prompts
+from cvsi.core.params import Compute, World
+from cvsi.core.settings import PhiTraining, WordList
+from cvsi.datasets.index import FACTS_RECIPE, build
+from cvsi.models import model_id, recipes
+from cvsi.models.clip import Encoder, template
+from cvsi.pipeline import editor
+from cvsi.pipeline.edits import keyed
+from cvsi.pipeline.embeddings import text_keys
+from cvsi.store.rows import Shelf
+from cvsi.training import keywords, train
+from demo.world.dataset import draw
 
 Recipe = dict[str, Any]
 Settings = Mapping[str, Any]
@@ -62,18 +66,18 @@ def file_recipe() -> Recipe:
 
 def span_recipe(words: Path) -> Recipe:
     """What decides the keyword spans that a word list finds."""
-    return spans.identify(WordList(words=str(words)))
+    return keywords.identify(WordList(words=str(words)))
 
 
 def weights_recipe() -> Recipe:
     """What decides the records of weights that are not here."""
-    return weights.RECORDS
+    return model_id.RECORDS
 
 
 def phi_recipe(training: Settings, backbone: Settings) -> Recipe:
     """What decides a trained phi, on the CPU; the tower's weights are in float32, as in the stage."""
     tower = Backbone.model_validate(backbone).model_copy(update={"precision": "fp32"})
-    return phi_training.recipe(PhiTraining.model_validate(training), Encoder(tower, ON_CPU))
+    return train.recipe(PhiTraining.model_validate(training), Encoder(tower, ON_CPU))
 
 
 def edit_key(captions: Sequence[str], instruction: str) -> str:
@@ -104,7 +108,7 @@ def index(name: str) -> None:
 
 def record_weights(model: str, known: str, store: str) -> None:
     """Keep the digest of a model that is not here."""
-    weights.record(model, known, store)
+    model_id.record(model, known, store)
 
 
 def edit_row(

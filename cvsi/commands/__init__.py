@@ -1,0 +1,1 @@
+"""The command line `cvsi`: one file per command. No stage imports this package."""

@@ -1,0 +1,100 @@
+"""The rows of a pack and their recipes to its README.md, the card for readers.
+
+What models and people wrote stands in indented code, as JSON with no HTML in it, or in cells where Markdown's own
+characters are escaped: a page that shows the card shows text.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jinja2
+import polars as pl
+
+from cvsi.commands.pack_format import Kind
+
+EXAMPLES, LONGEST = 3, 300
+SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~$-])")
+HTML = {ord("<"): "\\u003c", ord(">"): "\\u003e", ord("&"): "\\u0026"}
+
+
+def card(
+    dataset: str,
+    recipes: Mapping[Kind, Mapping[str, Any]],
+    labels: Mapping[Kind, str | None],
+    frames: Mapping[Kind, pl.DataFrame],
+    terms: Mapping[str, str],
+) -> str:
+    """The card's Markdown, from recipes, names of the models and rows by kind, and terms of use by whose they are."""
+    parts = {
+        kind: ({"model in params.yaml": plain(label)} if (label := labels[kind]) else {})
+        | {plain(name): plain(value) for name, value in _named(kind, recipe).items() if not isinstance(value, dict)}
+        for kind, recipe in recipes.items()
+    }
+    prompts = {
+        kind: {plain(task): code(text) for task, text in recipe["prompts"].items()}
+        for kind, recipe in recipes.items()
+        if "prompts" in recipe
+    }
+    return _template().render(
+        what=" and ".join(recipes).capitalize(),
+        dataset=plain(dataset),
+        parts=parts,
+        prompts=prompts,
+        numbers=_numbers(recipes, frames),
+        examples={kind: code("\n".join(_lines(frame))) for kind, frame in frames.items() if frame.height},
+        terms={plain(who): plain(text) for who, text in terms.items()},
+    )
+
+
+def _named(kind: Kind, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe with the engine that a captioner's leaves out."""
+    return ({"engine": "transformers"} if kind == "captions" else {}) | dict(recipe)
+
+
+def plain(value: Any) -> str:
+    """A value as Markdown that reads as what it is, on one line."""
+    text = " ".join(("none" if value is None else str(value)).split())[:LONGEST]
+    return SPECIAL.sub(r"\\\1", text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
+
+
+def code(text: str) -> str:
+    """Lines as indented code, without HTML and without control characters."""
+    lines = ["".join(mark for mark in line if mark.isprintable()) for line in text.splitlines()]
+    return "\n".join(f"    {line}".rstrip() for line in lines).translate(HTML)
+
+
+def _lines(frame: pl.DataFrame) -> list[str]:
+    return [json.dumps(_short(row), ensure_ascii=False) for row in frame.head(EXAMPLES).to_dicts()]
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _short(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_short(part) for part in value]
+    return value[:LONGEST] + "..." if isinstance(value, str) and len(value) > LONGEST else value
+
+
+def _numbers(recipes: Mapping[Kind, Mapping[str, Any]], frames: Mapping[Kind, pl.DataFrame]) -> dict[str, Any]:
+    found: dict[str, Any] = {"statuses": {}}
+    if "captions" in frames:
+        captions = int(frames["captions"]["captions"].list.len().sum())
+        images, n = frames["captions"].height, recipes["captions"].get("n")
+        found |= {"images": images, "captions": captions, "empty": images * n - captions if n else 0}
+    if "edits" in frames:
+        status = frames["edits"]["status"]
+        bad = status.filter(status != "ok").value_counts(name="edits").sort("edits", "status", descending=[True, False])
+        found |= {"edits": status.len(), "fallbacks": int(bad["edits"].sum())}
+        found["statuses"] = {plain(name): number for name, number in bad.iter_rows()}
+    return found
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("cvsi.commands", ""),
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        keep_trailing_newline=True, autoescape=False,
+    )  # fmt: skip
+    return environment.get_template("pack_readme.md")

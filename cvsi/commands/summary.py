@@ -1,0 +1,188 @@
+"""The metrics of all runs of `params.yaml` side by side: rows, averages over categories, and tables of them.
+
+Runs of one protocol share a table. A dataset's categories (FashionIQ's) belong together where format and backbone are
+the same; their average is that of the categories that were run, each counting the same.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, FiniteFloat, TypeAdapter, ValidationError
+from rich import box
+from rich.table import Table
+
+from cvsi.commands import consistency
+from cvsi.core import paths
+from cvsi.core.errors import CvsiError
+from cvsi.core.params import Params, Run, explain
+from cvsi.datasets.metrics import PROTOCOLS, Protocol
+
+COUNTS = {"queries": "queries", "dropped": "drop-\nped", "fallbacks": "fall-\nbacks"}  # with their heads
+Found = dict[str, dict[str, FiniteFloat]]
+METRICS: TypeAdapter[Found] = TypeAdapter(Found)
+
+
+class Line(BaseModel):
+    """One run on one labelled split, or an average of several; metrics in percent, counts as they are."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run: str
+    backbone: str
+    format: str
+    split: str
+    category: str | None
+    metrics: dict[str, float]
+
+
+class Unscored(BaseModel):
+    """A run that has no metrics, and why."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run: str
+    why: str
+
+
+class Summary(BaseModel):
+    """All runs: what has metrics, averages over categories, what has none, submissions, and what is doubtful."""
+
+    runs: list[Line]
+    averages: list[Line]
+    without: list[Unscored]
+    submissions: dict[str, list[str]]
+    doubts: list[str]
+
+
+def collect(settings: Params) -> Summary:
+    """Read the metrics of every run in its order; raises CvsiError for a file that does not hold numbers by name."""
+    lines, without, submissions = [], [], {}
+    for name, run in settings.runs.items():
+        folder = paths.folder("scores", run.dataset, run.backbone)
+        found = read(folder / "metrics.json")
+        sent = [str(path) for path in sorted((folder / "submissions").glob("*.json"))]
+        if sent:
+            submissions[name] = sent
+        if found is None:
+            without.append(Unscored(run=name, why=f"no scores yet; dvc repro makes {folder}"))
+        elif not found:
+            where = f"its submission lies in {folder / 'submissions'}" if sent else f"its rankings lie in {folder}"
+            without.append(Unscored(run=name, why=f"no labelled split; {where}"))
+        else:
+            lines += _lines(name, run, settings, found)
+    averages, left_out = _averages(lines)
+    averaged = [names for average in averages if (names := _behind(average, lines))]
+    doubtful = consistency.of_summary(settings, [line.run for line in lines], averaged)
+    return Summary(
+        runs=lines, averages=averages, without=without + left_out, submissions=submissions, doubts=doubtful
+    )  # fmt: skip
+
+
+def tables(summary: Summary) -> Iterator[Table]:
+    """A table for each protocol among the runs: its main metric with interval, other cut-offs, and counts."""
+    everything = summary.runs + summary.averages
+    for protocol in dict.fromkeys(PROTOCOLS[line.format] for line in everything):
+        lines = [line for line in everything if PROTOCOLS[line.format] == protocol]
+        yield _table(protocol, lines, summary.averages)
+
+
+def read(path: Path) -> Found | None:
+    """`{split: {name: number}}`, or None where there is no such file."""
+    try:
+        return METRICS.validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        raise CvsiError(f"{path}: {explain(error)}; run the stage scores again (dvc repro)") from None
+
+
+def _lines(name: str, run: Run, settings: Params, found: Found) -> list[Line]:
+    dataset = settings.dataset(run.dataset)
+    lines = [
+        Line(
+            run=name,
+            backbone=run.backbone,
+            format=dataset.format,
+            split=split,
+            category=dataset.category,
+            metrics=metrics,
+        )
+        for split, metrics in found.items()
+    ]
+    wanted = [*PROTOCOLS[dataset.format].names(), *COUNTS]
+    for line in lines:
+        missing = [metric for metric in wanted if metric not in line.metrics]
+        if missing:
+            raise CvsiError(
+                f"{paths.folder('scores', run.dataset, run.backbone) / 'metrics.json'}: split {line.split} lacks "
+                f"{', '.join(missing)}; run the stage scores again (dvc repro)"
+            )
+    return lines
+
+
+def _averages(lines: Iterable[Line]) -> tuple[list[Line], list[Unscored]]:
+    """Averages over the categories of one format, backbone and split; none where a category has two runs."""
+    groups: dict[tuple[str, str, str], list[Line]] = {}
+    for line in lines:
+        if line.category is not None:
+            groups.setdefault((line.format, line.backbone, line.split), []).append(line)
+    averages, left_out = [], []
+    for (form, backbone, split), group in groups.items():
+        group = sorted(group, key=lambda line: line.category or "")
+        categories = [line.category or "" for line in group]
+        label = f"average of {', '.join(dict.fromkeys(categories))}"
+        if len(set(categories)) < len(categories):
+            runs = ", ".join(line.run for line in group)
+            left_out.append(Unscored(run=f"{label}, {backbone}", why=f"a category has several runs: {runs}"))
+        elif len(group) > 1:
+            metrics = _mean(group)
+            averages.append(
+                Line(run=label, backbone=backbone, format=form, split=split, category=None, metrics=metrics)
+            )
+    return averages, left_out
+
+
+def _behind(average: Line, lines: Iterable[Line]) -> list[str]:
+    """The runs that an average is of."""
+    same = (average.format, average.backbone, average.split)
+    return [line.run for line in lines if line.category and (line.format, line.backbone, line.split) == same]
+
+
+def _mean(group: list[Line]) -> dict[str, float]:
+    """The mean of every metric of the protocol, and the sum of the counts; an interval cannot be had from means."""
+    names = PROTOCOLS[group[0].format].names()
+    means = {name: sum(line.metrics[name] for line in group) / len(group) for name in names}
+    return means | {name: sum(line.metrics[name] for line in group) for name in COUNTS}
+
+
+def _table(protocol: Protocol, lines: list[Line], averages: list[Line]) -> Table:
+    others = protocol.cut_offs()
+    table = Table(
+        title="percent, with 95% interval", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False
+    )
+    table.add_column("run", overflow="fold", min_width=9)
+    table.add_column("split", no_wrap=True)
+    table.add_column(_head(protocol.main), justify="right", style="bold", no_wrap=True)
+    table.add_column("interval", no_wrap=True)
+    for head in (*map(_head, others), *COUNTS.values()):
+        table.add_column(head, justify="right", no_wrap=True)
+    for line in lines:
+        low, high = (line.metrics.get(f"{protocol.main} {end}") for end in ("low", "high"))
+        interval = "-" if low is None or high is None else f"{low:.1f} to {high:.1f}"
+        values = (f"{line.metrics[name]:.1f}" for name in others)
+        counts = (f"{line.metrics[name]:,.0f}" for name in COUNTS)
+        main = f"{line.metrics[protocol.main]:.2f}"
+        label = f"{line.run}, {line.backbone}" if line in averages else line.run
+        table.add_row(label, line.split, main, interval, *values, *counts)
+    return table
+
+
+def _head(name: str) -> str:
+    """A name in several short lines: `Recall`, `subset`, `@1`."""
+    return name.replace("_", "\n").replace("@", "\n@")
+
+
+def text(summary: Summary) -> str:
+    """The summary as JSON."""
+    return json.dumps(summary.model_dump(), indent=2, ensure_ascii=False)

@@ -1,0 +1,146 @@
+"""The records of `cache/.runs/` to a table: how long each stage took, and how many rows a second it computed; on what.
+
+`other` is what is left: starting the interpreter's libraries, and everything that is none of the four. Rows that are
+wanted need not be computed: some equal others (`equal`), some lie in the store (`found`).
+"""
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, ValidationError
+from rich import box
+from rich.table import Table
+
+from cvsi.core.console import complain, seconds
+from cvsi.core.paths import runs_folder
+
+PARTS = ("load", "read", "compute", "write")
+
+
+class StepRecord(BaseModel):
+    """What a run says of one kind of rows: how many it wanted, found and computed, and how long that took."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: str
+    rows: NonNegativeInt = 0
+    distinct: NonNegativeInt = 0
+    found: NonNegativeInt = 0
+    computed: NonNegativeInt = 0
+    load_seconds: NonNegativeFloat = 0.0
+    seconds: NonNegativeFloat = 0.0
+
+    @property
+    def rate(self) -> float | None:
+        """Rows computed a second, loading left out; None where none was."""
+        return self.computed / max(self.seconds - self.load_seconds, 1e-3) if self.computed else None
+
+
+class RunRecord(BaseModel):
+    """What a stage wrote of one of its runs."""
+
+    model_config = ConfigDict(frozen=True)
+
+    stage: str
+    arguments: tuple[str, ...]
+    began: str
+    seconds: NonNegativeFloat
+    outcome: str
+    times: dict[str, NonNegativeFloat] = {}
+    steps: tuple[StepRecord, ...] = ()
+    device: str = ""
+    hardware: tuple[str, ...] = ()
+    python: str = ""
+    libraries: dict[str, str] = {}
+
+    @property
+    def name(self) -> str:
+        """The stage with its arguments."""
+        return " ".join([self.stage, *self.arguments])
+
+    @property
+    def circumstances(self) -> str:
+        """What it ran on and with, as far as it is on record."""
+        on = " on ".join(text for text in (self.device, ", ".join(self.hardware)) if text)
+        versions = [f"{library} {version}" for library, version in self.libraries.items()]
+        return ", ".join(text for text in (on, f"Python {self.python}", *versions) if text)
+
+    @property
+    def other(self) -> float:
+        """Seconds that no part accounts for."""
+        return max(self.seconds - sum(self.times.values()), 0.0)
+
+
+def records(every: bool) -> list[RunRecord]:
+    """The runs on record, oldest first: all of them, or the latest of each stage and arguments that came to its end.
+
+    A record that can not be read is named on standard error and left out.
+    """
+    found = [record for file in sorted(runs_folder().glob("*.json")) if (record := _read(file)) is not None]
+    if every:
+        return found
+    latest = {(record.stage, record.arguments): record for record in found if record.outcome == "done"}
+    return sorted(latest.values(), key=lambda record: record.began)
+
+
+def of_run(dataset: str, backbone: str) -> list[RunRecord]:
+    """The latest record of each stage of a run that ended well, on this machine, oldest first."""
+    return [record for record in records(False) if record.arguments in ((dataset,), (dataset, backbone))]
+
+
+def circumstances(found: Sequence[RunRecord]) -> list[str]:
+    """A line for each kind of device, processor and versions that runs had, with these runs before it."""
+    groups: dict[str, list[str]] = {}
+    for record in found:
+        groups.setdefault(record.circumstances, []).append(f"{record.name} ({seconds(record.seconds)})")
+    return [f"{', '.join(dict.fromkeys(names))}: {where}" for where, names in groups.items()]
+
+
+def table(found: Sequence[RunRecord]) -> Table:
+    """A row a run, and below it one for each kind of rows that it looked for in the store."""
+    shown = Table("stage", "began (UTC)", box=box.SIMPLE_HEAD, pad_edge=False)
+    for head in ("took", *PARTS, "other", "wanted", "equal", "found", "computed", "a second"):
+        shown.add_column(head, justify="right", no_wrap=True)
+    for record in found:
+        parts = [_short(record.times.get(part)) for part in PARTS] if record.times else ["-"] * len(PARTS)
+        ended = "" if record.outcome == "done" else " (did not end well)"
+        other = _short(record.other) if record.times else "-"
+        shown.add_row(
+            record.name + ended, record.began[:19], seconds(record.seconds), *parts, other, *[""] * 5, style="bold"
+        )
+        for step in record.steps:
+            took = ["", _short(step.seconds), _short(step.load_seconds), *[""] * len(PARTS)]
+            rate = "" if step.rate is None else f"{step.rate:,.1f}"
+            avoided = (step.rows, step.rows - step.distinct, step.found, step.computed)
+            shown.add_row(f"  {step.kind}", *took, *(f"{number:,}" for number in avoided), rate)
+    return shown
+
+
+def _short(value: float | None) -> str:
+    return "" if not value else seconds(value)
+
+
+def _read(file: Path) -> RunRecord | None:
+    try:
+        return RunRecord.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        complain(f"{file}: not a readable record ({error.errors()[0]['msg']}); left out")
+        return None
+
+
+@cache
+def rates() -> dict[tuple[str, str], float]:
+    """Rows a second by kind and recipe, of the latest recorded step that computed any, loading left out; read once."""
+    found: dict[tuple[str, str], float] = {}
+    for file in sorted(runs_folder().glob("*.json"), reverse=True):
+        try:
+            steps = json.loads(file.read_text(encoding="utf-8"))["steps"]
+        except (ValueError, KeyError):
+            continue  # half-written by a run that was killed; it measured nothing
+        for step in steps:
+            if "recipe" in step and step["computed"]:
+                rate = step["computed"] / max(step["seconds"] - step["load_seconds"], 1e-3)
+                found.setdefault((step["kind"], step["recipe"]), rate)
+    return found

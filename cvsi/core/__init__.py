@@ -1,0 +1,1 @@
+"""What every package uses: parameters, paths, tables, schemas, messages, images, and the runner of stages."""

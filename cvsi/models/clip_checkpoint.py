@@ -1,0 +1,93 @@
+"""Which file holds a backbone's weights: open_clip's tag, at a revision of its hub repository, or a local file.
+
+open_clip takes no revision for a tag. The tag's file is therefore found here and handed over as a path, together with
+the tag's preprocessing, which open_clip would otherwise forget.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from cvsi.core.errors import CvsiError
+from cvsi.core.model_settings import Backbone
+from cvsi.models.model_id import identify
+
+FOLDER = "local-dir:"
+
+
+def identity(backbone: Backbone) -> dict[str, Any]:
+    """What a recipe says of a backbone's weights: digests of what is local, else names, and the revision where set.
+
+    Raises CvsiError for weights that no one could find again: none, or a revision of what is local.
+    """
+    if backbone.model.startswith(FOLDER):
+        if backbone.pretrained or backbone.revision:
+            raise CvsiError(f"params.yaml: {backbone.model} holds its weights; leave out pretrained and revision")
+        return identify(backbone.model) | {"pretrained": None}
+    if backbone.pretrained is None:
+        raise CvsiError(f"params.yaml: backbone model '{backbone.model}' has no pretrained; set a tag or a file")
+    pretrained = identify(backbone.pretrained) if Path(backbone.pretrained).is_file() else backbone.pretrained
+    facts = {"model": backbone.model, "pretrained": pretrained}
+    return facts | ({"revision": backbone.revision} if backbone.revision else {})
+
+
+def tag(backbone: Backbone) -> dict[str, Any]:
+    """open_clip's entry for `pretrained`: empty where that is a file, or none; raises CvsiError for what does not fit.
+
+    A tag trained with QuickGELU and a model without it fit only for open_clip, which warns and computes something else.
+    """
+    model, pretrained, revision = backbone.model, backbone.pretrained, backbone.revision
+    if pretrained is None or model.startswith(FOLDER):
+        return {}
+    if Path(pretrained).is_file():
+        if revision:
+            raise CvsiError(f"params.yaml: pretrained '{pretrained}' is a file; leave out revision {revision}")
+        return {}
+    import open_clip
+    from open_clip.pretrained import get_pretrained_cfg
+
+    found: dict[str, Any] = get_pretrained_cfg(model, pretrained)
+    if not found:
+        known = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
+        raise CvsiError(f"params.yaml: pretrained '{pretrained}' is no file and no tag of {model} (tags: {known})")
+    if revision and not found.get("hf_hub"):
+        raise CvsiError(
+            f"params.yaml: '{pretrained}' of {model} is in no hub repository; leave out revision {revision}"
+        )
+    if found.get("quick_gelu", False) and not open_clip.get_model_config(model).get("quick_gelu", False):
+        raise CvsiError(
+            f"params.yaml: '{pretrained}' was trained with QuickGELU, {model} computes with GELU; "
+            f"set this backbone's model to {model}-quickgelu"
+        )
+    return found
+
+
+def locate(backbone: Backbone) -> tuple[str | None, dict[str, Any]]:
+    """The weights' file, downloaded where it is not in the hub's cache, and the tag's preprocessing.
+
+    A local file has no preprocessing of its own (open_clip then takes OpenAI's). Without `pretrained`, or with a
+    folder, which open_clip searches by itself, there is no file. Raises CvsiError when there is no way to the file.
+    """
+    entry = tag(backbone)
+    if not entry:
+        return None if backbone.model.startswith(FOLDER) else backbone.pretrained, {}
+    from open_clip.pretrained import download_pretrained, download_pretrained_from_hf
+
+    repository, name = os.path.split(entry.get("hf_hub", ""))
+    try:
+        if repository:
+            return download_pretrained_from_hf(repository, filename=name or None, revision=backbone.revision), entry
+        return download_pretrained(entry), entry
+    except Exception as error:  # the hub's client, urllib and open_clip raise many kinds: there is no file
+        name = name or "open_clip_model.safetensors (or open_clip_pytorch_model.bin)"
+        place = f"{name} of the hub's {repository}" if repository else str(entry["url"])
+        place += f" at revision {backbone.revision}" if backbone.revision else ""
+        raise CvsiError(
+            f"params.yaml: pretrained '{backbone.pretrained}' of {backbone.model} is not here and was not downloaded "
+            f"({_first_words(error)}); download {place} and set its pretrained to the file, without revision"
+        ) from None
+
+
+def _first_words(error: Exception) -> str:
+    last = str(error).rpartition("Last error: ")[2]  # open_clip puts its own words before the hub client's
+    return " ".join(last.split())[:140] or type(error).__name__

@@ -1,0 +1,1 @@
+"""Training of the mapping network phi on captions alone."""

@@ -1,0 +1,129 @@
+"""The report page: everything escaped, nothing fetched, pictures that show in a real browser."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+
+from cvsi.evaluation.report import weightings
+from tests.conftest import Workspace
+
+# One worker runs all tests on the shared project, which takes a minute to make.
+pytestmark = pytest.mark.xdist_group("project")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update", "--hide-scrollbars",
+)  # fmt: skip
+
+
+@pytest.fixture
+def browser() -> str:
+    """A Chromium, or a skip that says so; in CI its absence is a failure."""
+    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if found is None:
+        assert not os.environ.get("CI"), "CI has no Chromium"
+        pytest.skip("no Chromium on this machine")
+    return found
+
+
+def page_of(project: Workspace) -> Path:
+    return project.path / "cache/demo/tiny/report/index.html"
+
+
+def test_the_page_carries_everything_in_itself(project: Workspace) -> None:
+    page = page_of(project).read_text(encoding="utf-8")
+    assert not re.findall(r'(?:src|href)="(?!data:)', page)
+    assert "<script" not in page and "@import" not in page and "url(" not in page
+    assert page.count("data:image/png;base64,") > 300
+    for name in ("cvsi", "edited", "pseudo", "image", "text", "image+text", "pdv"):
+        assert f"<td>{name}</td>" in page
+
+
+def test_hits_are_the_right_answers(project: Workspace) -> None:
+    page = page_of(project).read_text(encoding="utf-8")
+    cards = page.split('<article class="card">')[1:]
+    queries = pl.read_parquet(project.path / "cache/demo/index/queries.parquet")
+    rankings = pl.read_parquet(project.path / "cache/demo/tiny/scores/rankings.parquet")
+    assert len(cards) == queries.height
+    for card, query in zip(cards, queries.to_dicts(), strict=True):
+        mine = rankings.filter(
+            pl.col("split") == query["split"], pl.col("query_id") == query["query_id"], pl.col("rank") <= 10
+        )
+        hits = [rank for rank, image in mine.select("rank", "image_id").iter_rows() if image in query["target_ids"]]
+        assert [int(number) for number in re.findall(r"<figcaption>(\d+) hit", card)] == hits
+
+
+def test_a_browser_shows_it(project: Workspace, browser: str, tmp_path: Path) -> None:
+    bare = tmp_path / "bare.html"
+    bare.write_text(
+        re.sub(r'src="data:[^"]*"', 'src=""', page_of(project).read_text(encoding="utf-8")), encoding="utf-8"
+    )
+    shown, without = (screenshot(browser, page, tmp_path) for page in (page_of(project), bare))
+    assert shown.shape == (6000, 1200, 3)
+    # The world's pictures are saturated colours; the page itself has few.
+    assert saturated(shown) > saturated(without) + 20_000
+
+
+def screenshot(browser: str, page: Path, folder: Path) -> np.ndarray:
+    """What a browser shows of a page, [6000, 1200, 3]."""
+    picture = folder / f"{page.stem}.png"
+    command = [
+        browser, *FLAGS, f"--user-data-dir={folder / 'profile'}", "--window-size=1200,6000",
+        f"--screenshot={picture}", page.as_uri(),
+    ]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    return np.asarray(Image.open(picture).convert("RGB")).astype(int)
+
+
+def saturated(pixels: np.ndarray) -> int:
+    """How many pixels are of a strong colour."""
+    return int((pixels.max(axis=2) - pixels.min(axis=2) > 120).sum())
+
+
+def test_what_people_and_models_wrote_is_escaped(toy: Workspace) -> None:
+    instruction = "<script>alert(1)</script> & \"quotes\" 'too'"
+    (toy.path / "photos" / "queries.jsonl").write_text(
+        '{"reference": "red.png", "instruction": ' + json.dumps(instruction) + ', "targets": ["green.png"]}\n',
+        encoding="utf-8",
+    )
+    for stage in ("index", "captions"):
+        toy.run(stage, "toy")
+    edits = {
+        "query_id": ["0"],
+        "split": ["val"],
+        "edited": [["<img src=x onerror=alert(2)>"]],
+        "added": ["<b>x</b>"],
+        "status": ["ok"],
+    }
+    place = toy.path / "cache/toy/edits"
+    place.mkdir()
+    pl.DataFrame(edits).write_parquet(place / "part-00000.parquet")
+    for stage in ("gallery_vectors", "query_vectors", "scores", "report"):
+        toy.run(stage, "toy", "tiny")
+    scores = toy.path / "cache/toy/tiny/scores/provenance.json"
+    scores.write_text(json.dumps(json.loads(scores.read_text()) | {"<i>note": "<u>x</u>"}), encoding="utf-8")
+    toy.run("report", "toy", "tiny")
+    page = (toy.path / "cache/toy/tiny/report/index.html").read_text(encoding="utf-8")
+    assert "<u>x" not in page and "<i>note" not in page and "&lt;u&gt;x" in page
+    assert "<script" not in page and "<img src=x" not in page and "<b>x" not in page
+    assert "<dt>precision</dt><dd>fp32</dd>" in page and "No provenance.json: what made it is not known." in page
+    assert "&lt;script&gt;" in page and "&lt;img src=x" in page and "&lt;b&gt;x" in page
+
+
+def test_bars_and_aspects() -> None:
+    rows = {
+        "cvsi": {"mAP@10": 40.0, "mAP@10 low": 30.0, "mAP@10 high": 50.0, "mAP@10/odd": 1.0},
+        "image": {"mAP@10": 10.0, "mAP@10 low": 5.0, "mAP@10 high": 15.0, "mAP@10/odd": 2.0},
+    }
+    own, image = weightings.bars(rows, "mAP@10")
+    assert (own["width"], own["low"], own["high"]) == (80, 60, 100)
+    assert image["width"] == 20
+    assert weightings.by_aspect(rows, "mAP@10") == {"odd": [1.0, 2.0]}

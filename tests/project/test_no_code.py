@@ -1,0 +1,227 @@
+"""Files that would run code when they are read: nothing runs, and one line names the file."""
+
+import ast
+import io
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from cvsi.core import params, tables
+from cvsi.core.errors import CvsiError
+from cvsi.core.model_settings import Backbone
+from cvsi.core.params import Compute
+from cvsi.datasets import index_cache
+from cvsi.models import phi
+from cvsi.models.blip2 import Blip2
+from cvsi.models.clip import Encoder
+from tests.conftest import Workspace
+from tests.imports import ROOT
+
+LITTLE = {
+    "embed_dim": 8,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 16, "patch_size": 16, "head_width": 8},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1},
+}
+PRODUCT = [file for place in ("cvsi", "stages") for file in sorted((ROOT / place).rglob("*.py"))]
+
+
+class Payload:
+    """A value whose pickle makes a file when it is opened."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return (Path.touch, (self.mark,))
+
+
+@pytest.fixture
+def mark(tmp_path: Path) -> Path:
+    """The file that hostile code would make; that it would is tried first."""
+    place = tmp_path / "ran"
+    pickle.loads(pickle.dumps(Payload(place)))
+    assert place.exists()
+    place.unlink()
+    return place
+
+
+def plain_pickle(payload: object) -> bytes:
+    return pickle.dumps({"Phi": payload})
+
+
+def torch_archive(payload: object) -> bytes:
+    data = io.BytesIO()
+    torch.save({"Phi": payload, "state_dict": payload}, data)
+    return data.getvalue()
+
+
+def torch_old(payload: object) -> bytes:
+    data = io.BytesIO()
+    torch.save({"Phi": payload}, data, _use_new_zipfile_serialization=False)
+    return data.getvalue()
+
+
+def object_array(payload: object) -> bytes:
+    data = io.BytesIO()
+    np.save(data, np.array([payload], dtype=object), allow_pickle=True)
+    return data.getvalue()
+
+
+HOSTILE = [plain_pickle, torch_archive, torch_old, object_array]
+
+
+@pytest.mark.parametrize("make", HOSTILE, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("name", ["phi.pt", "phi.safetensors", "phi.npy", "phi.bin"])
+def test_a_hostile_phi(make: Callable[[object], bytes], name: str, mark: Path, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(make(Payload(mark)))
+    with pytest.raises(CvsiError, match=name) as error:
+        phi.load(str(tmp_path / name), 8, 6)
+    assert not mark.exists() and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("make", HOSTILE, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("name", ["clip.pt", "clip.bin", "clip.npy", "clip.safetensors"])
+def test_a_hostile_clip(
+    make: Callable[[object], bytes], name: str, mark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).write_bytes(make(Payload(mark)))
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "Little", LITTLE)
+    encoder = Encoder(Backbone(model="Little", pretrained=str(tmp_path / name), phi="none"), Compute(device="cpu"))
+    with pytest.raises(CvsiError, match=name) as error:
+        _ = encoder.model
+    assert not mark.exists() and "\n" not in str(error.value)
+
+
+def hostile_model(source: str, folder: Path, mark: Path) -> Path:
+    """A copy of the demo's model whose weights are a hostile pickle."""
+    shutil.copytree(ROOT / "demo/weights" / source, folder)
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(torch_archive(Payload(mark)))
+    return folder
+
+
+def with_code(source: str, folder: Path, mark: Path) -> Path:
+    """A copy of the demo's model that asks for its own code to be run, in every file that can."""
+    shutil.copytree(ROOT / "demo/weights" / source, folder)
+    code = f"import pathlib\npathlib.Path({str(mark)!r}).touch()\nclass Evil: pass\n"
+    for name in ("evil.py", "custom_generate/generate.py"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(code, encoding="utf-8")
+    kinds = ("AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoImageProcessor", "AutoProcessor", "AutoTokenizer")
+    asked = {
+        "auto_map": {kind: ["evil.Evil", "evil.Evil"] if kind == "AutoTokenizer" else "evil.Evil" for kind in kinds}
+    }
+    for file in folder.glob("*.json"):
+        if file.name not in ("tokenizer.json", "generation_config.json"):
+            odd = {"model_type": "evil", "architectures": ["Evil"]} if file.name == "config.json" else {}
+            odd |= {"tokenizer_class": "Evil", "image_processor_type": "Evil", "processor_class": "Evil"}
+            file.write_text(json.dumps(json.loads(file.read_text()) | asked | odd), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("make", [hostile_model, with_code])
+def test_a_hostile_captioner(make: Callable[[str, Path, Path], Path], mark: Path, tmp_path: Path) -> None:
+    folder = make("blip2", tmp_path / "model", mark)
+    tiny = params.load(ROOT / "params.yaml").captioners["tiny"].model_copy(update={"model": str(folder)})
+    with pytest.raises(CvsiError, match="does not load") as error:
+        Blip2(tiny, Compute(device="cpu"))
+    assert not mark.exists() and str(folder) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("make", [hostile_model, with_code])
+def test_a_hostile_editor(make: Callable[[str, Path, Path], Path], mark: Path, toy: Workspace) -> None:
+    make("llama", toy.path / "model", mark)
+    toy.run("index", "toy")
+    captions = pa.table({"image_id": ["red.png", "blue.png", "black.png"], "captions": [["a disc"]] * 3})
+    (toy.path / "cache/toy/captions").mkdir()
+    pq.write_table(captions, toy.path / "cache/toy/captions/part-00000.parquet")
+    toy.params(datasets__toy__editor=toy.params()["datasets"]["toy"]["editor"] | {"model": "model"})
+    assert "editor model 'model' does not load" in toy.error("edits", "toy")
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("name", ["arrow.py_extension_type", "pandas.period", "tests.unknown"])
+def test_a_table_with_types_that_were_pickled(name: str, mark: Path, tmp_path: Path) -> None:
+    facts = {"ARROW:extension:name": name, "ARROW:extension:metadata": pickle.dumps(Payload(mark))}
+    field = pa.field("image_id", pa.string(), metadata=facts)
+    pandas = {"pandas": pickle.dumps(Payload(mark)), "pickle": pickle.dumps(Payload(mark))}
+    table = pa.table([["a"]], schema=pa.schema([field], metadata=pandas))
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert tables.read_file(tmp_path / "a.parquet")["image_id"].to_pylist() == ["a"]
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "active: !!python/object/apply:pathlib.Path.touch [ran]", "a: !!python/name:os.system", "x: &x [*x]",
+        "store: !!python/object/new:os.system [touch ran]", "[" * 100_000, "a: !unknown b", "? [a]\n: b",
+    ],
+)  # fmt: skip
+def test_parameters_that_would_run_something(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(CvsiError, match=r"params\.yaml: "):
+        params.load()
+    if not text.startswith("["):  # memo reads it too, before anything is checked
+        assert index_cache.place_of("toy") is None
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "params.yaml"]
+
+
+def test_an_alias_bomb_is_refused_at_once(tmp_path: Path) -> None:
+    levels = ["a0: &a0 [x, x]"] + [f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 60)]
+    (tmp_path / "params.yaml").write_text("\n".join([*levels, "active: *a59"]), encoding="utf-8")
+    code = "import sys, pathlib; from cvsi import params; params.load(pathlib.Path(sys.argv[1]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "params.yaml")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=ROOT,
+    )
+    assert done.returncode == 1 and "CvsiError" in done.stderr
+
+
+def calls(tree: ast.Module) -> list[tuple[str, set[str]]]:
+    """Every call in a file: the dotted name, and its keywords with their values as `name=value`."""
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return [(ast.unparse(n.func), {f"{k.arg}={ast.unparse(k.value)}" for k in n.keywords}) for n in found]
+
+
+def test_the_product_has_no_call_that_could_run_data() -> None:
+    forbidden = {"eval", "exec", "compile", "__import__", "yaml.unsafe_load", "yaml.full_load", "np.load", "os.system"}
+    for file in PRODUCT:
+        text = file.read_text(encoding="utf-8")
+        assert "trust_remote_code=True" not in text and "allow_pickle" not in text, file
+        tree = ast.parse(text)
+        imported = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+        imported |= {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+        assert not imported & {"pickle", "marshal", "shelve", "dill", "joblib", "cloudpickle"}, file
+        for name, keywords in calls(tree):
+            assert name not in forbidden, (file, name)
+            if name == "torch.load" or name == "open_clip.create_model":
+                assert "weights_only=True" in keywords, (file, name)
+            if name == "yaml.load":
+                assert file.name == "memo.py", file  # with SafeLoader, see above
+            if name.endswith(".from_pretrained") or name == "LLM":
+                safe = "trust_remote_code=False" in keywords or ("**source" in text and file.name == "captioner.py")
+                assert safe, (file, name)
+            if name.startswith("subprocess."):
+                assert "shell=True" not in keywords, file
+
+
+def test_no_parameter_lets_a_models_own_code_run(toy: Workspace) -> None:
+    tiny = toy.params()["datasets"]["toy"]["captioner"]
+    toy.params(datasets__toy__captioner=tiny | {"trust_remote_code": True})
+    assert "captioner.trust_remote_code: unknown key" in toy.error("index", "toy")
