@@ -4,6 +4,8 @@
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
+# Without bytecode, each of many short processes would compile torch and the other libraries again, for ten seconds.
+WITH_BYTECODE := env -u PYTHONDONTWRITEBYTECODE
 
 help:               ## list the commands
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 20
@@ -12,7 +14,7 @@ setup:              ## make .venv from the pinned requirements; nothing where it
 	@$(PYTHON) tools/setup.py
 
 demo: setup         ## run the whole pipeline on the demo world, print the table, say where the report lies
-	@dvc repro
+	@$(WITH_BYTECODE) dvc repro
 	@cvsi show demo-tiny
 
 demo-seeds: setup   ## draw the demo world anew with two other seeds and run everything on each
@@ -21,14 +23,14 @@ demo-seeds: setup   ## draw the demo world anew with two other seeds and run eve
 demo-models: setup  ## train the demo's four tiny models from scratch (about 40 minutes on 2 cores)
 	@python -m demo.train
 
-test: setup         ## run all tests
-	@python -m pytest
+test: setup         ## run the tests, every stage for real once (at most 8 minutes on 2 cores)
+	@$(WITH_BYTECODE) python -m pytest
 
-test-slow: setup    ## hold ViT-L and ViT-bigG, with random weights, against transformers (9 GB of memory, minutes)
-	@python -m pytest -n 0 -m slow -rP
+test-slow: setup    ## the long tests: large models (9 GB of memory), property tests with all their examples, variants
+	@$(WITH_BYTECODE) CVSI_TEST_FULL=1 python -m pytest -n 0 -m slow -rP
 
 test-faults: setup  ## kill every stage 26 times while it writes, fill disks, damage files, take models away (half an hour)
-	@python -m pytest -s -m faults tests/faults; code=$$?; python -m tests.faults.table; exit $$code
+	@$(WITH_BYTECODE) python -m pytest -s -m faults tests/faults; code=$$?; python -m tests.faults.table; exit $$code
 
 bench: setup        ## time each stage against a plain loop and the floor (under 20 minutes on 2 cores)
 	@python -m benchmarks

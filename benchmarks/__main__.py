@@ -1,6 +1,6 @@
 """Runs the benchmarks one after the other, each as a process of its own, and sums them up in `results/summary.md`.
 
-`python -m benchmarks --only scores,edits` runs some of them. A target that is missed is said in words and is no error.
+`python -m benchmarks --only scores,edits` runs some of them. A target that is missed is printed and is no error.
 """
 
 import subprocess
@@ -38,7 +38,7 @@ def run(name: str) -> bool:
 
 
 def summary(records: Sequence[Mapping[str, Any]]) -> str:
-    """What the benchmarks published as a Markdown table: a row a variant, and a row a target."""
+    """What the benchmarks published as a Markdown table: a row per variant, and a row per target."""
     lines = [
         "| benchmark | case | variant | median s | peak MB | reached | wanted | |",
         "|---|---|---|--:|--:|--:|---|---|",

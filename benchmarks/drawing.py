@@ -18,7 +18,7 @@ Curves = Mapping[str, Sequence[tuple[int, float]]]
 
 
 def draw(record: Mapping[str, Any], path: Path) -> None:
-    """Draw a record of growth as two panels with a line a stage, each named at its end."""
+    """Draw a record of growth as two panels with one line per stage, labelled at its end."""
     picture = Figure(figsize=(11, 4.8), dpi=150, layout="constrained")
     panels = picture.subplots(1, 2)
     for panel, (figure, words) in zip(panels, PANELS, strict=True):
@@ -35,7 +35,7 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
 def _points(case: Mapping[str, Any], figure: str) -> list[tuple[int, float]]:
     """(size, figure) of a case whose variants are named `3,000 images`."""
     named = case["variants"].items()
-    return [(int(name.split()[0].replace(",", "")), found[figure]) for name, found in named]
+    return [(int(name.split()[0].replace(",", "")), values[figure]) for name, values in named]
 
 
 def _panel(panel: Axes, curves: Curves, words: str) -> None:
@@ -48,7 +48,7 @@ def _panel(panel: Axes, curves: Curves, words: str) -> None:
     panel.yaxis.set_minor_formatter(NullFormatter())
     panel.grid(which="major", linewidth=0.4, color="#dddddd")
     panel.spines[["top", "right"]].set_visible(False)
-    panel.set_ylim(panel.get_ylim())  # settled before places are read from it
+    panel.set_ylim(panel.get_ylim())  # fixed before positions are read from it
     heights = _spread([panel.transLimits.transform((0, np.log10(points[-1][1])))[1] for points in curves.values()])
     for (stage, points), colour, height in zip(curves.items(), COLOURS, heights, strict=False):
         panel.annotate(

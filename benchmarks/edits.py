@@ -1,15 +1,16 @@
-"""Edits by vLLM: the stage, against one call after the other to the same engine, and against that engine alone.
+"""Edits by vLLM: the stage, compared with single calls to the same engine, and with that engine alone.
 
-The questions are CIRR test1's real instructions with captions made from a seed, asked with the demo's prompts of the
-demo's editor. "This project" is the stage with an empty store: prompts, answers, store and output. The plain loop asks
-the engine twice a query, one call after the other, as the published code asks its server. The floor is a single call
-with all prompts prepared as tokens. All share one loaded engine, whose cache of prefixes is emptied before each turn.
+The queries are CIRR test1's real instructions with captions made from a seed; the demo's editor answers the demo's
+prompts. "This project" is the stage with an empty store: prompts, answers, store and output. The plain loop calls the
+engine twice per query, one call after the other, as the published code calls its server. The floor is a single call
+with all prompts prepared as tokens. All share one loaded engine, whose prefix cache is emptied before each turn.
 """
 
 import contextlib
 import shutil
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Annotated, Any
@@ -23,8 +24,9 @@ from cvsi.core import params, tables
 from cvsi.core.errors import CvsiError
 from cvsi.core.schema import CAPTIONS, QUERIES
 from cvsi.datasets import cirr
-from cvsi.models import llm
-from cvsi.pipeline import editor, edits
+from cvsi.models.engines import EDITORS, editor_of
+from cvsi.models.llm_vllm import ENGINE, VllmEditor, VllmEditorSettings
+from cvsi.pipeline import edits, prompting
 
 NAME, SPLIT = "cirr-test1", "test1"
 FILE = Path("cirr") / "captions" / "cap.rc2.test1.json"
@@ -35,13 +37,11 @@ def annotation(folder: Path | None) -> Path | None:
     """CIRR test1's caption file: below the folder given, or where the dataset or shared material would have it."""
     if folder is None:
         shared = worlds.ROOT.parent / "shared" / "annotations" / "CIRR"
-        return next(
-            (place / FILE for place in (worlds.ROOT / "data" / "CIRR", shared) if (place / FILE).exists()), None
-        )
-    found = sorted(folder.rglob(FILE.name))
-    if not found:
-        raise CvsiError(f"{folder}: no {FILE.name} below it; leave --annotations out to ask invented instructions")
-    return found[0]
+        return next((root / FILE for root in (worlds.ROOT / "data" / "CIRR", shared) if (root / FILE).exists()), None)
+    files = sorted(folder.rglob(FILE.name))
+    if not files:
+        raise CvsiError(f"{folder}: no {FILE.name} below it; leave --annotations out to use invented instructions")
+    return files[0]
 
 
 def instructions(file: Path | None, number: int) -> list[str]:
@@ -55,7 +55,7 @@ def instructions(file: Path | None, number: int) -> list[str]:
 
 def write(texts: list[str]) -> None:
     """An index with a query for each instruction, and captions of their references, in the working directory."""
-    ids = pl.Series([f"image-{place}" for place in range(len(texts))])
+    ids = pl.Series([f"image-{number}" for number in range(len(texts))])
     queries = pl.DataFrame({"query_id": ids, "reference_id": ids, "instruction": texts})
     nothing = [pl.lit([], dtype=pl.List(pl.String)).alias(name) for name in QUERIES.names if name.endswith("_ids")]
     queries = queries.with_columns(*nothing, split=pl.lit(SPLIT), aspects=pl.lit([], dtype=pl.List(pl.String)))
@@ -67,20 +67,22 @@ def write(texts: list[str]) -> None:
 
 
 class Variants:
-    """The ways to have the edits of the written queries, timed; each begins with the engine's caches empty."""
+    """The ways to compute the edits of the written queries, timed; each begins with the engine's caches empty."""
 
     def __init__(self, settings: params.Params, plain: int) -> None:
-        """Load the engine and prepare the prompts; the plain loop asks `plain` of the queries."""
+        """Load the engine and prepare the prompts; the plain loop edits `plain` of the queries."""
         self.settings, dataset = settings, settings.dataset(NAME)
-        self.engine = llm.Vllm(dataset.editor, settings.compute)
-        few = editor.few_shots(dataset.prompts)
-        rows = list(edits.questions(NAME).select("captions", "instruction").iter_rows())
+        editor = editor_of(dataset, NAME)
+        assert isinstance(editor, VllmEditorSettings)
+        self.engine = VllmEditor(editor, settings.compute)
+        shots = prompting.load_prompts(dataset.prompts)
+        rows = list(edits.queries_with_captions(NAME).select("captions", "instruction").iter_rows())
         self.pairs = [
             (
-                editor.prompt(few["edited"], captions, wish, editor.EDITED_CUE),
-                editor.prompt(few["added"], captions, wish, editor.ADDED_CUE),
+                prompting.prompt(shots["edited"], captions, instruction, prompting.EDITED_CUE),
+                prompting.prompt(shots["added"], captions, instruction, prompting.ADDED_CUE),
             )
-            for captions, wish in rows
+            for captions, instruction in rows
         ]
         every = max(len(rows) // plain, 1)
         self.few = self.pairs[::every][:plain]
@@ -90,10 +92,11 @@ class Variants:
     def ours(self) -> float:
         """The stage's own code on an empty store, all but loading."""
         shutil.rmtree(self.settings.store, ignore_errors=True)
-        return self._timed(lambda: edits.build(NAME, self.settings, lambda *_: self.engine))
+        with EDITORS.using("vllm", replace(ENGINE, load=lambda settings, compute, worker: self.engine)):
+            return self._timed(lambda: edits.write(NAME, self.settings))
 
     def plain(self) -> float:
-        """Two calls a query, one after the other, for some of the queries; scaled to all of them."""
+        """Two calls per query, one after the other, for some of the queries; scaled to all of them."""
 
         def loop() -> None:
             for pair in self.few:
@@ -107,8 +110,8 @@ class Variants:
         return self._timed(lambda: self._generate(self.tokens))
 
     def _generate(self, prompts: Any) -> list[Any]:
-        found: list[Any] = self.engine.engine.generate(prompts, self.engine.sampling, use_tqdm=False)
-        return found
+        outputs: list[Any] = self.engine.engine.generate(prompts, self.engine.sampling, use_tqdm=False)
+        return outputs
 
     def _timed(self, work: Any) -> float:
         self.engine.engine.reset_prefix_cache()
@@ -118,9 +121,9 @@ class Variants:
 
 
 def main(
-    annotations: Annotated[Path | None, typer.Option(help=f"A folder that holds {FILE.name}.")] = None,
+    annotations: Annotated[Path | None, typer.Option(help=f"A folder that contains {FILE.name}.")] = None,
     queries: Annotated[int, typer.Option(min=2, help="How many instructions to edit.")] = 1200,
-    plain: Annotated[int, typer.Option(min=1, help="How many of them the plain loop asks.")] = 40,
+    plain: Annotated[int, typer.Option(min=1, help="How many of them the plain loop edits.")] = 40,
     repeats: Annotated[int, typer.Option(min=1, help="How many turns count.")] = measure.REPEATS,
 ) -> None:
     """Edit captions by instructions: the stage, call by call, and the engine alone."""
@@ -132,14 +135,14 @@ def main(
         content = worlds.parameters(Path(folder), datasets=content["datasets"] | {NAME: demo})
         write(texts)
         variants = Variants(params.load(), plain)
-        found = measure.in_turn({PLAIN: variants.plain, OURS: variants.ours, FLOOR: variants.floor}, repeats)
-    asked = len(variants.few)
-    source = "CIRR test1's own instructions" if file else f"invented instructions ({FILE.name} was not found)"
+        seconds = measure.in_turn({PLAIN: variants.plain, OURS: variants.ours, FLOOR: variants.floor}, repeats)
+    plain_queries = len(variants.few)
+    source = "CIRR test1's own instructions" if file else f"invented instructions (there is no {FILE.name})"
     work = (
         f"{len(texts):,} queries, {source}, {CAPTIONS_EACH} captions made from a seed; the demo's editor and prompts; "
-        f"the plain loop asked {asked:,} of them, its seconds times {len(texts) / asked:g}"
+        f"the plain loop edited {plain_queries:,} of them, its seconds times {len(texts) / plain_queries:g}"
     )
-    case = measure.Case("edits, vLLM", found, work, at_least={(PLAIN, OURS): 10, (FLOOR, OURS): 0.95})
+    case = measure.Case("edits, vLLM", seconds, work, at_least={(PLAIN, OURS): 10, (FLOOR, OURS): 0.95})
     measure.publish("edits", [case])
 
 

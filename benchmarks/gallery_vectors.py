@@ -1,9 +1,9 @@
-"""The stage gallery_vectors with the demo's CLIP and a random ViT-B/32: against a plain loop and bare forward passes.
+"""The stage gallery_vectors with the demo's CLIP and a random ViT-B/32, compared with a plain loop and forward passes.
 
-The plain loop decodes in the same thread and makes one text call an image, with its captions at CLIP's full context, as
-published code does, of a sixth of the images, and its time is taken six times. The floor is the forward passes alone,
-texts already cut to their batch's longest; for the demo's CLIP, whose passes cost no more than decoding, it is decoding
-by all cores and then the passes. Loading is left out.
+The plain loop decodes in the same thread and makes one text call per image, with its captions at CLIP's full context,
+as published code does; it embeds a sixth of the images, and its time is multiplied by six. The floor is the forward
+passes alone, texts already cut to their batch's longest; for the demo's CLIP, whose passes cost no more than decoding,
+it is decoding by all cores and then the passes. Loading is left out.
 """
 
 import os
@@ -30,7 +30,7 @@ from cvsi.core import params, run_log, schema, tables
 from cvsi.core.images import decode
 from cvsi.datasets.index import build
 from cvsi.models.batching import length_batches
-from cvsi.models.clip import Encoder
+from cvsi.models.clip_encoder import Encoder
 from cvsi.pipeline import vectors
 
 PHOTO, PHOTOS = (640, 480), 96
@@ -40,7 +40,7 @@ PLAIN_BATCH, PLAIN_SHARE = 32, 6
 
 @dataclass
 class Bench:
-    """A workspace with an index and captions, and the same pictures and texts for whoever wants them bare."""
+    """A workspace with an index and captions, and the same pictures and texts by themselves."""
 
     folder: Path
     encoder: Encoder
@@ -49,22 +49,23 @@ class Bench:
     runs: "count[int]"
 
     def ours(self) -> float:
-        """The stage's whole function on an empty store, less what it takes to load the model."""
+        """The stage's whole function on an empty store, less the time of loading the model."""
         settings = params.load().model_copy(update={"store": f"store-{next(self.runs)}"})
         loaded, began = run_log.spent().get("load", 0.0), perf_counter()
-        vectors.gallery("bench", "bench", settings)
+        vectors.write_gallery("bench", "bench", settings)
         return perf_counter() - began - (run_log.spent().get("load", 0.0) - loaded)
 
     def plain(self) -> float:
-        """Decode and embed in one thread, a call an image for its captions; a part of the images, its time for all."""
+        """Decode and embed in one thread, a call per image for its captions; a part of the images, scaled to all."""
         images, texts, number, began = [], [], -(-len(self.files) // PLAIN_SHARE), perf_counter()
         for start in range(0, number, PLAIN_BATCH):
             batch = [self.pixels(file) for file in self.files[start : min(start + PLAIN_BATCH, number)]]
-            images.append(self.encoder.images(torch.stack(batch)))
+            with torch.inference_mode():
+                images.append(self.encoder.model.encode_image(torch.stack(batch)).float())
         with torch.inference_mode():
             for lines in self.captions[:number]:
-                found = self.encoder.model.encode_text(self.encoder.tokens(lines), normalize=True)
-                texts.append(found.mean(dim=0))
+                encoded = self.encoder.model.encode_text(self.encoder.tokens(lines), normalize=True)
+                texts.append(encoded.mean(dim=0))
         np.savez(self.folder / "plain.npz", torch.cat(images).numpy(), torch.stack(texts).numpy())
         return (perf_counter() - began) * len(self.files) / number
 
@@ -78,7 +79,7 @@ def floor(bench: Bench, decoding: bool) -> Callable[[], None]:
     compute, encoder = bench.encoder.compute, bench.encoder
     texts = list(dict.fromkeys(line for lines in bench.captions for line in lines))
     tokens = encoder.tokens(texts)
-    batches = [tokens[places] for places in length_batches(encoder.lengths(tokens), compute.text_batch)]
+    batches = [tokens[positions] for positions in length_batches(encoder.lengths(tokens), compute.text_batch)]
     ready = None if decoding else torch.stack([bench.pixels(file) for file in bench.files])
 
     @torch.inference_mode()
@@ -120,19 +121,19 @@ def bench(folder: Path, images: int, photos: bool, backbone: dict[str, str], bat
 
 
 def _photographs(folder: Path) -> None:
-    """Blow the drawn pictures up to a photograph's size and grain, so that decoding costs what it costs for one."""
+    """Scale the drawn pictures to a photograph's size and add noise, so that decoding costs as much as for one."""
     random = np.random.default_rng(0)
     for file in sorted(folder.iterdir()):
         with Image.open(file) as drawn:
             pixels = np.asarray(drawn.convert("RGB").resize(PHOTO, Image.Resampling.BICUBIC), dtype=np.int16)
         noisy = np.clip(pixels + random.normal(0, 8, pixels.shape), 0, 255).astype(np.uint8)
-        Image.fromarray(noisy).save(file, format="JPEG", quality=90)  # readers go by content, not by suffix
+        Image.fromarray(noisy).save(file, format="JPEG", quality=90)  # the format is known by content, not by suffix
 
 
 def measured(name: str, images: int, photos: bool, backbone: dict[str, str], batches: dict[str, int]) -> Case:
     """One backbone in its own workspace."""
-    with tempfile.TemporaryDirectory() as place, chdir(place):
-        drawn = bench(Path(place), images, photos, backbone, batches)
+    with tempfile.TemporaryDirectory() as folder, chdir(folder):
+        drawn = bench(Path(folder), images, photos, backbone, batches)
         passes = floor(drawn, decoding=not photos)
         seconds = measure.in_turn({OURS: drawn.ours, PLAIN: drawn.plain, FLOOR: passes})
     distinct = len({line for lines in drawn.captions for line in lines})
@@ -146,8 +147,8 @@ def main(
     """Measure both backbones."""
     demo = {"model": f"local-dir:{worlds.ROOT / 'demo' / 'weights' / 'clip'}", "phi": "none", "precision": "fp32"}
     cases = [measured("demo CLIP", 1024, False, demo, {"image_batch": 64, "text_batch": 64})]
-    with tempfile.TemporaryDirectory() as place:
-        file = Path(place) / "random.pt"
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "random.pt"
         torch.manual_seed(0)
         torch.save(open_clip.create_model("ViT-B-32-quickgelu").state_dict(), file)
         large = {"model": "ViT-B-32-quickgelu", "pretrained": str(file), "phi": "none", "precision": "fp32"}

@@ -1,8 +1,8 @@
 """How each stage's time and memory grow, over data sets like the demo of growing size: `--plot` draws it.
 
-Every stage's script is run once a size, as a whole process with the demo's models and an empty store. Index, captions,
+Every stage's script is run once per size, as a process with the demo's models and an empty store. Index, captions,
 gallery vectors, scores and report work on more and more images with 100 queries; edits and query vectors on more and
-more queries over 300 images. What a stage reads from stages that would take long is written here from made-up
+more queries over 300 images. The inputs that other stages would take long to compute are written here from invented
 sentences; the largest galleries of scores hold random vectors.
 """
 
@@ -18,7 +18,7 @@ import typer
 
 from benchmarks import measure, random_vectors, worlds
 from benchmarks.drawing import draw
-from cvsi.core import tables
+from cvsi.core import parquet, tables
 from cvsi.core.errors import CvsiError
 from cvsi.core.schema import CAPTIONS, EDITS
 from demo.world.scenes import Scene
@@ -32,24 +32,24 @@ STAGES = ("index", "captions", "edits", "gallery_vectors", "query_vectors", "sco
 
 @dataclass
 class Grown:
-    """What the stages took, by stage and size."""
+    """Time and memory of the stages, by stage and size."""
 
     seconds: dict[str, dict[int, float]] = field(default_factory=dict)
     peak: dict[str, dict[int, int]] = field(default_factory=dict)
 
     def run(self, stage: str, size: int, folder: Path, *arguments: str) -> None:
-        """Run a stage's script on an empty store of its own, and keep what it took."""
+        """Run a stage's script on an empty store of its own, and keep its time and memory."""
         worlds.parameters(folder, store=f"cache/store-{stage}")
         self.keep(stage, size, measure.process([*measure.script(stage), *arguments], folder))
 
     def keep(self, stage: str, size: int, ended: measure.Ended) -> None:
-        """Keep, and say, what a stage's process took."""
+        """Keep and print the time and memory of a stage's process."""
         self.seconds.setdefault(stage, {})[size] = ended.seconds
         self.peak.setdefault(stage, {})[size] = ended.peak
         measure.say(f"{stage:16} {size:>9,} {ended.seconds:8.1f} s {ended.peak / measure.MB:8,.0f} MB")
 
     def cases(self) -> list[measure.Case]:
-        """A case a stage; from its last size but one to its last, time is to grow no faster than the size."""
+        """One case per stage; from its last size but one to its last, time must grow no faster than the size."""
         return [self._case(stage) for stage in STAGES if stage in self.seconds]
 
     def _case(self, stage: str) -> measure.Case:
@@ -71,22 +71,22 @@ def captions(scenes: list[Scene]) -> None:
     lines = [worlds.sentences(scene, CAPTIONS_EACH, 1) for scene in scenes]
     images = pl.DataFrame(tables.read("index", "demo", "images.parquet")).select("image_id", "digest")
     with tables.output("captions", "demo") as out:
-        for rows in images.with_columns(captions=pl.Series(lines)).iter_slices(tables.SHARD_ROWS):
+        for rows in images.with_columns(captions=pl.Series(lines)).iter_slices(parquet.SHARD_ROWS):
             out.shard(rows.to_arrow(), CAPTIONS)
 
 
 def edits() -> None:
     """Edits of the indexed queries, as if the stage had run: each its instruction."""
-    asked = pl.DataFrame(tables.read("index", "demo", "queries.parquet"))
-    rows = asked.select("query_id", "split", edited=pl.concat_list("instruction"), added=pl.lit("a red ring"))
+    queries = pl.DataFrame(tables.read("index", "demo", "queries.parquet"))
+    rows = queries.select("query_id", "split", edited=pl.concat_list("instruction"), added=pl.lit("a red ring"))
     rows = rows.with_columns(status=pl.lit("ok"), answers=pl.col("edited"))
     with tables.output("edits", "demo") as out:
         out.shard(rows.to_arrow(), EDITS)
 
 
 def images_grow(grown: Grown, size: int, folder: Path) -> None:
-    """The stages whose cost is the gallery's."""
-    worlds.circo(folder / "data" / "demo", size, QUERIES, 0)  # no hidden ones: servers want 50 images a query
+    """The stages whose cost depends on the gallery."""
+    worlds.circo(folder / "data" / "demo", size, QUERIES, 0)  # no hidden ones: servers require 50 images per query
     grown.run("index", size, folder, "demo")
     grown.run("captions", size, folder, "demo")
     grown.run("gallery_vectors", size, folder, "demo", "tiny")
@@ -97,7 +97,7 @@ def images_grow(grown: Grown, size: int, folder: Path) -> None:
 
 
 def queries_grow(grown: Grown, size: int, folder: Path) -> None:
-    """The stages whose cost is the queries'."""
+    """The stages whose cost depends on the queries."""
     scenes = worlds.circo(folder / "data" / "demo", GALLERY, size, 0)
     measure.process([*measure.script("index"), "demo"], folder)
     captions(scenes)
@@ -120,9 +120,9 @@ def measured(sizes: list[int]) -> Grown:
     ]  # fmt: skip
     for work, numbers in works:
         for size in numbers:
-            with tempfile.TemporaryDirectory() as place, contextlib.chdir(place):
-                worlds.parameters(Path(place))
-                work(grown, size, Path(place))
+            with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+                worlds.parameters(Path(folder))
+                work(grown, size, Path(folder))
     return grown
 
 

@@ -101,49 +101,49 @@ def in_turn(variants: Mapping[str, Work], repeats: int = REPEATS, warm: bool = T
 
     A variant that returns a number measured itself (without loading, say); else the clock is read around it.
     """
-    found: dict[str, list[float]] = {name: [] for name in variants}
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(repeats + warm):
         for name, work in variants.items():
             began = time.perf_counter()
             own = work()
             took = time.perf_counter() - began if own is None else own
             if turn >= warm:
-                found[name].append(took)
-    return found
+                seconds[name].append(took)
+    return seconds
 
 
 @dataclass(frozen=True)
 class Ended:
-    """A process that ended well: its seconds from start to end, its peak memory, what it printed."""
+    """A process that succeeded: its seconds from start to end, its peak memory, what it printed."""
 
     seconds: float
     peak: int
-    said: str
+    output: str
 
 
-# A process's peak begins with that of the one it was forked from, so a small one stands between.
+# A process's peak begins with that of the one it was forked from, so a small one starts it.
 _BETWEEN = """
 import json, os, sys, time
 began = time.perf_counter()
 child = os.posix_spawnp(sys.argv[2], sys.argv[2:], os.environ)
 _, status, usage = os.wait4(child, 0)
-found = {"seconds": time.perf_counter() - began, "peak": usage.ru_maxrss * 1024, "status": status}
-open(sys.argv[1], "w").write(json.dumps(found))
+facts = {"seconds": time.perf_counter() - began, "peak": usage.ru_maxrss * 1024, "status": status}
+open(sys.argv[1], "w").write(json.dumps(facts))
 """
 
 
 def process(command: Sequence[str], folder: Path, **variables: str) -> Ended:
-    """Run a command to its end in a folder; raises RuntimeError with its last words when it fails."""
+    """Run a command to its end in a folder; raises RuntimeError with the end of its output when it fails."""
     with tempfile.NamedTemporaryFile() as result:
-        said = subprocess.run(
+        output = subprocess.run(
             [sys.executable, "-I", "-S", "-c", _BETWEEN, result.name, *command],
             cwd=folder, env=os.environ | variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         ).stdout.decode(errors="backslashreplace")  # fmt: skip
-        found = json.loads(result.read() or b'{"status": -1}')
-    if found["status"]:
-        code = os.waitstatus_to_exitcode(found["status"])
-        raise RuntimeError(f"{' '.join(command)}: exit {code}: {said[-2000:]}")
-    return Ended(found["seconds"], found["peak"], said)
+        facts = json.loads(result.read() or b'{"status": -1}')
+    if facts["status"]:
+        code = os.waitstatus_to_exitcode(facts["status"])
+        raise RuntimeError(f"{' '.join(command)}: exit {code}: {output[-2000:]}")
+    return Ended(facts["seconds"], facts["peak"], output)
 
 
 def script(name: str) -> list[str]:
@@ -160,28 +160,28 @@ def publish(benchmark: str, cases: Sequence[Case], **facts: Any) -> None:
 
 
 def read(benchmark: str) -> dict[str, Any]:
-    """What a benchmark published; raises CvsiError where it has not run yet."""
+    """The record that a benchmark published; raises CvsiError where it has not run yet."""
     path = RESULTS / f"{benchmark}.json"
     if not path.exists():
         raise CvsiError(f"{path}: no such file; run python -m benchmarks.{benchmark} first")
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return record
 
 
 def table(record: Mapping[str, Any]) -> Table:
-    """A benchmark's record as a table: a row a variant, ratios with their targets below each case."""
+    """A benchmark's record as a table: a row per variant, ratios with their targets below each case."""
     shown = Table("case", "variant", title=str(record["benchmark"]), box=box.SIMPLE_HEAD)
     for head in ("median s", "lowest", "highest", "peak MB"):
         shown.add_column(head, justify="right")
     for case in record["cases"]:
-        for place, (name, found) in enumerate(case["variants"].items()):
-            seconds, peak = found["seconds"], found["peak_mb"]
-            figures = (f"{value:.3f}" for value in (found["median_seconds"], min(seconds), max(seconds)))
-            shown.add_row("" if place else case["case"], name, *figures, "" if peak is None else f"{peak:,}")
+        for index, (name, facts) in enumerate(case["variants"].items()):
+            seconds, peak = facts["seconds"], facts["peak_mb"]
+            figures = (f"{value:.3f}" for value in (facts["median_seconds"], min(seconds), max(seconds)))
+            shown.add_row("" if index else case["case"], name, *figures, "" if peak is None else f"{peak:,}")
         for target in case["targets"]:
             figure, met = f"{target['figure']:,.2f}{target['unit']}", "met" if target["met"] else "NOT met"
             shown.add_row("", target["what"], figure, "", "", "", style="bold")
-            shown.add_row("", f"  wanted {target['target']}: {met}", "", "", "", "", style="dim")
+            shown.add_row("", f"  target {target['target']}: {met}", "", "", "", "", style="dim")
         shown.add_section()
     return shown
 
@@ -208,7 +208,7 @@ def _cpu() -> list[str]:
 
 
 def run(main: Callable[..., None]) -> None:
-    """Run a benchmark from the command line; a mistake that people can mend is one line."""
+    """Run a benchmark from the command line; a mistake that people can correct is one line."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
     @wraps(main)

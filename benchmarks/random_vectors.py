@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from cvsi.core import schema, tables
+from cvsi.core import parquet, schema
 
 FUSION = {"query": {"edited": 0.6, "pseudo": 0.4}, "gallery": {"image": 0.8, "caption": 0.2}}
 PARTS = ("edited", "pseudo")
@@ -40,8 +40,8 @@ def gallery_table(random: np.random.Generator, images: int, width: int) -> pa.Ta
 def write(folder: Path, images: int, queries: int, width: int, form: str = "circo", excluded: bool = False) -> None:
     """A workspace with dataset `big`, backbone `tiny`: params.yaml, index, vectors; all queries are labelled.
 
-    The gallery's vectors repeat after 65,536 images, their numbers turned by one place each time, so that ten million
-    are drawn in seconds and equal ones stay few.
+    The gallery's vectors repeat after 65,536 images, their numbers moved by one position each time, so that ten
+    million are drawn in seconds and equal ones stay few.
     """
     random = np.random.default_rng(0)
     _params(folder, form)
@@ -50,33 +50,34 @@ def write(folder: Path, images: int, queries: int, width: int, form: str = "circ
     _images(cache / "index" / "images.parquet", images)
     targets = random.integers(images, size=queries)
     references = (targets + 1 + random.integers(images - 1, size=queries)) % images
-    lists = {"target_ids": [[str(place)] for place in targets], "group_ids": [[]] * queries, "aspects": [[]] * queries}
-    lists["exclude_ids"] = [[str(place)] for place in references] if excluded else [[]] * queries
-    asked = {"query_id": [str(place) for place in range(queries)], "split": ["val"] * queries}
-    asked |= {"reference_id": [str(place) for place in references], "instruction": ["is red"] * queries}
-    tables.write_parquet(pa.table(asked | lists, schema=schema.QUERIES), cache / "index" / "queries.parquet")
-    place = cache / "tiny" / "gallery_vectors"
-    place.mkdir(parents=True)
+    lists: dict[str, list[list[str]]] = dict.fromkeys(("group_ids", "aspects"), [[]] * queries)
+    lists |= {"target_ids": [[str(number)] for number in targets]}
+    lists["exclude_ids"] = [[str(number)] for number in references] if excluded else [[]] * queries
+    columns = {"query_id": [str(number) for number in range(queries)], "split": ["val"] * queries}
+    columns |= {"reference_id": [str(number) for number in references], "instruction": ["is red"] * queries}
+    parquet.write_parquet(pa.table(columns | lists, schema=schema.QUERIES), cache / "index" / "queries.parquet")
+    shards = cache / "tiny" / "gallery_vectors"
+    shards.mkdir(parents=True)
     block = gallery_table(random, min(images, 1 << 16), width)
-    for number, start in enumerate(range(0, images, tables.SHARD_ROWS)):
-        rows = min(tables.SHARD_ROWS, images - start)
+    for number, start in enumerate(range(0, images, parquet.SHARD_ROWS)):
+        rows = min(parquet.SHARD_ROWS, images - start)
         part = _turned(block.slice(start % len(block), rows), start // len(block))
         shard = part.add_column(0, "image_id", pa.array(_names(start, start + rows)))
-        tables.write_parquet(shard, place / f"part-{number:05d}.parquet")
-    place = cache / "tiny" / "query_vectors"
-    place.mkdir(parents=True)
-    keys = pa.table({name: asked[name] for name in ("query_id", "split")})
+        parquet.write_parquet(shard, shards / f"part-{number:05d}.parquet")
+    shards = cache / "tiny" / "query_vectors"
+    shards.mkdir(parents=True)
+    keys = pa.table({name: columns[name] for name in ("query_id", "split")})
     vectors = query_table(random, queries, width)
     for name in vectors.column_names:
         keys = keys.append_column(name, vectors[name])
-    tables.write_parquet(keys, place / "part-00000.parquet")
+    parquet.write_parquet(keys, shards / "part-00000.parquet")
 
 
-def _turned(part: pa.Table, places: int) -> pa.Table:
-    """The vectors with their numbers moved by so many places."""
+def _turned(part: pa.Table, positions: int) -> pa.Table:
+    """The vectors with their numbers moved by so many positions."""
     width = part.schema.field(0).type.list_size
     matrices = [part[name].combine_chunks().flatten().to_numpy().reshape(-1, width) for name in part.column_names]
-    return pa.table([column(np.roll(matrix, places, axis=1)) for matrix in matrices], names=part.column_names)
+    return pa.table([column(np.roll(matrix, positions, axis=1)) for matrix in matrices], names=part.column_names)
 
 
 def _params(folder: Path, form: str) -> None:
@@ -87,13 +88,13 @@ def _params(folder: Path, form: str) -> None:
 
 
 def _names(start: int, end: int) -> list[str]:
-    return [str(place) for place in range(start, end)]
+    return [str(number) for number in range(start, end)]
 
 
 def _images(path: Path, images: int) -> None:
     def parts() -> Iterator[pa.Table]:
-        for start in range(0, images, tables.SHARD_ROWS):
-            names = _names(start, min(start + tables.SHARD_ROWS, images))
+        for start in range(0, images, parquet.SHARD_ROWS):
+            names = _names(start, min(start + parquet.SHARD_ROWS, images))
             rows = len(names)
             columns = [names, [f"{name}.png" for name in names], ["0" * 64] * rows, [4] * rows, [4] * rows]
             yield pa.table([*columns, [True] * rows], schema=schema.IMAGES)

@@ -1,9 +1,9 @@
-"""`dvc repro` with nothing to do, on a data set of 123,403 images: how much of it is ours and how much DVC's own.
+"""`dvc repro` with nothing to do, on a data set of 123,403 images: how much of its time is this project's and DVC's.
 
-A scratch project gets a folder of CIRCO's size and layout, made of hard links to a few tiny pictures, and one true
-`dvc repro` of everything with the demo's models, so that every output is there and recorded. Then `dvc repro` is timed
+A scratch project gets a folder of CIRCO's size and layout, made of hard links to a few tiny pictures, and one real
+`dvc repro` of everything with the demo's models, so that every output exists and is recorded. Then `dvc repro` is timed
 as a whole process. The floor is the same command over the same graph, files and outputs with `true` in place of every
-stage's command. One stage that does nothing, in a repository of its own, says what DVC takes at the very least.
+stage's command. One stage that does nothing, in a repository of its own, shows the least time that DVC takes.
 """
 
 import copy
@@ -46,7 +46,7 @@ def repository(folder: Path) -> None:
 
 
 def project(folder: Path, images: int) -> str:
-    """A project whose active data set has that many images, after one `dvc repro` of everything; what that said."""
+    """A project whose active data set has that many images, after one `dvc repro` of everything; what that printed."""
     for name in COPIED:
         source = worlds.ROOT / name
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def project(folder: Path, images: int) -> str:
     content["world"] = {"seed": 1, "gallery": 40, "val": 2, "test": 1}
     (folder / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     repository(folder)
-    return dvc(folder, "repro").said
+    return dvc(folder, "repro").output
 
 
 def hollow(source: Path, folder: Path) -> None:
@@ -78,14 +78,14 @@ def hollow(source: Path, folder: Path) -> None:
 
 
 def without_commands(stages: Mapping[str, Any]) -> dict[str, Any]:
-    """The stages of a dvc.yaml with `true` for every command; it makes no outputs, so DVC is to leave those there."""
-    found: dict[str, Any] = copy.deepcopy(dict(stages))
-    for entry in found.values():
+    """The stages of a dvc.yaml with `true` for every command; DVC must keep the outputs, since nothing writes them."""
+    hollowed: dict[str, Any] = copy.deepcopy(dict(stages))
+    for entry in hollowed.values():
         stage = entry.get("do", entry)
         stage["cmd"] = "true"
         if stage.get("always_changed"):
             stage["outs"] = [{output: {"persist": True}} for output in stage["outs"]]
-    return found
+    return hollowed
 
 
 def empty(folder: Path) -> None:
@@ -98,10 +98,10 @@ def empty(folder: Path) -> None:
     dvc(folder, "repro")
 
 
-def nothing_ran(said: str) -> None:
+def nothing_ran(output: str) -> None:
     """Raise RuntimeError where `dvc repro` ran a stage that does not always run."""
     ran = [
-        line for line in said.splitlines() if line.startswith("Running stage") and line.split("'")[1][:6] != "index@"
+        line for line in output.splitlines() if line.startswith("Running stage") and line.split("'")[1][:6] != "index@"
     ]
     if ran:
         raise RuntimeError(f"dvc repro had something to do: {'; '.join(ran)}")
@@ -112,7 +112,7 @@ def main(
     repeats: Annotated[int, typer.Option(min=1, help="How many turns count.")] = measure.REPEATS,
 ) -> None:
     """Time `dvc repro` when nothing changed, against DVC alone."""
-    said: dict[str, str] = {}
+    outputs: dict[str, str] = {}
     peak: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as scratch:
         ours, floor, least = (Path(scratch) / name for name in ("project", "hollow", "empty"))
@@ -123,8 +123,8 @@ def main(
         def timed(name: str, folder: Path, *command: str) -> Callable[[], float]:
             def work() -> float:
                 ended = measure.process(command or [*DVC, "repro"], folder, **environment(folder))
-                nothing_ran(ended.said)
-                said[name], peak[name] = ended.said, max(ended.peak, peak.get(name, 0))
+                nothing_ran(ended.output)
+                outputs[name], peak[name] = ended.output, max(ended.peak, peak.get(name, 0))
                 return ended.seconds
 
             return work
@@ -134,18 +134,18 @@ def main(
             OURS: timed(OURS, ours), FLOOR: timed(FLOOR, floor), EMPTY: timed(EMPTY, least),
             INDEX: timed(INDEX, ours, *index),
         }  # fmt: skip
-        found = measure.in_turn(variants, repeats)
+        seconds = measure.in_turn(variants, repeats)
     work = (
         f"dvc repro, {images:,} images active (hard links to {PICTURES} pictures), all stages up to date; "
         "the floor has the command true in every stage of the same graph"
     )
-    case = measure.Case("nothing to do", found, work, peak, at_most_more={(OURS, FLOOR): 3, (OURS, EMPTY): 3})
-    measure.publish("repro", [case], said=_lines(said[INDEX]), first=_lines(first))
-    measure.say(*_lines(said[INDEX]))
+    case = measure.Case("nothing to do", seconds, work, peak, at_most_more={(OURS, FLOOR): 3, (OURS, EMPTY): 3})
+    measure.publish("repro", [case], index=_lines(outputs[INDEX]), first=_lines(first))
+    measure.say(*_lines(outputs[INDEX]))
 
 
-def _lines(said: str) -> list[str]:
-    return [line for line in said.splitlines() if line.startswith("index ")]
+def _lines(output: str) -> list[str]:
+    return [line for line in output.splitlines() if line.startswith("index ")]
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ import typer
 
 from benchmarks import measure, random_vectors
 from benchmarks.measure import FLOOR, OURS, PLAIN, Case
-from cvsi.evaluation.fusion import fuse
-from cvsi.evaluation.ranking import rank
-from cvsi.evaluation.scores import KEPT, subset_rank
+from cvsi.evaluation.queries import NamedImages
+from cvsi.evaluation.ranking import KEPT, group_ranks, rank
+from cvsi.evaluation.vectors import fuse
 
 SIZES = {
     "CIRR val": (4181, 2297), "CIRR test1": (4148, 2315),
@@ -31,7 +31,7 @@ KS, SUBSET_KS, GROUP = (1, 5, 10, 50), (1, 2, 3), 6
 
 
 @dataclass
-class Asked:
+class Queries:
     """Queries at a benchmark's size with vectors in memory: parts of both sides, and who is the answer to what."""
 
     query_parts: pa.Table
@@ -47,44 +47,44 @@ class Asked:
         return fuse(self.query_parts, query, "queries"), fuse(self.gallery_parts, gallery, "gallery")
 
 
-def drawn(queries: int, images: int, grouped: bool) -> Asked:
+def drawn(queries: int, images: int, grouped: bool) -> Queries:
     """Random vectors, names as long as the benchmark's, and targets; where grouped, sets of six with reference."""
     random = np.random.default_rng(0)
     form = "dev-{:04d}-1-img0" if grouped else "B00{:07d}"
     first = random.permuted(np.tile(np.arange(images), (queries, 1))[:, : images // 2], axis=1)[:, :GROUP]
-    return Asked(
+    return Queries(
         random_vectors.query_table(random, queries, WIDTH), random_vectors.gallery_table(random, images, WIDTH),
-        np.array([form.format(place) for place in range(images)]), first[:, 0], first[:, 1],
+        np.array([form.format(number) for number in range(images)]), first[:, 0], first[:, 1],
         first if grouped else np.full((queries, 1), -1),
     )  # fmt: skip
 
 
-def ours(asked: Asked, grouped: bool) -> list[float]:
-    """Recalls by this project's ranking: positions alone are compared."""
-    left, right = asked.fused()
+def ours(data: Queries, grouped: bool) -> list[float]:
+    """Recalls by this project's ranking: ranks of the targets, without a comparison of names."""
+    left, right = data.fused()
     rows = np.arange(len(left))
-    barred = np.stack([rows, asked.references], axis=1) if grouped else np.empty((0, 2), dtype=np.int64)
-    found = rank(left, [right], KEPT, barred, asked.groups)
-    hits = found.positions.numpy() == asked.targets[:, None]
-    recalls = [hits[:, :k].any(axis=1).mean() for k in KS]
+    excluded = np.stack([rows, data.references], axis=1) if grouped else np.empty((0, 2), dtype=np.int64)
+    ranking = rank([left], [[right]], NamedImages(excluded, data.groups, data.targets[:, None]))
+    ranks = ranking.target_ranks[:, 0]
+    recalls = [((ranks > 0) & (ranks <= k)).mean() for k in KS]
     if grouped:
-        places = subset_rank(found.probed.numpy(), asked.groups, asked.targets)
-        recalls += [(places <= k).mean() for k in SUBSET_KS]
+        in_group = group_ranks(ranking.group_scores, data.groups, data.targets)
+        recalls += [(in_group <= k).mean() for k in SUBSET_KS]
     return recalls
 
 
-def plain(asked: Asked, grouped: bool) -> list[float]:
+def plain(data: Queries, grouped: bool) -> list[float]:
     """The same recalls by sorting everything, then looking for names."""
-    left, right = asked.fused()
+    left, right = data.fused()
     distances = 1 - torch.from_numpy(left) @ torch.from_numpy(right).T
-    ordered = asked.names[torch.argsort(distances, dim=1).numpy()]
+    ordered = data.names[torch.argsort(distances, dim=1).numpy()]
     if grouped:
-        others = ordered != np.repeat(asked.names[asked.references], ordered.shape[1]).reshape(ordered.shape)
+        others = ordered != np.repeat(data.names[data.references], ordered.shape[1]).reshape(ordered.shape)
         ordered = ordered[others].reshape(len(ordered), -1)
-    hits = ordered == np.repeat(asked.names[asked.targets], ordered.shape[1]).reshape(ordered.shape)
+    hits = ordered == np.repeat(data.names[data.targets], ordered.shape[1]).reshape(ordered.shape)
     recalls = [hits[:, :k].any(axis=1).mean() for k in KS]
     if grouped:
-        members = asked.names[asked.groups]
+        members = data.names[data.groups]
         inside = (ordered[..., None] == members[:, None, :]).any(axis=-1)
         within = hits[inside].reshape(len(hits), -1)
         recalls += [within[:, :k].any(axis=1).mean() for k in SUBSET_KS]
@@ -94,13 +94,13 @@ def plain(asked: Asked, grouped: bool) -> list[float]:
 def in_memory(name: str, queries: int, images: int) -> Case:
     """The computing part: fused, multiplied, ranked, held against the targets; vectors lie in memory."""
     grouped = name.startswith("CIRR")
-    asked = drawn(queries, images, grouped)
-    assert ours(asked, grouped) == plain(asked, grouped), "the plain loop ranks otherwise"
-    left, right = (torch.from_numpy(matrix) for matrix in asked.fused())
+    data = drawn(queries, images, grouped)
+    assert ours(data, grouped) == plain(data, grouped), "the plain loop ranks otherwise"
+    left, right = (torch.from_numpy(matrix) for matrix in data.fused())
     seconds = measure.in_turn(
         {
-            OURS: lambda: _done(ours(asked, grouped)),
-            PLAIN: lambda: _done(plain(asked, grouped)),
+            OURS: lambda: _done(ours(data, grouped)),
+            PLAIN: lambda: _done(plain(data, grouped)),
             FLOOR: lambda: _done(torch.topk(left @ right.T, KEPT, dim=1)),
         }
     )
@@ -119,7 +119,7 @@ def from_disk(queries: int, images: int, width: int) -> Case:
         folder = Path(name)
         random_vectors.write(folder, images, queries, width)
         bare = [sys.executable, str(Path(__file__).parent / "bare_scores.py"), name]
-        empty = [sys.executable, "-c", "import cvsi.scores, cvsi.stage"]
+        empty = [sys.executable, "-c", "import cvsi.evaluation.scores, cvsi.core.stage_runner"]
         commands = {OURS: [*measure.script("scores"), "big", "tiny"], FLOOR: bare, IMPORTS: empty}
 
         def run(variant: str) -> float:

@@ -1,1 +1,1 @@
-"""The demo's tiny models, trained from scratch on scenes and instructions that the demo world never shows."""
+"""The demo: a world of drawn pictures, and tiny models trained from scratch on scenes and instructions outside it."""

@@ -1,6 +1,6 @@
-"""A tiny BLIP-2 of transformers' architecture: CLIP's image tower, kept as it is, a Q-Former and an OPT.
+"""A tiny BLIP-2 of transformers' architecture: CLIP's image tower (frozen), a Q-Former and an OPT.
 
-It learns to caption scenes of the training part in words that leave out texture, size and place.
+It is trained to caption scenes of the training part; its captions omit texture, size and position.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from demo.clip import VISION, WIDTH, Words
-from demo.clip import load as clip_of
-from demo.common import MEAN, STD, Trainer, pictures, say
-from demo.texts import caption, parts_said
-from demo.tokens import learn
+from demo.clip import VISION, WIDTH, CompactTokenizer
+from demo.clip import load as load_clip
+from demo.common import MEAN, STD, Trainer, log, pictures
+from demo.texts import caption, caption_claims
+from demo.tokens import train_tokenizer
 from demo.world.drawing import SIDE
 from demo.world.scenes import Scene, draw_scene
 
-QUERIES = 8  # tokens that the Q-Former hands to the language model
-INIT = 0.08  # of the weights: about 1 / sqrt(width), for a width so small
-TOKENS = 30  # at most, in a caption
-TOP_P = 0.9  # of the sampling, as the demo's parameters have it
+QUERIES = 8  # tokens that the Q-Former passes to the language model
+INIT_STD = 0.08  # of the initial weights: about 1 / sqrt(width)
+MAX_TOKENS = 30  # per caption
+TOP_P = 0.9  # of the sampling, as in the demo's parameters
 
 
 def build(tokenizer: PreTrainedTokenizerFast) -> Blip2ForConditionalGeneration:
-    """An untrained model for that tokenizer."""
+    """An untrained model for a tokenizer."""
     text = OPTConfig(
         vocab_size=len(tokenizer), hidden_size=WIDTH, word_embed_proj_dim=WIDTH, ffn_dim=4 * WIDTH, num_hidden_layers=3,
         num_attention_heads=4, max_position_embeddings=64, dropout=0.0,
-        init_std=INIT, pad_token_id=tokenizer.pad_token_id,
+        init_std=INIT_STD, pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     config = Blip2Config(
@@ -55,7 +55,7 @@ def build(tokenizer: PreTrainedTokenizerFast) -> Blip2ForConditionalGeneration:
         qformer_config={
             "hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4,
             "encoder_hidden_size": WIDTH, "cross_attention_frequency": 1, "vocab_size": 4, "hidden_dropout_prob": 0.0,
-            "attention_probs_dropout_prob": 0.0, "initializer_range": INIT,
+            "attention_probs_dropout_prob": 0.0, "initializer_range": INIT_STD,
         },
         text_config=text.to_dict(), num_query_tokens=QUERIES,
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
@@ -64,17 +64,17 @@ def build(tokenizer: PreTrainedTokenizerFast) -> Blip2ForConditionalGeneration:
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
-    torch.nn.init.normal_(model.query_tokens, std=0.5)  # transformers starts them at zero, all alike
+    torch.nn.init.normal_(model.query_tokens, std=0.5)  # transformers initialises all of them with zeros
     return model
 
 
 @torch.no_grad()
 def copy_vision(clip: CLIP, model: Blip2ForConditionalGeneration) -> None:
-    """Put CLIP's image tower into the model, and freeze it: the same hidden states, to the last layer norm."""
+    """Copy CLIP's image tower into the model and freeze it; hidden states after the last layer norm are the same."""
     source, target = clip.visual, model.vision_model
     target.requires_grad_(False)
     target.embeddings.patch_embedding.weight.copy_(source.conv1.weight)
-    target.embeddings.patch_embedding.bias.zero_()  # CLIP's has none
+    target.embeddings.patch_embedding.bias.zero_()  # CLIP's convolution has no bias
     target.embeddings.class_embedding.copy_(source.class_embedding.view(1, 1, -1))
     target.embeddings.position_embedding.copy_(source.positional_embedding.unsqueeze(0))
     for old, new in zip(source.transformer.resblocks, target.encoder.layers, strict=True):
@@ -89,12 +89,12 @@ def copy_vision(clip: CLIP, model: Blip2ForConditionalGeneration) -> None:
 
 
 def _prefix(model: Blip2ForConditionalGeneration, scenes: list[Scene]) -> Tensor:
-    """What the language model reads before the start token: [scenes, QUERIES, WIDTH]."""
+    """The embeddings that precede the start token: [scenes, QUERIES, WIDTH]."""
     with torch.no_grad():
-        seen = model.vision_model(pictures(scenes)).last_hidden_state
+        hidden = model.vision_model(pictures(scenes)).last_hidden_state
     queries = model.query_tokens.expand(len(scenes), -1, -1)
-    asked = model.qformer(query_embeds=queries, encoder_hidden_states=seen).last_hidden_state
-    return torch.as_tensor(model.language_projection(asked))
+    outputs = model.qformer(query_embeds=queries, encoder_hidden_states=hidden).last_hidden_state
+    return torch.as_tensor(model.language_projection(outputs))
 
 
 def _loss(
@@ -115,12 +115,12 @@ def _loss(
 def sample(
     model: Blip2ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, scenes: list[Scene], number: int
 ) -> list[list[str]]:
-    """That many sampled captions of each scene's picture."""
+    """`number` sampled captions of each scene's picture."""
     rows: list[list[str]] = []
     for start in range(0, len(scenes), 64):
         tokens = model.generate(
             pictures(scenes[start : start + 64]), do_sample=True, top_p=TOP_P, top_k=0, temperature=1.0,
-            num_return_sequences=number, max_new_tokens=TOKENS,
+            num_return_sequences=number, max_new_tokens=MAX_TOKENS,
         )  # fmt: skip
         texts = [" ".join(text.split()) for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
         rows += [texts[at : at + number] for at in range(0, len(texts), number)]
@@ -128,27 +128,31 @@ def sample(
 
 
 def quality(model: Blip2ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast) -> dict[str, float]:
-    """Held-out figures in percent, over sampled captions of 300 scenes: claims that are true, captions wholly true."""
+    """Held-out figures in percent over sampled captions of 300 scenes: correct claims, entirely correct captions."""
     random = Random("held out captions")
     scenes = [draw_scene(random, "training") for _ in range(300)]
-    true = said = whole = 0
+    correct = claimed = entirely_correct = 0
     for scene, texts in zip(scenes, sample(model, tokenizer, scenes, 2), strict=True):
-        facts = parts_said(caption(scene, random))
+        facts = caption_claims(caption(scene, random))
         for text in texts:
-            parts = parts_said(text)
-            good = [part for part in parts if part in facts or part == scene.background]
-            true, said = true + len(good), said + len(parts)
-            whole += len(good) == len(parts) and len(set(good) - {scene.background}) == len(scene.items)
-    return {"items and backgrounds said that are true": 100 * true / said, "captions wholly true": 100 * whole / 600}
+            claims = caption_claims(text)
+            true_claims = [claim for claim in claims if claim in facts or claim == scene.background]
+            correct, claimed = correct + len(true_claims), claimed + len(claims)
+            complete = len(set(true_claims) - {scene.background}) == len(scene.items)
+            entirely_correct += len(true_claims) == len(claims) and complete
+    return {
+        "items and backgrounds named correctly": 100 * correct / claimed,
+        "captions wholly true": 100 * entirely_correct / 600,
+    }
 
 
 def export(model: Blip2ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write model, in half precision, processor and tokenizer as transformers reads them from a folder."""
+    """Write the model in half precision, its processor and tokenizer, in the form that transformers loads."""
     model.half().save_pretrained(folder)
     model.float()
-    eyes = BlipImageProcessor(size={"height": SIDE, "width": SIDE}, image_mean=MEAN, image_std=STD)
-    Blip2Processor(eyes, tokenizer, num_query_tokens=QUERIES).save_pretrained(folder)
-    eyes.save_pretrained(folder)
+    image_processor = BlipImageProcessor(size={"height": SIDE, "width": SIDE}, image_mean=MEAN, image_std=STD)
+    Blip2Processor(image_processor, tokenizer, num_query_tokens=QUERIES).save_pretrained(folder)
+    image_processor.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -159,17 +163,17 @@ def load(folder: Path) -> tuple[Blip2ForConditionalGeneration, PreTrainedTokeniz
 
 
 def train(clip: Path, folder: Path, seed: int, steps: int) -> dict[str, float]:
-    """Train and write the captioner, with the eyes of the CLIP in a folder; returns its held-out figures."""
+    """Train and write the captioner with the image tower of the CLIP in `clip`; returns its held-out figures."""
     torch.manual_seed(seed)
     random = Random(f"blip2 {seed}")
-    tokenizer = learn((caption(draw_scene(random, "training"), random) for _ in range(20000)), 400)
+    tokenizer = train_tokenizer((caption(draw_scene(random, "training"), random) for _ in range(20000)), 400)
     tokenizer.add_tokens(["<image>"], special_tokens=True)
     model = build(tokenizer)
-    copy_vision(clip_of(clip, Words()), model)
-    learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    sizes = [sum(parameter.numel() for parameter in group) for group in (model.parameters(), learnt)]
-    say(f"BLIP-2: {sizes[0]:,} parameters, {sizes[1]:,} to learn")
-    trainer = Trainer("BLIP-2", steps, [(iter(learnt), 1.5e-3)])
+    copy_vision(load_clip(clip, CompactTokenizer()), model)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    sizes = [sum(parameter.numel() for parameter in group) for group in (model.parameters(), trainable)]
+    log(f"BLIP-2: {sizes[0]:,} parameters, {sizes[1]:,} trainable")
+    trainer = Trainer("BLIP-2", steps, [(iter(trainable), 1.5e-3)])
     model.train()
     for step in trainer:
         scenes = [draw_scene(random, "training") for _ in range(96)]

@@ -1,4 +1,4 @@
-"""What all parts of the training share: seeds, a schedule, progress lines, and pictures as tensors."""
+"""Shared by all training parts: the optimiser with its schedule, progress lines, and pictures as tensors."""
 
 from __future__ import annotations
 
@@ -15,64 +15,68 @@ from torch import Tensor, nn
 from demo.world.drawing import picture
 from demo.world.scenes import Scene
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's pictures, as its models expect them
+MEAN = (
+    0.48145466,
+    0.4578275,
+    0.40821073,
+)  # of the pixels that CLIP was trained on; its models expect input normalised with them
 STD = (0.26862954, 0.26130258, 0.27577711)
-LINES = 20  # of progress, a part
+PROGRESS_LINES = 20  # progress lines per part
 
 
-def say(text: str) -> None:
-    """One line of progress."""
+def log(text: str) -> None:
+    """Print one progress line with the time."""
     sys.stdout.write(f"{time.strftime('%H:%M:%S')} {text}\n")
     sys.stdout.flush()
 
 
 def pictures(scenes: Sequence[Scene]) -> Tensor:
-    """The scenes' pictures, normalised as CLIP wants them: [scenes, 3, 64, 64] float32."""
+    """The scenes' pictures, normalised for CLIP: [scenes, 3, 64, 64] float32."""
     pixels = np.stack([np.asarray(picture(scene)) for scene in scenes])
     scaled = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     return (scaled - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
 
 
 class Trainer:
-    """AdamW over parameter groups with a warm-up, a cosine to nothing, clipped gradients and progress lines."""
+    """AdamW over parameter groups with a warm-up, a cosine decay to zero, clipped gradients and progress lines."""
 
     def __init__(self, name: str, steps: int, groups: Sequence[tuple[Iterator[nn.Parameter], float]]) -> None:
-        """`groups` are parameters and their highest learning rate."""
+        """Each of `groups` is parameters with their highest learning rate."""
         self.name, self.steps = name, steps
         self.parameters = [list(parameters) for parameters, _ in groups]
         self.rates = [rate for _, rate in groups]
         self.optimiser = torch.optim.AdamW(
             [{"params": parameters} for parameters in self.parameters], lr=1.0, weight_decay=0.01, betas=(0.9, 0.98)
         )
-        self.begun, self.losses = time.monotonic(), 0.0
+        self.started, self.loss_sum = time.monotonic(), 0.0
 
     def __iter__(self) -> Iterator[int]:
-        """The numbers of the steps, the learning rates set for each."""
+        """Iterate over the step numbers; sets the learning rates before each."""
         warm = max(1, min(200, self.steps // 20))
         for step in range(self.steps):
-            share = min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * step / self.steps))
+            factor = min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * step / self.steps))
             for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
-                group["lr"] = rate * share
+                group["lr"] = rate * factor
             yield step
 
     def update(self, step: int, loss: Tensor) -> None:
-        """One step down the gradient of `loss`."""
+        """Apply one optimiser step for `loss`."""
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         for parameters in self.parameters:
             nn.utils.clip_grad_norm_(parameters, 1.0)
         self.optimiser.step()
-        self.losses += float(loss.detach())
-        every = max(1, self.steps // LINES)
+        self.loss_sum += float(loss.detach())
+        every = max(1, self.steps // PROGRESS_LINES)
         if (step + 1) % every == 0:
-            rate = (step + 1) / (time.monotonic() - self.begun)
-            left = (self.steps - step - 1) / rate / 60
-            mean = self.losses / every
-            done = f"step {step + 1} of {self.steps}, loss {mean:.3f}"
-            say(f"{self.name}: {done}, {rate:.1f} a second, {left:.1f} min left")
-            self.losses = 0.0
+            rate = (step + 1) / (time.monotonic() - self.started)
+            minutes_left = (self.steps - step - 1) / rate / 60
+            mean = self.loss_sum / every
+            progress = f"step {step + 1} of {self.steps}, loss {mean:.3f}"
+            log(f"{self.name}: {progress}, {rate:.1f} per second, {minutes_left:.1f} min left")
+            self.loss_sum = 0.0
 
 
 def size_in_mb(folder: Path) -> float:
-    """The size of all files below a folder, in millions of bytes."""
+    """The total size of all files in a folder and its subfolders, in millions of bytes."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6

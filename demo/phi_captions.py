@@ -1,8 +1,8 @@
-"""The captions that the demo's phi is trained on: `python -m demo.phi_captions FILE` draws them from the training part.
+"""Draws the captions that the demo's phi is trained on from the training part: `python -m demo.phi_captions FILE`.
 
-In three of ten, a description alone, half of these after "a photo of" as the subject; else a composed sentence, as the
-search completes it, with the description as its subject. A subject's place is what the pseudo token learns to fill;
-where none is given, the keyword spans are (`demo/keywords.txt`).
+Three of ten captions are a description; in half of these, it follows "a photo of" and is the subject. The others are
+composed sentences in the form of the query prompt, with the description as the subject. In training the pseudo token
+replaces the subject; in a caption without a subject it replaces the keyword spans (`demo/keywords.txt`).
 """
 
 from __future__ import annotations
@@ -13,35 +13,35 @@ from random import Random
 
 import pyarrow as pa
 
-from cvsi.core.paths import whole_file
-from cvsi.core.tables import write_parquet
+from cvsi.core.atomic import atomic_file
+from cvsi.core.parquet import write_parquet
 from demo.texts import added, compose, describe
 from demo.world.scenes import draw_scene
 
-LINES = 183_200  # 700 batches of 256, those held out, and some to spare
+CAPTIONS = 183_200  # 700 batches of 256, twice the number of held-out captions
 SCHEMA = pa.schema({"caption": pa.string(), "subject": pa.string()})
 
 
-def draw_lesson(random: Random) -> tuple[str, str | None]:
-    """A caption, and its subject if it has one."""
+def draw_caption(random: Random) -> tuple[str, str | None]:
+    """A random caption and its subject, or None if it has no subject."""
     if random.random() < 0.3:
         description = describe(draw_scene(random, "training"), random)
         return (f"a photo of {description}", description) if random.random() < 0.5 else (description, None)
     example = compose(random)
-    description = describe(example.source, random, sure=True)
-    rest = f" that {example.clause}"
+    description = describe(example.source, random, complete=True)
+    clause = f" that {example.clause}"
     if random.random() < 0.7:
-        rest += f". And the photo should have {added(example)}."
-    return f"a photo of {description}{rest}", description
+        clause += f". And the photo should have {added(example)}."
+    return f"a photo of {description}{clause}", description
 
 
-def draw(path: Path, seed: int = 1, lines: int = LINES) -> None:
-    """Write that many lessons as Parquet: `caption`, and `subject` or null."""
+def draw(path: Path, seed: int = 1, number: int = CAPTIONS) -> None:
+    """Write `number` captions as Parquet with columns `caption` and `subject` (may be null)."""
     random = Random(f"phi {seed}")
-    columns = zip(*(draw_lesson(random) for _ in range(lines)), strict=True)
+    columns = zip(*(draw_caption(random) for _ in range(number)), strict=True)
     table = pa.table([pa.array(column, pa.string()) for column in columns], schema=SCHEMA)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as partial:
+    with atomic_file(path) as partial:
         write_parquet(table, partial)
 
 

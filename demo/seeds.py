@@ -1,7 +1,7 @@
-"""Draws the demo world anew with other seeds and runs every stage on each: does the order of the weightings hold?
+"""Runs every stage on demo worlds drawn with other seeds and checks that the weightings rank in the same order.
 
-Nothing was tuned on these worlds. Each runs in a folder of its own that is thrown away; the store is the project's, so
-what a world shares with an earlier run of this command is found there.
+Nothing was tuned on these worlds. Each runs in a temporary folder and uses the project's store, so rows of an earlier
+run of this command are reused.
 """
 
 import json
@@ -18,7 +18,7 @@ from rich.table import Table
 from cvsi.core import params, paths
 
 SEEDS = (2, 3)
-RIVALS = ("edited", "pseudo", "image")
+BASELINES = ("edited", "pseudo", "image")
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = (
     ("world",), ("index", "demo"), ("captions", "demo"), ("edits", "demo"), ("gallery_vectors", "demo", "tiny"),
@@ -26,8 +26,8 @@ STAGES = (
 )  # fmt: skip
 
 
-def judge(seed: int, folder: Path) -> dict[str, dict[str, float]]:
-    """Run all stages on the world of a seed, in a folder; metrics of the labelled split by weighting."""
+def evaluate(seed: int, folder: Path) -> dict[str, dict[str, float]]:
+    """Run all stages on the world of a seed in a folder; returns the metrics of the labelled split by weighting."""
     content = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     content["world"]["seed"] = seed
     content["store"] = str(Path(params.load(ROOT / "params.yaml").store).resolve())
@@ -40,20 +40,20 @@ def judge(seed: int, folder: Path) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    """Run the seeds, print their tables, and exit with 1 where the order does not hold."""
+    """Evaluate all seeds and print their tables; exits with 1 if `cvsi` does not win by a tenth on every seed."""
     os.chdir(ROOT)
-    console, held = Console(), True
+    console, passed = Console(), True
     for seed in SEEDS:
         with tempfile.TemporaryDirectory() as folder:
-            rows = judge(seed, Path(folder))
+            rows = evaluate(seed, Path(folder))
         table = Table("weighting", "mAP@10", "95% interval", "mAP@10, learnable kinds", title=f"seed {seed}")
         for name, values in rows.items():
             interval = f"{values['mAP@10 low']:.1f} to {values['mAP@10 high']:.1f}"
             table.add_row(name, f"{values['mAP@10']:.1f}", interval, f"{values['mAP@10/learnable']:.1f}")
         console.print(table)
-        held &= all(rows["cvsi"]["mAP@10"] >= 1.1 * rows[rival]["mAP@10"] for rival in RIVALS)
-    console.print(f"cvsi beats {', '.join(RIVALS)} by a tenth on every seed: {'yes' if held else 'NO'}")
-    sys.exit(not held)
+        passed &= all(rows["cvsi"]["mAP@10"] >= 1.1 * rows[name]["mAP@10"] for name in BASELINES)
+    console.print(f"cvsi beats {', '.join(BASELINES)} by a tenth on every seed: {'yes' if passed else 'NO'}")
+    sys.exit(not passed)
 
 
 if __name__ == "__main__":

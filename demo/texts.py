@@ -1,7 +1,7 @@
-"""Sentences for training, made from scenes and edits of the training part: captions, descriptions and gold edits.
+"""Training sentences from scenes and edits of the training part: captions, descriptions and reference edits.
 
-Captions say colour, shape, number and at times the background, as a coarse captioner would; descriptions, which only
-CLIP reads, may say everything.
+Captions name number, colour, shape and at times the background, like those of a coarse captioner. Descriptions, which
+only CLIP and phi are trained on, may name every property.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
-from demo.world.answers import answer, answers, wish
-from demo.world.instructions import LEARNABLE, NUMBERS, Edit, draw_edits, phrase, word
+from demo.world.answers import matches, sample_target, target_spec
+from demo.world.instructions import LEARNABLE, NUMBERS, Edit, draw_edits, phrase, write_instruction
 from demo.world.scenes import COLOURS, SHAPES, SIDES, TEXTURES, Item, Scene, draw_scene, part_of, variant
 
-OTHER_KINDS = ("number", "amount", "size", "place")
+HARD_KINDS = ("number", "amount", "size", "place")
 OPENINGS = ("", "", "a photo of ", "a picture of ", "there is ")
 
 
 @dataclass(frozen=True)
 class Composed:
-    """One training example of a composed query: a source, its edits worded, and one scene that answers."""
+    """One training example of a composed query: the source scene, the edits, the instruction, and one target."""
 
     source: Scene
     edits: tuple[Edit, ...]
@@ -34,24 +34,24 @@ def join(phrases: Sequence[str]) -> str:
 
 
 def reading_order(scene: Scene) -> list[Item]:
-    """The items by their first cell, row by row."""
+    """The items in order of their first cell, row by row."""
     return sorted(scene.items, key=lambda item: item.cells)
 
 
 def caption(scene: Scene, random: Random) -> str:
-    """What the captioner learns to say: number, colour and shape, four times in ten the background, nothing else."""
+    """A caption for training the captioner: number, colour and shape, and with probability 0.4 the background."""
     text = random.choice(OPENINGS) + join([phrase(i.count, i.colour, i.shape) for i in reading_order(scene)])
     return f"{text} on a {scene.background} background" if random.random() < 0.4 else text
 
 
-def describe(scene: Scene, random: Random, *, sure: bool = False) -> str:
-    """What CLIP reads: the items in any order, each property said or left out at random; `sure` says the main ones."""
+def describe(scene: Scene, random: Random, *, complete: bool = False) -> str:
+    """The items in random order, with properties omitted at random; `complete` keeps textures and the background."""
     items = random.sample(scene.items, len(scene.items))
-    textured = sure or random.random() < 0.6
+    textured = complete or random.random() < 0.6
     sized, placed = random.random() < 0.2, random.random() < 0.15
     plain = random.random() < 0.3
     text = join([_name(item, random, textured, sized, placed, plain) for item in items])
-    if sure or random.random() < 0.7:
+    if complete or random.random() < 0.7:
         text += random.choice((" on a {} background", " on a {} background", " on {}", " with a {} background")).format(
             scene.background
         )
@@ -59,7 +59,7 @@ def describe(scene: Scene, random: Random, *, sure: bool = False) -> str:
 
 
 def _name(item: Item, random: Random, textured: bool, sized: bool, placed: bool, plain: bool) -> str:
-    """One item as a noun phrase with the properties asked for."""
+    """One item as a noun phrase with the chosen properties."""
     texture = item.texture if textured and (plain or item.texture != "plain") else ""
     text = phrase(item.count, item.size if sized else "", texture, item.colour, item.shape)
     sides = [side for side in SIDES if item.is_on(side)]
@@ -67,7 +67,7 @@ def _name(item: Item, random: Random, textured: bool, sized: bool, placed: bool,
 
 
 def relative(scene: Scene, random: Random) -> str:
-    """One scene in the form of a composed query: some items, then a clause that names the others or the background."""
+    """One scene in the form of a composed query: some items, then a clause with the other items or the background."""
     items = random.sample(scene.items, len(scene.items))
     cut = random.randint(1, len(items))
     background = f"is on a {scene.background} background"
@@ -80,33 +80,33 @@ def relative(scene: Scene, random: Random) -> str:
 
 
 def compose(random: Random, *, source: Scene | None = None, hard: float = 0.25) -> Composed:
-    """A composed example of the training part; `hard` is the share of edits of the kinds that are hard to learn."""
+    """A random composed example of the training part; `hard` is the probability of a hard kind of edit."""
     given = source
     while True:
         source = given or draw_scene(random, "training")
         kinds = tuple(
-            random.choice(OTHER_KINDS if random.random() < hard else LEARNABLE)
+            random.choice(HARD_KINDS if random.random() < hard else LEARNABLE)
             for _ in range(1 if random.random() < 0.65 else 2)
         )
         edits = draw_edits(kinds, source, random) if len(set(kinds)) == len(kinds) else None
         if edits is None:
             continue
-        wanted = wish(source, edits)
-        clause, target = word(edits, source, "training", random), answer(wanted, random)
-        if clause and target and part_of(target.key) == "training" and not answers(wanted, source):
+        spec = target_spec(source, edits)
+        clause, target = write_instruction(edits, source, "training", random), sample_target(spec, random)
+        if clause and target and part_of(target.key) == "training" and not matches(spec, source):
             return Composed(source, edits, clause, target)
 
 
 def composed_text(example: Composed, random: Random) -> str:
-    """The text that the pseudo token completes at search time, with words in the token's place."""
-    text = f"a photo of {describe(example.source, random, sure=True)} that {example.clause}"
+    """The query prompt that holds the pseudo token at search time, with a description instead of the token."""
+    text = f"a photo of {describe(example.source, random, complete=True)} that {example.clause}"
     if random.random() < 0.3:
         return text
     return f"{text}. And the photo should have {added(example)}."
 
 
 def edited(example: Composed, *, background: bool = True) -> str:
-    """The gold edited description: the captions' items in their order, changed as asked, then the new ones."""
+    """The reference answer of the first task: the captions' items in order with the edits applied, then new items."""
     edits = {edit.shape: edit for edit in example.edits}
     names = []
     for item in reading_order(example.source):
@@ -117,12 +117,12 @@ def edited(example: Composed, *, background: bool = True) -> str:
             shape = edit.value if edit.kind == "shape" else edit.shape
             names.append(_edited_name(example.target.item(shape), edit))
     names += [_edited_name(example.target.item(edit.shape), edit) for edit in edits.values() if edit.shape]
-    said = background or any(edit.kind == "background" for edit in example.edits)
-    return join(names) + (f" on a {example.target.background} background" if said else "")
+    with_background = background or any(edit.kind == "background" for edit in example.edits)
+    return join(names) + (f" on a {example.target.background} background" if with_background else "")
 
 
 def _edited_name(item: Item, edit: Edit) -> str:
-    """One item that the instruction speaks of, with what it says."""
+    """One edited item as a noun phrase with the properties that the instruction names."""
     texture = item.texture if edit.kind in ("texture", "addition") and item.texture != "plain" else ""
     if edit.kind == "texture":
         texture = item.texture
@@ -133,7 +133,7 @@ def _edited_name(item: Item, edit: Edit) -> str:
 
 
 def added(example: Composed) -> str:
-    """The gold answer to the second task: what the edits bring into the picture."""
+    """The reference answer of the second task: what the edits add to the picture."""
     names = []
     for edit in example.edits:
         if edit.kind == "background":
@@ -144,37 +144,37 @@ def added(example: Composed) -> str:
     return " and ".join(names) or "nothing new"
 
 
-def near(scene: Scene, random: Random) -> Scene:
-    """A scene of the training part that differs in little: colours swapped, or one property of one item changed."""
+def near_miss(scene: Scene, random: Random) -> Scene:
+    """A scene of the training part that differs slightly: colours swapped, or one property of one item changed."""
     while True:
-        fresh = variant(scene, random)
-        items = list(fresh.items)
+        changed = variant(scene, random)
+        items = list(changed.items)
         first, second = random.randrange(len(items)), random.randrange(len(items))
-        how = random.choice(("swap", "swap", "colour", "texture", "shape"))
+        change = random.choice(("swap", "swap", "colour", "texture", "shape"))
         one, two = items[first], items[second]
-        if how == "swap":
+        if change == "swap":
             items[first] = replace(one, colour=two.colour, texture=two.texture)
             items[second] = replace(two, colour=one.colour, texture=one.texture)
-        elif how == "shape":
+        elif change == "shape":
             items[first] = replace(one, shape=two.shape)
             items[second] = replace(two, shape=one.shape)
             if first == second:
                 free = [shape for shape in SHAPES if all(shape != item.shape for item in items)]
                 items[first] = replace(one, shape=random.choice(free))
-        elif how == "colour":
+        elif change == "colour":
             items[first] = replace(one, colour=random.choice(COLOURS))
         else:
             items[first] = replace(one, texture=random.choice(TEXTURES))
-        fresh = replace(fresh, items=tuple(items))
-        if part_of(fresh.key) == "training" and fresh.key != scene.key:
-            return fresh
+        changed = replace(changed, items=tuple(items))
+        if part_of(changed.key) == "training" and changed.key != scene.key:
+            return changed
         scene = scene if random.random() < 0.9 else draw_scene(random, "training")
 
 
-def words_used() -> set[str]:
-    """Every word that the sentences of this module and the world's instructions can hold."""
+def vocabulary() -> set[str]:
+    """All words of the sentences of this module and of the world's instructions, collected from random examples."""
     random = Random(0)
-    found = set(NUMBERS) | set("several few . , $ nothing new".split())
+    words = set(NUMBERS) | set("several few . , $ nothing new".split())
     for _ in range(20000):
         example = compose(random, hard=0.5)
         for text in (
@@ -184,16 +184,16 @@ def words_used() -> set[str]:
             describe(example.target, random),
             relative(example.source, random),
         ):
-            found |= set(text.replace(",", " ,").replace(".", " .").split())
-    return found
+            words |= set(text.replace(",", " ,").replace(".", " .").split())
+    return words
 
 
-def parts_said(text: str) -> list[str]:
-    """The claims of a caption: its noun phrases, and the bare name of its background if it states one."""
+def caption_claims(text: str) -> list[str]:
+    """The claims of a caption: its noun phrases, and the bare name of its background if it names one."""
     for opening in sorted(set(OPENINGS), key=len, reverse=True):
         if opening and text.startswith(opening):
             text = text.removeprefix(opening)
             break
-    items, _, ground = text.partition(" on a ")
-    parts = items.replace(" and ", ", ").split(", ")
-    return parts + ([ground.removesuffix(" background")] if ground else [])
+    items, _, background = text.partition(" on a ")
+    claims = items.replace(" and ", ", ").split(", ")
+    return claims + ([background.removesuffix(" background")] if background else [])

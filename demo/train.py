@@ -1,8 +1,8 @@
-"""The one command that trains all of the demo's models from scratch: `python -m demo.train`.
+"""Trains all of the demo's models from scratch: `python -m demo.train`.
 
-Two processes of one thread each: this one trains CLIP, BLIP-2 and phi, the other the editor, which waits for the
-captioner before its second part. Each part reads the exported weights of those before it, as the pipeline does. All
-weights are written beside their place and moved there in the end.
+Two processes of one thread each: this one trains CLIP, BLIP-2 and phi, the other one the editor, which waits for the
+captioner before its second phase. Each part loads the exported weights of the parts before it, as the pipeline does.
+The weights are written to a temporary folder, which replaces the old weights at the end.
 """
 
 from __future__ import annotations
@@ -21,58 +21,58 @@ from pathlib import Path
 import torch
 
 from demo import blip2, clip, editor, phi
-from demo.common import say, size_in_mb
+from demo.common import log, size_in_mb
 
 WEIGHTS = Path("demo/weights")
-STEPS = {"warm": 1600, "clip": 1000, "blip2": 1500, "phi": 700, "made up": 900, "real": 400}
+STEPS = {"warm": 1600, "clip": 1000, "blip2": 1500, "phi": 700, "generated": 900, "sampled": 400}
 
 Figures = dict[str, float]
-_captioner_ready: Event  # in the second process
+_captioner_ready: Event  # set in the second process only
 
 
 def _start_second(ready: Event) -> None:
-    """Set up the second process."""
+    """Initialise the second process."""
     global _captioner_ready
     _captioner_ready = ready
     torch.set_num_threads(1)
 
 
-def _train_editor(folder: Path, seed: int, made_up: int, real: int) -> Figures:
-    """What the second process does."""
+def _train_editor(folder: Path, seed: int, generated: int, sampled: int) -> Figures:
+    """The task of the second process."""
     with timed("llama") as figures:
-        model, tokenizer = editor.learn_from_made_up(seed, made_up)
+        model, tokenizer = editor.train_on_generated(seed, generated)
         _captioner_ready.wait()
-        figures |= editor.learn_from_real(model, tokenizer, folder / "blip2", seed, real)
+        figures |= editor.train_on_sampled(model, tokenizer, folder / "blip2", seed, sampled)
         editor.export(model, tokenizer, folder / "llama")
     return figures
 
 
 @contextmanager
 def timed(part: str) -> Iterator[Figures]:
-    """A place for the figures of one part, to which its minutes are added: by the clock, and of a processor."""
+    """Yield a dictionary for the figures of one part and add its wall-clock and processor minutes to it at the end."""
     figures: Figures = {}
     clock, processor = time.monotonic(), time.process_time()
     yield figures
     figures["minutes"] = (time.monotonic() - clock) / 60
     figures["processor minutes"] = (time.process_time() - processor) / 60
-    say(f"{part}: {figures}")
+    log(f"{part}: {figures}")
 
 
 def train(folder: Path, seed: int, steps: dict[str, int]) -> dict[str, Figures]:
-    """Train all parts into a folder; returns each part's held-out figures."""
+    """Train all parts and write their weights to a folder; returns the held-out figures by part."""
     torch.set_num_threads(1)
     context = get_context("spawn")
     ready = context.Event()
     parts: dict[str, Figures] = {}
     with ProcessPoolExecutor(1, context, _start_second, (ready,)) as second:
-        edits = second.submit(_train_editor, folder, seed, steps["made up"], steps["real"])
+        edits = second.submit(_train_editor, folder, seed, steps["generated"], steps["sampled"])
         try:
             with timed("clip") as parts["clip"]:
                 parts["clip"] |= clip.train(folder / "clip", seed, steps["warm"], steps["clip"])
             with timed("blip2") as parts["blip2"]:
                 parts["blip2"] |= blip2.train(folder / "clip", folder / "blip2", seed, steps["blip2"])
         finally:
-            ready.set()  # after a failure too: the second process then finds no captioner and ends
+            ready.set()  # also after a failure: the second process then ends, because there is no captioner to load
         with timed("phi") as parts["phi"]:
             parts["phi"] |= phi.train(folder / "clip", folder / "phi.safetensors", seed, steps["phi"])
         parts["llama"] = edits.result()
@@ -80,7 +80,7 @@ def train(folder: Path, seed: int, steps: dict[str, int]) -> dict[str, Figures]:
 
 
 def write_figures(parts: dict[str, Figures], minutes: float, seed: int, folder: Path) -> None:
-    """Write the held-out figures beside the weights that they were measured on."""
+    """Write the held-out figures to the folder of the weights that they were measured on."""
     first = sum(parts[part]["processor minutes"] for part in ("clip", "blip2", "phi"))
     parts["training"] = {
         "minutes": minutes,
@@ -93,22 +93,22 @@ def write_figures(parts: dict[str, Figures], minutes: float, seed: int, folder: 
 
 
 def main() -> None:
-    """Train with the seed and steps asked for, and put the weights in their place."""
+    """Train with the given seed and steps, and replace the weights."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder to write")
-    parser.add_argument("--steps", type=float, default=1.0, help="share of the steps, for a quick trial")
+    parser.add_argument("--steps", type=float, default=1.0, help="fraction of the steps, for a quick trial")
     arguments = parser.parse_args()
-    begun = time.monotonic()
+    started = time.monotonic()
     fresh = arguments.weights.with_name(arguments.weights.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
     steps = {name: max(2, int(number * arguments.steps)) for name, number in STEPS.items()}
     parts = train(fresh, arguments.seed, steps)
-    minutes = (time.monotonic() - begun) / 60
+    minutes = (time.monotonic() - started) / 60
     write_figures(parts, minutes, arguments.seed, fresh)
     shutil.rmtree(arguments.weights, ignore_errors=True)
     fresh.rename(arguments.weights)
-    say(f"all parts in {minutes:.1f} minutes, {parts['training']['megabytes']:.1f} MB in {arguments.weights}")
+    log(f"all parts in {minutes:.1f} minutes, {parts['training']['megabytes']:.1f} MB in {arguments.weights}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from cvsi.pipeline import vectors
 
 def gallery_vectors(dataset: str, backbone: str) -> None:
     """Embed the dataset's gallery: cache/DATASET/BACKBONE/gallery_vectors."""
-    vectors.gallery(dataset, backbone, params.load())
+    vectors.write_gallery(dataset, backbone, params.load())
 
 
 if __name__ == "__main__":

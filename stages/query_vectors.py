@@ -6,7 +6,7 @@ from cvsi.pipeline import vectors
 
 def query_vectors(dataset: str, backbone: str) -> None:
     """Embed the dataset's queries: cache/DATASET/BACKBONE/query_vectors."""
-    vectors.queries(dataset, backbone, params.load())
+    vectors.write_queries(dataset, backbone, params.load())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Makes the page people look at, with the table of weightings."""
+"""Makes the report: one page for human readers, and the methods of the table with their values per query."""
 
 from cvsi.core import params, stage_runner
 from cvsi.evaluation.report.build import build

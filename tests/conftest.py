@@ -1,15 +1,17 @@
-"""Workspaces for tests: a toy dataset of eight drawn pictures, and a cut demo world that real stages run on."""
+"""Workspaces for tests: a toy dataset of eight drawn pictures, and a small demo world that real stages run on."""
 
+import fcntl
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import yaml
 from PIL import Image, ImageDraw
@@ -19,9 +21,41 @@ from tests.imports import ROOT
 # As `cvsi` does, but here before any test file loads torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# Property tests and randomly drawn faults: few examples by default, many with CVSI_TEST_FULL=1 (`make test-slow`).
+FULL = os.environ.get("CVSI_TEST_FULL") == "1"
+# No deadline, since the cores may be busy; tests whose fixture is a folder leave it as it was.
+CHECKS = [hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture]
+LIMITS: dict[str, Any] = {"deadline": None, "suppress_health_check": CHECKS}
+hypothesis.settings.register_profile("few", max_examples=15, **LIMITS)
+hypothesis.settings.register_profile("full", max_examples=300, **LIMITS)
+hypothesis.settings.load_profile("full" if FULL else "few")
+
+# All stages after the world's, one after the other in one process, which saves a minute of imports.
+ALL_STAGES = """
+import sys
+from cvsi.core import params
+from cvsi.datasets import index
+from cvsi.evaluation import scores
+from cvsi.evaluation.report import build as report
+from cvsi.pipeline import captions, edits, vectors
+dataset, backbone = sys.argv[1:]
+content = params.load()
+for stage in (index.build, captions.write, edits.write):
+    stage(dataset, content)
+for stage in (vectors.write_gallery, vectors.write_queries, scores.build, report.build):
+    stage(dataset, backbone, content)
+"""
 COLOURS = ("red", "green", "blue", "yellow", "orange", "purple", "black", "white")
 CUT_WORLD = {"seed": 1, "gallery": 260, "val": 24, "test": 8}
 SMALL_BLOCKS = {"caption_batch": 20, "edit_batch": 4, "image_batch": 16, "text_batch": 32, "block_batches": 1}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With CVSI_TEST_FULL=1, property tests count as slow, so that `-m slow` runs them with the full count."""
+    for item in items:
+        if FULL and getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+            item.add_marker(pytest.mark.slow)
 
 
 def project_params() -> dict[str, Any]:
@@ -41,18 +75,18 @@ class Workspace:
         file = self.path / "params.yaml"
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
         for name, value in changes.items():
-            *places, last = name.split("__")
+            *parents, last = name.split("__")
             part = content
-            for place in places:
-                part = part[place]
+            for parent in parents:
+                part = part[parent]
             part[last] = value
         file.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
         return content  # type: ignore[no-any-return]
 
     def start(self, stage: str, *arguments: str) -> subprocess.Popen[str]:
         """Start a stage in the background, the workspace's own script where it has one."""
-        place = self.path if (self.path / "stages").is_dir() else ROOT
-        command = [sys.executable, str(place / "stages" / f"{stage}.py"), *arguments]
+        root = self.path if (self.path / "stages").is_dir() else ROOT
+        command = [sys.executable, str(root / "stages" / f"{stage}.py"), *arguments]
         return subprocess.Popen(
             command,
             cwd=self.path,
@@ -69,6 +103,13 @@ class Workspace:
         assert process.returncode == code, f"{stage}: exit {process.returncode}\n{out}\n{err}"
         return out + err
 
+    def run_all(self, dataset: str, backbone: str) -> str:
+        """Run all stages of a dataset in one process; what they printed."""
+        command = [sys.executable, "-c", ALL_STAGES, dataset, backbone]
+        done = subprocess.run(command, cwd=self.path, env=environment(self.path), text=True, capture_output=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
     def error(self, stage: str, *arguments: str) -> str:
         """Run a stage that must fail; its single line on standard error."""
         process = self.start(stage, *arguments)
@@ -78,20 +119,25 @@ class Workspace:
         assert len(lines) == 1 and "Traceback" not in err, err
         return lines[0]
 
-    def bytes_below(self, *places: str) -> dict[str, bytes]:
+    def bytes_below(self, *folders: str) -> dict[str, bytes]:
         """Every file below these folders of the cache, by name."""
         files = [
-            file for place in places for file in sorted((self.path / "cache" / place).rglob("*")) if file.is_file()
+            file for folder in folders for file in sorted((self.path / "cache" / folder).rglob("*")) if file.is_file()
         ]
         return {file.relative_to(self.path).as_posix(): file.read_bytes() for file in files}
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """This environment with the virtual environment's commands first, and the folder's own copy of the code if any."""
+    """This environment with the virtual environment's commands first, and the folder's own copy of the code if any.
+
+    Bytecode is written beside the code, as it is for most users: DVC must not take it for code, and without it each
+    process compiles the libraries again.
+    """
     changes = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "200"}
     if (folder / "cvsi").is_dir():
         changes["PYTHONPATH"] = str(folder)
-    return os.environ | changes
+    without = ("PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX")
+    return {name: value for name, value in os.environ.items() if name not in without} | changes
 
 
 def draw_pictures(folder: Path) -> list[str]:
@@ -130,10 +176,34 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     return Workspace(tmp_path)
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that one worker of this test run makes; the other workers wait for it, and all of them only read it."""
+    base = factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, partial = base / name, base / f"{name}.partial"
+    with (base / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            make(partial)
+            partial.rename(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """A copy of the project with a cut world, after one `dvc repro` of everything, the real models included."""
-    path = tmp_path_factory.mktemp("project")
+    """A copy of the project with a small world, after one `dvc repro` of everything, the real models included.
+
+    That run is made once, and each worker has its own copy; a test leaves it as it was.
+    """
+    path = tmp_path_factory.mktemp("own") / "project"
+    shutil.copytree(made_once(tmp_path_factory, "reproduced", reproduce), path, symlinks=True)
+    return Workspace(path)
+
+
+def reproduce(path: Path) -> None:
+    """Copy the project to a folder and run everything there."""
     copied = ["stages", "cvsi", "demo", "dvc.yaml", "params.yaml", ".gitignore", ".dvcignore"]
     for name in copied:
         source = ROOT / name
@@ -146,7 +216,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     for command in (["git", "init", "-q"], ["dvc", "init", "-q"], ["dvc", "config", "core.analytics", "false"]):
         subprocess.run(command, cwd=path, check=True, env=environment(path), capture_output=True)
     repro(workspace)
-    return workspace
 
 
 def repro(workspace: Workspace, *arguments: str) -> tuple[list[str], str]:
@@ -167,7 +236,7 @@ def repro(workspace: Workspace, *arguments: str) -> tuple[list[str], str]:
 @pytest.fixture
 def shared() -> Iterator[Path]:
     """The folder of shared material beside the project, or a skip."""
-    place = ROOT.parent / "shared"
-    if not place.is_dir():
-        pytest.skip(f"{place} is not there")
-    yield place
+    folder = ROOT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} does not exist")
+    yield folder

@@ -1,4 +1,4 @@
-"""Which files of this repository a script imports, found without running anything."""
+"""Which files of this repository a script imports, by reading the code and running nothing."""
 
 import ast
 from pathlib import Path
@@ -8,13 +8,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def imported(script: Path) -> set[str]:
     """Paths below the root of a script and all modules of `cvsi` and `demo` that it imports, directly or not."""
-    found: set[Path] = set()
+    files: set[Path] = set()
     todo = [script]
     while todo:
         file = todo.pop()
-        if file in found:
+        if file in files:
             continue
-        found.add(file)
+        files.add(file)
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             names: list[str] = []
             if isinstance(node, ast.Import):
@@ -22,14 +22,14 @@ def imported(script: Path) -> set[str]:
             elif isinstance(node, ast.ImportFrom) and node.module:
                 names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
             todo += [file for name in names for file in _files(name)]
-    return {path.relative_to(ROOT).as_posix() for path in found}
+    return {path.relative_to(ROOT).as_posix() for path in files}
 
 
 def _files(module: str) -> list[Path]:
-    """The module's own file and the packages above it, those of `cvsi` and `demo` alone."""
+    """The module's own file and the packages above it; empty for a module outside `cvsi` and `demo`."""
     parts = module.split(".")
     if parts[0] not in ("cvsi", "demo"):
         return []
-    places = [ROOT.joinpath(*parts[: length + 1]) for length in range(len(parts))]
-    candidates = [place / "__init__.py" for place in places] + [places[-1].with_suffix(".py")]
+    paths = [ROOT.joinpath(*parts[: length + 1]) for length in range(len(parts))]
+    candidates = [path / "__init__.py" for path in paths] + [paths[-1].with_suffix(".py")]
     return [file for file in candidates if file.is_file()]

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Writes requirements/{cpu,cuda,uv}.txt from pyproject.toml: pinned, hashed, for any Python from 3.11, no index address.
+# Writes requirements/{cpu,cuda,uv}.txt from pyproject.toml: pinned, with hashes, for Python 3.11 or newer, no index address.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 uv=.venv/bin/uv

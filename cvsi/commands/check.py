@@ -1,6 +1,6 @@
-"""The preflight `cvsi check`: what is missing and where to get it, what a run would compute, on what terms.
+"""The command `cvsi check`: what is missing and where to get it, what a run would compute, on what terms of use.
 
-Seconds, not minutes: nothing is loaded, downloaded or computed.
+It takes seconds: no model is loaded, and nothing is downloaded or computed.
 """
 
 from rich import box
@@ -9,27 +9,61 @@ from rich.table import Table
 
 from cvsi.commands import forecast, requirements
 from cvsi.core.console import count
-from cvsi.core.params import Params, used_datasets
+from cvsi.core.params import PATH, Params
+from cvsi.datasets import formats
+from cvsi.evaluation import methods
+from cvsi.evaluation.fusion import Fusion
+from cvsi.models.engines import captioner_of, captioner_settings, editor_of, editor_settings
+from cvsi.pipeline.components import GALLERY_COMPONENTS, QUERY_COMPONENTS
+from cvsi.store.executors import check_executor
 
 
 def report(params: Params, console: Console) -> int:
-    """Print the preflight of the active datasets and the runs; how many things are missing."""
-    found = requirements.look(params)
-    used = f"datasets {', '.join(used_datasets(params))}; runs {', '.join(params.runs) or 'none'}"
-    for line in (used, *forecast.memory(params), forecast.disk(params, found), *found.notes):
+    """Check every block of params.yaml and print the preflight of the active datasets and runs; how much is missing."""
+    check_blocks(params)
+    inventory = requirements.collect(params)
+    used = f"datasets {', '.join(params.used_datasets)}; runs {', '.join(params.runs) or 'none'}"
+    for line in (used, *forecast.memory(params), forecast.disk(params, inventory), *inventory.notes):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     table = Table("of", "what", "to compute", "time", title="to do", box=box.SIMPLE_HEAD, title_justify="left")
-    for task in forecast.tasks(params, found):
+    for task in forecast.tasks(params, inventory):
         table.add_row(*forecast.words(task))
     console.print(table)
-    if found.terms:
-        terms = {", ".join(dict.fromkeys(names)): text for text, names in found.terms.items()}
+    if inventory.terms:
+        terms = {", ".join(dict.fromkeys(names)): text for text, names in inventory.terms.items()}
         _print(console, "terms of use", terms)
-    if found.missing:
-        _print(console, f"missing: {count(len(found.missing), 'thing')}", found.missing)
+    if inventory.missing:
+        _print(console, f"missing: {count(len(inventory.missing), 'thing')}", inventory.missing)
     else:
         console.print("Nothing is missing.")
-    return len(found.missing)
+    return len(inventory.missing)
+
+
+def check_blocks(params: Params) -> None:
+    """Check the blocks of every format, engine and fusion, used or not; raises CvsiError for the first wrong one."""
+    for name, block in params.captioners.items():
+        captioner_settings(block, f"captioners.{name}")
+    for name, block in params.editors.items():
+        editor_settings(block, f"editors.{name}")
+    for name, dataset in params.datasets.items():
+        formats.settings_of(dataset, name)
+        captioner_of(dataset, name)
+        editor_of(dataset, name)
+        _check_components(methods.fusion_of(params, name), f"datasets.{name}.fusion")
+    for name, method in methods.methods(params).items():
+        _check_components(method.fusion, f"methods.{name}")
+    check_executor(params.compute)
+
+
+def _check_components(fusion: Fusion, where: str) -> None:
+    """Raise CvsiError for a weight of a component that does not exist."""
+    for form in fusion.forms.values():
+        for side, weights, known in (
+            ("query", form.query, QUERY_COMPONENTS),
+            ("gallery", form.gallery, GALLERY_COMPONENTS),
+        ):
+            for component in weights:
+                known.get(component, f"{PATH}: {where}.{side}")
 
 
 def _print(console: Console, title: str, lines: dict[str, str]) -> None:

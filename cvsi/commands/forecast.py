@@ -1,191 +1,152 @@
-"""params.yaml, the index and the store to what a run would compute, and how long: before anything is started.
+"""Estimates how many rows each stage must compute, and how long, before anything is started.
 
-Counts are exact where the index and the captions are there, else the most that the listing allows. A time is given
-only where this folder's records hold a measured block of the same recipe.
+The rows are those of the stages' own jobs. Counts are exact where the tables that a job reads are there, else the most
+that the listing allows. A time is given only where this folder's records contain a measured block of the same recipe.
 """
 
 import os
 import shutil
 import subprocess
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any
 
-import polars as pl
-import pyarrow as pa
-
-from cvsi.commands import requirements
+from cvsi.commands.requirements import Inventory, engines
 from cvsi.commands.times import rates
-from cvsi.core import paths, tables
+from cvsi.core import paths
 from cvsi.core.console import seconds
-from cvsi.core.devices import has_gpu, precision
+from cvsi.core.devices import device_kind, precision
 from cvsi.core.digest import digest
 from cvsi.core.errors import CvsiError
-from cvsi.core.model_settings import Backbone
-from cvsi.core.params import Params, used_backbones, used_datasets
-from cvsi.models import catalogue, recipes
-from cvsi.pipeline import editor
-from cvsi.pipeline.edits import questions
-from cvsi.store.rows import Shelf
+from cvsi.core.params import Backbone, Params, Precision
+from cvsi.core.tables import exists, read
+from cvsi.models import catalogue
+from cvsi.pipeline.captions import caption_job
+from cvsi.pipeline.edits import edit_job
+from cvsi.pipeline.embeddings import VectorJob
+from cvsi.pipeline.vectors import gallery_jobs
+from cvsi.store.jobs import RowJob
 
-KEY = pa.schema({"key": pa.string()})
 GIB = 1 << 30
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+COUNTED = 200_000  # rows that are counted exactly; the keys of more take too long for a preflight
 
 
 @dataclass(frozen=True)
 class Task:
-    """One kind of row that a dataset, or a run, needs: how many, how many the store has, and seconds for the rest."""
+    """One kind of row that a dataset, or a run, needs: how many, how many are not stored, and seconds for these."""
 
     name: str
     kind: str
     total: int
     todo: int
     exact: bool
-    took: float | None = None
+    seconds: float | None = None
 
 
-def kind_of_device(params: Params) -> str:
-    """`cuda` or `cpu`, as the stages will most likely choose."""
-    return "cuda" if params.compute.device == "cuda" or (params.compute.device == "auto" and has_gpu()) else "cpu"
-
-
-def tasks(params: Params, found: requirements.Needs) -> list[Task]:
+def tasks(params: Params, inventory: Inventory) -> list[Task]:
     """What is to be computed, dataset by dataset and run by run."""
     listed = []
-    for name in used_datasets(params):
+    for name in params.used_datasets:
         try:
-            listed += [_captions(name, params, found), _edits(name, params, found)]
-            listed += [
-                task
-                for run in params.runs.values()
-                if run.dataset == name
-                for task in _vectors(name, run.backbone, params, found)
-            ]
-        except CvsiError:  # something is missing, and `needs` has said what
+            listed += _of_dataset(name, params, inventory)
+        except CvsiError:  # something is missing, which the inventory lists
             listed.append(Task(name, "cannot be counted: something is missing", 0, 0, False))
     return listed
 
 
-def _images(name: str, params: Params, found: requirements.Needs) -> tuple[pl.Series | None, int]:
-    """Distinct digests of the indexed images, or None; and how many images there are or will be."""
-    if tables.exists("index", name):
-        digests = _digests(name)
-        return digests, digests.len()
-    if name in found.listings:
-        return None, found.listings[name].images.height
-    if Path(params.dataset(name).root) == paths.WORLD:
-        return None, params.world.gallery
-    if "images" in params.dataset(name).sizes:
-        return None, params.dataset(name).sizes["images"]
+def _of_dataset(name: str, params: Params, inventory: Inventory) -> list[Task]:
+    images, queries = _images(name, params, inventory), _queries(name, params, inventory)
+    captions = caption_job(name, params)
+    n = captions.settings.n
+    indexed, captioned = exists("index", name), exists("index", name) and exists("captions", name)
+    listed = [
+        _task(captions, name, f"images to {n} captions", images, indexed),
+        _task(edit_job(name, params), name, "queries to edit", queries, captioned),
+    ]
+    for run in params.runs.values():
+        if run.dataset == name:
+            for job in gallery_jobs(name, run.backbone, params):
+                listed.append(_of_vectors(job, f"{name}, {run.backbone}", images, n, indexed, captioned))
+    return listed
+
+
+def _of_vectors(job: VectorJob, run: str, images: int, n: int, indexed: bool, captioned: bool) -> Task:
+    if job.words.noun == "image":
+        return _task(job, run, "image vectors", images, indexed)
+    return _task(job, run, "caption vectors", images * n, captioned)
+
+
+def _task(job: RowJob, name: str, kind: str, most: int, countable: bool) -> Task:
+    """The rows of one job: counted by key where its tables are there and not too large, else the most there can be."""
+    exact = countable and most <= COUNTED
+    total = todo = most
+    if exact:
+        keys = job.wanted()["key"].unique(maintain_order=True)
+        total, todo = keys.len(), job.rows().missing(keys).len()
+    rate = rates().get((job.kind, digest(job.recipe())))
+    return Task(name, kind, total, todo, exact, todo / rate if rate else None)
+
+
+def _images(name: str, params: Params, inventory: Inventory) -> int:
+    """How many images there are or will be; raises CvsiError where nothing says so."""
+    dataset = params.dataset(name)
+    if exists("index", name):
+        return read("index", name, "images.parquet").num_rows  # type: ignore[no-any-return]
+    if name in inventory.listings:
+        return inventory.listings[name].images.height
+    if Path(dataset.root) == paths.WORLD:
+        return params.world.gallery
+    if "images" in dataset.sizes:
+        return dataset.sizes["images"]
     raise CvsiError(f"{name}: no images to count")
 
 
-@cache
-def _digests(name: str) -> pl.Series:
-    return pl.Series(tables.read("index", name, "images.parquet")["digest"]).unique(maintain_order=True)
-
-
-def _count(shelf: Shelf, keys: pl.Series | None, most: int, name: str, kind: str) -> Task:
-    todo = most if keys is None else shelf.missing(keys).len()
-    rate = rates().get((shelf.kind, shelf.folder.name))
-    took = todo / rate if rate else None
-    return Task(name, kind, most, todo, keys is not None, took)
-
-
-def captions_recipe(name: str, params: Params) -> dict[str, Any]:
-    """The recipe that the stage captions would look under; raises CvsiError where nobody knows the model."""
-    captioner = params.dataset(name).captioner
-    return recipes.captions(captioner, precision(captioner.precision, kind_of_device(params)), params.store)
-
-
-def edits_recipe(name: str, params: Params) -> dict[str, Any]:
-    """The recipe that the stage edits would look under; raises CvsiError where nobody knows the model."""
-    dataset = params.dataset(name)
-    used = precision(dataset.editor.precision, kind_of_device(params))
-    return recipes.edits(dataset.editor, editor.few_shots(dataset.prompts), used, params.store)
-
-
-def _captions(name: str, params: Params, found: requirements.Needs) -> Task:
-    captioner = params.dataset(name).captioner
-    keys, most = _images(name, params, found)
-    shelf = Shelf(params.store, "captions", captions_recipe(name, params), KEY)
-    return _count(shelf, keys, most, name, f"images to {captioner.n} captions")
-
-
-def _edits(name: str, params: Params, found: requirements.Needs) -> Task:
-    shelf = Shelf(params.store, "edits", edits_recipe(name, params), KEY)
-    if tables.exists("index", name) and tables.exists("captions", name):
-        keys = questions(name)["key"].unique(maintain_order=True)
-        return _count(shelf, keys, keys.len(), name, "queries to edit")
-    return _count(shelf, None, _queries(name, params, found), name, "queries to edit")
-
-
-def _queries(name: str, params: Params, found: requirements.Needs) -> int:
+def _queries(name: str, params: Params, inventory: Inventory) -> int:
     """How many queries there are or will be."""
     dataset = params.dataset(name)
-    if tables.exists("index", name):
-        return tables.read("index", name, "queries.parquet").num_rows  # type: ignore[no-any-return]
-    if name in found.listings:
-        return found.listings[name].queries.height
+    if exists("index", name):
+        return read("index", name, "queries.parquet").num_rows  # type: ignore[no-any-return]
+    if name in inventory.listings:
+        return inventory.listings[name].queries.height
     if Path(dataset.root) == paths.WORLD:
         return params.world.val + params.world.test
     return sum(number for what, number in dataset.sizes.items() if what != "images")
 
 
-def _vectors(name: str, backbone: str, params: Params, found: requirements.Needs) -> list[Task]:
-    settings = params.backbone(backbone)
-    used = precision(settings.precision, kind_of_device(params))
-    keys, most = _images(name, params, found)
-    image = Shelf(params.store, "image_vectors", recipes.vectors(settings, "image", used), KEY)
-    run = f"{name}, {backbone}"
-    most_texts = most * params.dataset(name).captioner.n
-    texts = 0 if tables.exists("gallery_vectors", name, backbone) else most_texts
-    rate = rates().get(("text_vectors", digest(recipes.vectors(settings, "text", used))))
-    took = texts / rate if rate else None
-    return [
-        _count(image, keys, most, run, "image vectors"),
-        Task(run, "caption vectors", most_texts, texts, texts == 0, took),
-    ]
-
-
 def memory(params: Params) -> list[str]:
-    """A line for each model that is known to be larger than the memory it has to fit in, and one for what is there."""
-    on = kind_of_device(params)
-    there = _gpu_bytes() if on == "cuda" else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    lines = [f"{'GPU' if on == 'cuda' else 'main'} memory {there / GIB:.0f} GiB, {os.cpu_count()} processors"]
-    models = {}
-    for name in used_datasets(params):
-        dataset = params.dataset(name)
-        models[dataset.captioner.model] = (catalogue.of_model(dataset.captioner.model), dataset.captioner.precision)
-        if dataset.editor.engine == "vllm":
-            models[dataset.editor.model] = (catalogue.of_model(dataset.editor.model), dataset.editor.precision)
-    for name in used_backbones(params):
+    """A line for each model that is known to need more memory than there is, and one for the machine."""
+    on = device_kind(params.compute)
+    available = _gpu_bytes() if on == "cuda" else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    lines = [f"{'GPU' if on == 'cuda' else 'main'} memory {available / GIB:.0f} GiB, {os.cpu_count()} processors"]
+    models: dict[str, tuple[catalogue.Source, Precision]] = {}
+    for name in params.used_datasets:
+        for _, requirements in engines(name, params.dataset(name)):
+            models |= {model.name: (catalogue.of_model(model.name), model.precision) for model in requirements.models}
+    for name in params.used_backbones:
         backbone = params.backbone(name)
         models[backbone.model] = (catalogue.of_backbone(backbone), backbone.precision)
-    for model, (source, asked) in models.items():
-        size = (source.parameters or 0) * 1_000_000 * BYTES[precision(asked, on)]
-        if size > there:
-            lines.append(f"{model} takes {size / GIB:.0f} GiB in {precision(asked, on)}, more than there is")
+    for model, (source, chosen) in models.items():
+        size = (source.parameters or 0) * 1_000_000 * BYTES[precision(chosen, on)]
+        if size > available:
+            lines.append(f"{model} takes {size / GIB:.0f} GiB in {precision(chosen, on)}, more than there is")
     return lines
 
 
-def disk(params: Params, found: requirements.Needs) -> str:
+def disk(params: Params, inventory: Inventory) -> str:
     """Free disk beside what the runs' vectors will take, outputs and store together, at most."""
-    wanted = 0
+    needed = 0
     for run in params.runs.values():
         try:
-            _, images = _images(run.dataset, params, found)
+            images, n = _images(run.dataset, params, inventory), caption_job(run.dataset, params).settings.n
         except CvsiError:
             continue
-        wanted += images * _width(params.backbone(run.backbone)) * (8 + 4 * params.dataset(run.dataset).captioner.n)
-    place = Path(params.store)
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    short = "" if wanted < free else ", which is NOT enough"
-    return f"disk {free / GIB:.0f} GiB free, vectors take {wanted / GIB:.1f} GiB at most{short}"
+        needed += images * _width(params.backbone(run.backbone)) * (8 + 4 * n)
+    folder = Path(params.store)
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    short = "" if needed < free else ", which is NOT enough"
+    return f"disk {free / GIB:.0f} GiB free, vectors take {needed / GIB:.1f} GiB at most{short}"
 
 
 def _width(backbone: Backbone) -> int:
@@ -194,17 +155,17 @@ def _width(backbone: Backbone) -> int:
 
 def _gpu_bytes() -> int:
     try:
-        said = subprocess.run(
+        output = subprocess.run(
             ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"],
             capture_output=True, text=True, timeout=3, check=True,
         )  # fmt: skip
-        return int(said.stdout.split()[0]) << 20
+        return int(output.stdout.split()[0]) << 20
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         return 0
 
 
 def words(task: Task) -> tuple[str, str, str, str]:
-    """A task for a table: whose, what, how many of how many, and how long."""
+    """A task as the cells of a table: whose, what, how many of how many, and how long."""
     number = f"{'' if task.exact else 'at most '}{task.todo:,} of {task.total:,}" if task.total else ""
-    took = "nothing" if not task.todo else seconds(task.took) if task.took is not None else "not measured yet"
+    took = "nothing" if not task.todo else seconds(task.seconds) if task.seconds is not None else "not measured yet"
     return task.name, task.kind, number, took if task.total else ""

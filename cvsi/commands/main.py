@@ -1,4 +1,4 @@
-"""The command line `cvsi`: looks at what the stages made. Importing it loads neither torch nor a model."""
+"""The command line `cvsi`: shows what the stages made. Importing it loads neither torch nor a model."""
 
 import sys
 from pathlib import Path
@@ -7,15 +7,13 @@ import typer
 from rich.console import Console
 
 from cvsi import __version__
-from cvsi.commands import pack_commands
 from cvsi.core import params, paths
-from cvsi.core.console import complain, count, say, seconds
+from cvsi.core.console import count, info, seconds, warn
 from cvsi.core.errors import CvsiError
 
-WIDE = 160  # columns of a table that goes into a file or a pipe
+WIDE = 160  # columns of a table that is written to a file or a pipe
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-pack_commands.register(app)
 
 
 def main() -> None:
@@ -23,8 +21,13 @@ def main() -> None:
     try:
         app()
     except CvsiError as error:
-        complain(str(error))
+        warn(str(error))
         sys.exit(1)
+
+
+def terminal() -> Console:
+    """The terminal, or a wide page for a file or a pipe."""
+    return Console(width=None if sys.stdout.isatty() else WIDE)
 
 
 @app.callback()
@@ -39,18 +42,18 @@ def version() -> None:
 
 
 @app.command()
-def show(run: str = typer.Argument(help="A run of params.yaml, demo-tiny say.")) -> None:
+def show(run: str = typer.Argument(help="A run of params.yaml, e.g. demo-tiny.")) -> None:
     """Print a run's table of weightings, where its report lies, and what its stages ran on, with which versions."""
     from cvsi.commands import show as shown
     from cvsi.commands import times as record
 
-    chosen = params.run_named(params.load(), run)
+    chosen = params.load().run(run)
     content, console = shown.content(chosen), Console()
     for table in shown.tables(run, content):
         console.print(table)
     if not content["splits"]:
         console.print("No split has labels, so there are no metrics.")
-    for line in record.circumstances(record.of_run(chosen.dataset, chosen.backbone)):
+    for line in record.environment(record.of_run(chosen.dataset, chosen.backbone)):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     page = paths.folder("report", chosen.dataset, chosen.backbone) / "index.html"
     console.print(f"Report: {page}", soft_wrap=True, highlight=False)
@@ -63,22 +66,22 @@ def compare(
     other: str = typer.Option("", help="The cache folder of another workspace, in which the second run lies."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON for other programs instead of tables."),
 ) -> None:
-    """Set two runs side by side: metrics, differences with intervals, what differs in their recipes; warns of traps."""
-    from cvsi.commands import compare as held
-    from cvsi.commands.compare_views import tables
+    """Compare two runs: metrics, differences with intervals, what differs in their recipes; with warnings."""
+    from cvsi.commands.compare import compare as compare_runs
+    from cvsi.commands.compare import tables
 
     if not (second or other):
         raise CvsiError("compare needs a second run, or --other with the cache folder of another workspace")
-    found = held.compare(params.load(), first, second or first, Path(other) if other else None)
+    comparison = compare_runs(params.load(), first, second or first, Path(other) if other else None)
     if as_json:
-        typer.echo(found.model_dump_json(indent=2))
-    console = Console(width=None if sys.stdout.isatty() else WIDE)
-    for table in () if as_json else tables(found):
+        typer.echo(comparison.model_dump_json(indent=2))
+    console = terminal()
+    for table in () if as_json else tables(comparison):
         console.print(table)
-    if not found.differences:
-        complain("their recipes are the same")
-    for line in found.doubts:
-        complain(f"warning: {line}")
+    if not comparison.differences:
+        warn("their recipes are the same")
+    for line in comparison.doubts:
+        warn(f"warning: {line}")
 
 
 @app.command()
@@ -92,7 +95,7 @@ def summary(
     if as_json:
         typer.echo(text(found))
         return
-    console = Console(width=None if sys.stdout.isatty() else WIDE)
+    console = terminal()
     for table in tables(found):
         console.print(table)
     for unscored in found.without:
@@ -100,117 +103,136 @@ def summary(
     for run, files in found.submissions.items():
         console.print(f"{run}, to submit: {', '.join(files)}", soft_wrap=True, highlight=False, markup=False)
     for line in found.doubts:
-        complain(f"warning: {line}")
+        warn(f"warning: {line}")
 
 
 @app.command()
 def times(
-    every: bool = typer.Option(False, "--all", help="All runs on record, not just the latest of each."),
+    every: bool = typer.Option(False, "--all", help="All recorded runs, not only the latest of each stage."),
 ) -> None:
-    """Print how long the stages took, on what, and how many rows a second they computed."""
-    from cvsi.commands.times import circumstances, records, table
+    """Print how long the stages took, on which device, and how many rows per second they computed."""
+    from cvsi.commands.times import environment, records, table
 
-    found, console = records(every), Console(width=None if sys.stdout.isatty() else WIDE)
-    if not found:
+    runs, console = records(every), terminal()
+    if not runs:
         raise CvsiError(f"{paths.runs_folder()}: no records yet; dvc repro makes them")
-    console.print(table(found))
-    for line in circumstances(found):
+    console.print(table(runs))
+    for line in environment(runs):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 @app.command()
 def store(
     unused_for: float = typer.Option(
-        -1.0, help="Remove what no output here was made from and nobody used for so many days; asks first."
+        -1.0, help="Delete rows that no output here was made from and that were not used for so many days; asks first."
     ),
     yes: bool = typer.Option(False, "--yes", help="Do not ask."),
 ) -> None:
-    """Show what the store holds: its size by kind and recipe, the last use, and which outputs here came from it."""
-    from cvsi.commands import store
+    """Show what the store contains: size by kind and recipe, the last use, and which outputs here were made from it."""
+    from cvsi.commands import store as usage
 
-    place, console = Path(params.load().store), Console(width=None if sys.stdout.isatty() else WIDE)
-    parts = store.survey(place)
+    folder, console = Path(params.load().store), terminal()
+    parts = usage.survey(folder)
     if unused_for < 0:
-        console.print(store.table(parts, str(place)))
+        console.print(usage.table(parts, str(folder)))
         return
     parts = [part for part in parts if part.unused(unused_for)]
     if parts:
-        console.print(store.table(parts, f"{place}: to remove"))
-        if not yes and not typer.confirm("Remove these for good? Outputs of other workspaces may need them again."):
+        console.print(usage.table(parts, f"{folder}: to delete"))
+        if not yes and not typer.confirm("Delete these? Outputs of other workspaces may need them again."):
             raise typer.Exit(1)
-    gone = store.remove(place, unused_for)  # also without any: half-written files of killed processes go too
-    say(f"{place}: {count(len(gone), 'part')} removed that nobody used for {unused_for:g} days")
+    deleted = usage.remove(folder, unused_for)  # also without any: it deletes incomplete files of killed processes
+    info(f"{folder}: {count(len(deleted), 'part')} deleted that were not used for {unused_for:g} days")
 
 
 @app.command()
 def check() -> None:
-    """Say what the active datasets and the runs still need, what they would compute, and on what terms they may."""
+    """Check params.yaml; print what is missing, what the runs would compute, and which terms of use apply."""
     from cvsi.commands.check import report
 
-    if report(params.load(), Console(width=None if sys.stdout.isatty() else WIDE)):
+    if report(params.load(), terminal()):
         raise typer.Exit(1)
 
 
 @app.command("check-submission")
 def check_submission(
-    file: str = typer.Argument(help="A file of scores/submissions, or one from anywhere."),
+    file: str = typer.Argument(help="A file of scores/submissions, or any other one."),
     queries: str = typer.Option(
-        "", help="What it should answer: a dataset's name, a queries.parquet, or the annotation file."
+        "", help="The queries it answers: a dataset's name, a queries.parquet, or the annotation file."
     ),
 ) -> None:
-    """Say what a benchmark's server would refuse in a submission file, a line each; nothing is sent anywhere."""
-    from cvsi.commands import check_submission
-    from cvsi.datasets.submissions import Known, inspect
+    """Print what a benchmark's server would refuse in a submission file, one line each; nothing is sent anywhere."""
+    from cvsi.commands.check_submission import check
 
-    text = check_submission.read(Path(file))
-    known = check_submission.known_of(queries, text, file) if queries else Known()
-    kind, number, faults = inspect(text, known, file)
+    kind, number, faults = check(Path(file), queries)
     for fault in faults:
-        complain(f"{file}: {fault}")
+        warn(f"{file}: {fault}")
     if faults:
         raise typer.Exit(1)
-    say(f"{file}: {kind.benchmark}, metric {kind.metric}: {count(number, 'query')} of {kind.images} images, no fault")
+    info(f"{file}: {kind.benchmark}, metric {kind.metric}: {count(number, 'query')} of {kind.images} images, no fault")
+
+
+@app.command()
+def pack(
+    dataset: str = typer.Argument(help="A dataset with captions and edits, e.g. demo."),
+    out: str = typer.Argument(help="The folder to write; it must not exist."),
+    only: str = typer.Option("", help="captions or edits, to pack only these."),
+) -> None:
+    """Write a dataset's captions and edits, with recipes and a README, into a folder to publish."""
+    from cvsi.commands.pack import write
+
+    if only not in ("", "captions", "edits"):
+        raise CvsiError(f"--only {only}: give captions or edits, or leave it out for both")
+    write(dataset, Path(out), params.load(), [only] if only else ("captions", "edits"))  # type: ignore[list-item]
+
+
+@app.command()
+def unpack(folder: str = typer.Argument(help="A folder that cvsi pack wrote.")) -> None:
+    """Check a pack and add its rows to the store; print which datasets use them, and what to set where one does not."""
+    from cvsi.commands.unpack import unpack as add
+
+    add(Path(folder), params.load())
 
 
 @app.command("convert-phi")
 def convert_phi(
-    source: str = typer.Argument(help="A published checkpoint, models/phi_best_large_openai.pt say."),
+    source: str = typer.Argument(help="A published checkpoint, e.g. models/phi_best_large_openai.pt."),
     target: str = typer.Argument(help="The file to write, a name that ends in .safetensors."),
     backbone: str = typer.Option("", help="A backbone of params.yaml whose sizes phi must have."),
     force: bool = typer.Option(False, "--force", help="Overwrite the target."),
 ) -> None:
-    """Write a published phi as safetensors: the same numbers in float32, and nothing that could run when it is read."""
+    """Write a published phi as safetensors: the same numbers in float32, in a format that runs no code."""
     from cvsi.models import phi
 
     wanted = None
     if backbone:
-        from cvsi.models.clip import sizes
+        from cvsi.models.clip import embedding_dims
 
-        wanted = sizes(params.load().backbone(backbone))
+        wanted = embedding_dims(params.load().backbone(backbone))
     width, token_width, before, after = phi.convert(Path(source), Path(target), wanted, force)
-    say(f"{source}: phi from width {width} to token width {token_width}, SHA-256 {before}")
-    say(f"{target}: written, SHA-256 {after}")
+    info(f"{source}: phi from width {width} to token width {token_width}, SHA-256 {before}")
+    info(f"{target}: written, SHA-256 {after}")
 
 
 @app.command()
 def sweep(
-    dataset: str = typer.Argument(help="A dataset with labels, fashioniq-dress say."),
-    backbone: str = typer.Argument(help="A backbone whose vectors are there, vit-b-32 say."),
+    dataset: str = typer.Argument(help="A dataset with labels, e.g. fashioniq-dress."),
+    backbone: str = typer.Argument(help="A backbone whose vectors are there, e.g. vit-b-32."),
     parts: str = typer.Option("edited,pseudo,reference", help="Query parts to weigh, besides those of the fusion."),
     step: float = typer.Option(0.1, help="The grid's step; it must divide 1."),
     top: int = typer.Option(10, min=1, help="How many of the best to print."),
 ) -> None:
-    """Judge a grid of weightings on the labelled splits, from vectors that are there: hundreds in a minute."""
+    """Evaluate a grid of weightings on the labelled splits, from existing vectors: hundreds in a minute."""
     from cvsi.commands import sweep as search
-    from cvsi.commands import sweep_plots as views
+    from cvsi.commands import sweep_plots as plots
 
-    asked = [part.strip() for part in parts.split(",") if part.strip()]
-    found = search.build(dataset, backbone, params.load(), asked, step)
-    console = Console(width=None if sys.stdout.isatty() else WIDE)
-    for table in views.tables(found.frame, found.protocol, top):
+    names = [part.strip() for part in parts.split(",") if part.strip()]
+    result = search.build(dataset, backbone, params.load(), names, step)
+    console = terminal()
+    for table in plots.tables(result, top):
         console.print(table)
-    place = paths.folder("sweep", dataset, backbone)
-    say(f"{count(found.number, 'weighting')} in {seconds(found.seconds)}, {found.rate:,.0f} a minute")
-    say(f"{place / 'weightings.parquet'} has all of them, {place / 'sweep.png'} is a picture; for DVC's plot:")
-    typer.echo(views.plot_command(place, found.protocol.main))
-    complain(f"{dataset}: {views.WARNING}")
+    folder = paths.folder("sweep", dataset, backbone)
+    info(f"{count(result.number, 'weighting')} in {seconds(result.seconds)}, {result.rate:,.0f} a minute")
+    info(f"{folder / 'weightings.parquet'} has all of them, {folder / 'sweep.png'} is a picture; for DVC's plot:")
+    typer.echo(plots.plot_command(folder, result.protocol.main))
+    warn(f"{dataset}: {plots.WARNING}")

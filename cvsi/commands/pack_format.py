@@ -1,14 +1,14 @@
-"""A pack, a folder of published captions and edits, to tables that may be trusted to be what they claim.
+"""The format of a pack, a folder of published captions and edits, and its verified rows.
 
-Its manifest names every file with size and SHA-256, and nothing else is opened. A pack comes from anybody: names,
-sizes, types and keys are held against narrow bounds, links are not followed, and the bytes that are parsed are those
-that were summed.
+The manifest names every file with size and SHA-256, and nothing else is opened. A pack is untrusted: names, sizes,
+types and keys are checked against narrow bounds, links are not followed, and the bytes that are parsed are those whose
+checksum was verified.
 """
 
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,17 +21,18 @@ from pydantic import Field, StringConstraints
 
 from cvsi.core.digest import digest
 from cvsi.core.errors import CvsiError, cause
-from cvsi.core.model_settings import Captioner, Editor
-from cvsi.core.params import Dataset
+from cvsi.core.params import Name, Params, Settings
+from cvsi.core.parquet import SHARD_ROWS, check_version
 from cvsi.core.schema import STORED_CAPTIONS, STORED_EDITS
-from cvsi.core.settings import Name, Settings
 from cvsi.core.strict_json import parse_json
-from cvsi.core.tables import SHARD_ROWS, check_version
+from cvsi.pipeline.captions import CaptionJob, caption_job
+from cvsi.pipeline.edits import EditJob, edit_job
 
-VERSION = 1  # of packs; raised when a reader of before would take one for something else
+VERSION = 1  # of packs; raised when an earlier reader would misread one
 MANIFEST, CARD, RECIPE = "manifest.json", "README.md", "recipe.json"
 SCHEMAS = {"captions": STORED_CAPTIONS, "edits": STORED_EDITS}
 NOUNS = {"captions": "captioner", "edits": "editor"}
+JOBS: dict[str, Callable[[str, Params], CaptionJob | EditJob]] = {"captions": caption_job, "edits": edit_job}
 MAX_MANIFEST, MAX_JSON, MAX_PART = 8 << 20, 1 << 20, 256 << 20
 MAX_TEXT, MAX_DECODED, MAX_VALUES = 1 << 20, 512 << 20, 1 << 22  # of a part: bytes of one text, of all, and how many
 KEY = "^[0-9a-f]{64}$"
@@ -39,7 +40,7 @@ KEY = "^[0-9a-f]{64}$"
 Kind = Literal["captions", "edits"]
 Fact = str | bool | int | float | None
 Recipe = dict[str, Fact | dict[str, str]]  # flat facts, and texts by task
-Sum = Annotated[str, StringConstraints(pattern=KEY)]
+Checksum = Annotated[str, StringConstraints(pattern=KEY)]
 Text = Annotated[str, StringConstraints(max_length=1000)]
 FileName = Annotated[
     str, StringConstraints(pattern=r"^(README\.md|(captions|edits)/(recipe\.json|part-[0-9]{5}\.parquet))$")
@@ -50,14 +51,14 @@ class File(Settings):
     """One file of a pack."""
 
     bytes: Annotated[int, Field(ge=0, le=MAX_PART)]
-    sha256: Sum
+    sha256: Checksum
 
 
 class Part(Settings):
     """One kind of rows: how many, the digest of their recipe, and the model as the packer's params.yaml names it."""
 
     rows: Annotated[int, Field(ge=0, le=10**9)]
-    recipe: Sum
+    recipe: Checksum
     model: Text | None
 
 
@@ -71,14 +72,14 @@ class Manifest(Settings):
     files: Annotated[dict[FileName, File], Field(max_length=100_000)]
 
 
-def settings_of(kind: Kind, dataset: Dataset) -> Captioner | Editor:
-    """What makes a dataset's rows of a kind."""
-    return dataset.captioner if kind == "captions" else dataset.editor
+def job_of(kind: Kind, dataset: str, params: Params) -> CaptionJob | EditJob:
+    """The job that computes a dataset's rows of a kind."""
+    return JOBS[kind](dataset, params)
 
 
 @dataclass(frozen=True)
 class Pack:
-    """A pack whose manifest, with the SHA-256 `sum`, was read; `check` reads all the rest once."""
+    """A pack whose manifest, with the SHA-256 `sum`, was read; `check` reads the rest once."""
 
     folder: Path
     manifest: Manifest
@@ -88,14 +89,14 @@ class Pack:
         """What decided the rows of a kind; raises CvsiError where it is not that of the manifest."""
         name = f"{kind}/{RECIPE}"
         text = _text(self._content(name), self.folder / name)
-        found = parse_json(text, Recipe, str(self.folder / name))
+        recipe = parse_json(text, Recipe, str(self.folder / name))
         try:
-            same = digest(found) == self.manifest.kinds[kind].recipe
-        except (ValueError, RecursionError):  # a number too large to be one
+            same = digest(recipe) == self.manifest.kinds[kind].recipe
+        except (ValueError, RecursionError):  # a number too large for JSON
             same = False
         if not same:
-            raise CvsiError(f"{self.folder / name}: not the recipe whose digest the manifest gives; get the pack anew")
-        return found
+            raise CvsiError(f"{self.folder / name}: not the recipe whose digest the manifest gives; get the pack again")
+        return recipe
 
     def parts(self, kind: Kind) -> Iterator[pa.Table]:
         """The rows of a kind, 4,096 at most at a time; raises CvsiError at the first that is not as it should be."""
@@ -103,7 +104,7 @@ class Pack:
             yield _rows(self._content(name), SCHEMAS[kind], self.folder / name)
 
     def check(self) -> None:
-        """Read everything once: sums, recipes, types, keys that are digests and stand once, numbers of rows."""
+        """Read everything once: checksums, recipes, types, numbers of rows, and that keys are distinct digests."""
         for name in self.manifest.files:
             if name == CARD or name.split("/")[0] not in self.manifest.kinds:
                 self._content(name)
@@ -114,27 +115,27 @@ class Pack:
             if keys.len() != part.rows:
                 raise CvsiError(f"{self.folder}: {keys.len():,} rows of {kind}, the manifest says {part.rows:,}")
             if keys.n_unique() != keys.len():
-                twice = keys.filter(keys.is_duplicated())[0]
-                raise CvsiError(f"{self.folder}: {kind} of key {twice} stand twice; get the pack anew")
+                duplicate = keys.filter(keys.is_duplicated())[0]
+                raise CvsiError(f"{self.folder}: duplicate {kind} of key {duplicate}; get the pack again")
 
-    def strangers(self) -> int:
-        """How many files lie there that the manifest does not name; they are not opened."""
+    def unlisted_files(self) -> int:
+        """How many files the manifest does not name; they are not opened."""
         named = {*self.manifest.files, MANIFEST}
         return sum(path.relative_to(self.folder).as_posix() not in named for path in _files(self.folder))
 
     def _content(self, name: str) -> bytes:
-        """A file's bytes, which have the size and the sum that the manifest says."""
+        """A file's bytes, verified against the size and checksum in the manifest."""
         if name not in self.manifest.files:
-            raise CvsiError(f"{self.folder / MANIFEST}: names no {name}; get the pack anew")
+            raise CvsiError(f"{self.folder / MANIFEST}: names no {name}; get the pack again")
         file = self.manifest.files[name]
         content = read(self.folder, name, file.bytes)
         if len(content) != file.bytes or hashlib.sha256(content).hexdigest() != file.sha256:
-            raise CvsiError(f"{self.folder / name}: damaged, its SHA-256 is not the manifest's; get the pack anew")
+            raise CvsiError(f"{self.folder / name}: damaged, its SHA-256 is not the manifest's; get the pack again")
         return content
 
 
 def open_pack(folder: Path) -> Pack:
-    """A pack by its manifest; raises CvsiError for what is none, and for one of a later version."""
+    """A pack by its manifest; raises CvsiError for a folder that is none, and for a later version."""
     if not (folder / MANIFEST).is_file():
         raise CvsiError(f"{folder}: no pack, it has no {MANIFEST}; give the folder that cvsi pack wrote")
     where = folder / MANIFEST
@@ -142,27 +143,27 @@ def open_pack(folder: Path) -> Pack:
     text = _text(content, where)
     version = parse_json(text, dict[str, Any], str(where)).get("schema")
     if isinstance(version, int) and version > VERSION:
-        raise CvsiError(f"{where}: a pack of schema {version}, this cvsi knows up to {VERSION}; update cvsi")
+        raise CvsiError(f"{where}: a pack of schema {version}, this cvsi reads up to {VERSION}; update cvsi")
     return Pack(folder, parse_json(text, Manifest, str(where)), hashlib.sha256(content).hexdigest())
 
 
 def read(folder: Path, name: str, limit: int) -> bytes:
-    """A plain file's bytes, `limit` at most; CvsiError for a larger one, for a link, and for what is no file."""
+    """A plain file's bytes, `limit` at most; CvsiError for a larger one, a link, and what is not a file."""
     path = folder / name
     try:
         if path.parent != folder and path.parent.is_symlink():
             raise CvsiError(f"{path.parent}: a link; a pack holds plain files")
-        # Without O_NONBLOCK a pipe would wait for a writer for good.
+        # Without O_NONBLOCK, opening a pipe would wait for a writer.
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(handle, "rb") as stream:
             facts = os.fstat(handle)
             if not stat.S_ISREG(facts.st_mode):
                 raise CvsiError(f"{path}: no plain file")
             if facts.st_size > limit:
-                raise CvsiError(f"{path}: {facts.st_size:,} bytes, {limit:,} are expected at most; get the pack anew")
+                raise CvsiError(f"{path}: {facts.st_size:,} bytes, {limit:,} are expected at most; get the pack again")
             return stream.read(limit + 1)
     except OSError as error:
-        raise CvsiError(f"{path}: no plain file that can be read ({error.strerror}); get the pack anew") from None
+        raise CvsiError(f"{path}: no plain file that can be read ({error.strerror}); get the pack again") from None
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -183,10 +184,10 @@ def _rows(content: bytes, schema: pa.Schema, where: Path) -> pa.Table:
     """A part's rows, of exactly the schema's columns and types, without nulls, each key a digest."""
     try:
         with pq.ParquetFile(pa.BufferReader(content)) as parquet:
-            found, facts = parquet.schema_arrow, parquet.metadata
-            check_version(found.metadata, where)
-            if not found.equals(schema):
-                raise CvsiError(f"{where}: columns {_words(found)}, not {_words(schema)}")
+            columns, facts = parquet.schema_arrow, parquet.metadata
+            check_version(columns.metadata, where)
+            if not columns.equals(schema):
+                raise CvsiError(f"{where}: columns {_words(columns)}, not {_words(schema)}")
             groups = [facts.row_group(number) for number in range(facts.num_row_groups)]
             chunks = [group.column(number) for group in groups for number in range(facts.num_columns)]
             paths = {chunk.path_in_schema for chunk in chunks}
@@ -202,13 +203,13 @@ def _rows(content: bytes, schema: pa.Schema, where: Path) -> pa.Table:
             table = parquet.read().replace_schema_metadata(None)
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError, OverflowError, KeyError) as error:
-        raise CvsiError(f"{where}: not a readable Parquet file ({cause(error)}); get the pack anew") from None
-    _sound(table, where)
+        raise CvsiError(f"{where}: not a readable Parquet file ({cause(error)}); get the pack again") from None
+    _check_values(table, where)
     return table.cast(schema)
 
 
 def _bounded(table: pa.Table, where: Path) -> None:
-    """Refuse a small file whose repeated texts, written out, would fill the memory."""
+    """Refuse a small file whose repeated texts, written out, would need all of the memory."""
     for column in table.columns:
         for chunk in column.chunks:
             words = chunk.flatten() if pa.types.is_list(chunk.type) else chunk
@@ -218,14 +219,14 @@ def _bounded(table: pa.Table, where: Path) -> None:
                 raise CvsiError(f"{where}: more text in one file than a pack may hold")
 
 
-def _sound(table: pa.Table, where: Path) -> None:
+def _check_values(table: pa.Table, where: Path) -> None:
     for name in table.column_names:
         column = table[name]
         if column.null_count or (pa.types.is_list(column.type) and pc.list_flatten(column).null_count):
             raise CvsiError(f"{where}: column '{name}' has nulls")
     digests = pc.match_substring_regex(table["key"], KEY)
     if table.num_rows and not pc.all(digests).as_py():
-        raise CvsiError(f"{where}: column 'key' has what is no SHA-256 in hex")
+        raise CvsiError(f"{where}: column 'key' has a value that is not a SHA-256 in hex")
 
 
 def _words(schema: pa.Schema) -> str:

@@ -1,7 +1,7 @@
-"""The rows of a pack and their recipes to its README.md, the card for readers.
+"""Renders a pack's README.md from its rows and recipes.
 
-What models and people wrote stands in indented code, as JSON with no HTML in it, or in cells where Markdown's own
-characters are escaped: a page that shows the card shows text.
+Texts of models and people are written as indented code, as JSON without HTML, or in cells where Markdown's own
+characters are escaped: no page that shows the README interprets them.
 """
 
 import json
@@ -13,20 +13,21 @@ import jinja2
 import polars as pl
 
 from cvsi.commands.pack_format import Kind
+from cvsi.models.engines import DEFAULT_CAPTIONER
 
 EXAMPLES, LONGEST = 3, 300
 SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~$-])")
 HTML = {ord("<"): "\\u003c", ord(">"): "\\u003e", ord("&"): "\\u0026"}
 
 
-def card(
+def readme(
     dataset: str,
     recipes: Mapping[Kind, Mapping[str, Any]],
     labels: Mapping[Kind, str | None],
     frames: Mapping[Kind, pl.DataFrame],
     terms: Mapping[str, str],
 ) -> str:
-    """The card's Markdown, from recipes, names of the models and rows by kind, and terms of use by whose they are."""
+    """The README's Markdown, from recipes, names of the models and rows by kind, and terms of use by owner."""
     parts = {
         kind: ({"model in params.yaml": plain(label)} if (label := labels[kind]) else {})
         | {plain(name): plain(value) for name, value in _named(kind, recipe).items() if not isinstance(value, dict)}
@@ -50,7 +51,7 @@ def card(
 
 def _named(kind: Kind, recipe: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe with the engine that a captioner's leaves out."""
-    return ({"engine": "transformers"} if kind == "captions" else {}) | dict(recipe)
+    return ({"engine": DEFAULT_CAPTIONER} if kind == "captions" else {}) | dict(recipe)
 
 
 def plain(value: Any) -> str:

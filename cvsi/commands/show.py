@@ -1,4 +1,4 @@
-"""A run's `weightings.json` as tables for a terminal: named weightings by cut-off, and by aspect."""
+"""A run's `weightings.json` as tables for a terminal: methods by cut-off, and by aspect."""
 
 import json
 from collections.abc import Iterator
@@ -10,35 +10,36 @@ from rich.table import Table
 from cvsi.core import paths
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import Run
+from cvsi.evaluation import OWN
 
 
 def content(run: Run) -> dict[str, Any]:
-    """What the report of a run says of its weightings; raises CvsiError where there is none."""
+    """The table of methods in a run's report; raises CvsiError where there is none."""
     folder = paths.folder("report", run.dataset, run.backbone)
     try:
         return json.loads((folder / "weightings.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
     except (FileNotFoundError, ValueError):
-        raise CvsiError(f"{folder}: no table of weightings; run dvc repro first") from None
+        raise CvsiError(f"{folder}: no table of methods; run dvc repro first") from None
 
 
-def tables(run: str, found: dict[str, Any]) -> Iterator[Table]:
+def tables(run: str, content: dict[str, Any]) -> Iterator[Table]:
     """Two tables for each labelled split."""
-    for split, rows in found["splits"].items():
-        yield _table(f"{run}, {split}, percent", rows, found["metric"])
-        yield _aspects(rows, found["metric"])
+    for split, rows in content["splits"].items():
+        yield _cut_offs(f"{run}, {split}, percent", rows, content["metric"])
+        yield _aspects(rows, content["metric"])
 
 
-def _table(title: str, rows: dict[str, dict[str, float]], metric: str) -> Table:
-    """Weightings by the cut-offs of the main metric, with its interval; the report has the other metrics too."""
+def _cut_offs(title: str, rows: dict[str, dict[str, float]], metric: str) -> Table:
+    """Methods by the cut-offs of the main metric, with its interval; the report has the other metrics too."""
     family = metric.partition("@")[0]
     names = [
         name for name in next(iter(rows.values())) if name.partition("@")[0] == family and name.split("@")[1].isdigit()
     ]
-    table = Table("weighting", *names, f"{metric}, 95% interval", title=title, box=box.SIMPLE_HEAD)
-    for weighting, values in rows.items():
+    table = Table("method", *names, f"{metric}, 95% interval", title=title, box=box.SIMPLE_HEAD)
+    for method, values in rows.items():
         interval = f"{values[f'{metric} low']:.1f} to {values[f'{metric} high']:.1f}"
-        style = "bold" if weighting == "cvsi" else None
-        table.add_row(weighting, *(f"{values[name]:.1f}" for name in names), interval, style=style)
+        style = "bold" if method == OWN else None
+        table.add_row(method, *(f"{values[name]:.1f}" for name in names), interval, style=style)
     return table
 
 

@@ -1,6 +1,6 @@
-"""A store's folders to what they take, what made them, who used them last; and away with what nobody uses.
+"""Disk usage of the store by recipe, the last use of each; deletes unused recipes.
 
-Only folders that the store itself makes are ever looked at: a known kind, and below it a digest as a name.
+Only folders that the store itself makes are listed and deleted: a known kind, and below it a digest as a name.
 """
 
 import json
@@ -21,26 +21,32 @@ from cvsi.core.digest import digest
 from cvsi.core.errors import CvsiError
 from cvsi.core.paths import CACHE, MODELS
 from cvsi.core.tables import PROVENANCE, provenance
-from cvsi.store.locks import alone
+from cvsi.store.kinds import KINDS
+from cvsi.store.locks import exclusive_lock
 from cvsi.store.rows import DAMAGED
 
-KINDS = (
-    "files", "index", "captions", "edits", "image_vectors", "text_vectors", "pseudo_vectors", "keyword_spans", "phi",
-    "weights",
-)  # fmt: skip
-KEPT = "weights"  # rows of a pack are found by it as long as they are there, and it is small
+PERMANENT = "weights"  # rows of a pack are looked up by it, and it is small
 NAME = re.compile("[0-9a-f]{64}")
-# Facts of a recipe that people know it by, and how many characters of each are told.
-TOLD = {"model": 40, "pretrained": 40, "weights": 8, "revision": 8, "precision": 9, "n": 9, "seed": 9, "mode": 9}
+# The facts of a recipe that are shown, and how many characters of each.
+SHOWN_FIELDS = {
+    "model": 40,
+    "pretrained": 40,
+    "weights": 8,
+    "revision": 8,
+    "precision": 9,
+    "n": 9,
+    "seed": 9,
+    "mode": 9,
+}
 DAY = 86_400.0
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one recipe has in the store, or one remembered index."""
+    """What the store contains of one recipe."""
 
     kind: str
-    place: Path
+    folder: Path
     files: int
     size: int
     used: float
@@ -49,42 +55,42 @@ class Part:
     damaged: int
 
     def unused(self, days: float) -> bool:
-        """Whether no output here was made from it, nobody looked at it for so long, and no other rows rely on it."""
-        return self.kind != KEPT and not self.by and time.time() - self.used >= days * DAY
+        """Whether no output here was made from it, it was not used for so many days, and no other rows depend on it."""
+        return self.kind != PERMANENT and not self.by and time.time() - self.used >= days * DAY
 
 
 def survey(store: Path, here: Sequence[Path] = (CACHE, MODELS)) -> list[Part]:
-    """All parts of a store, the largest first within a kind; `here` is where outputs lie that may be made from them.
+    """All parts of a store, the largest first within a kind; `here` are the folders of outputs that may use them.
 
     Raises CvsiError where there is no store.
     """
     if not store.is_dir():
-        raise CvsiError(f"{store}: no store there yet; dvc repro makes it")
+        raise CvsiError(f"{store}: no store yet; dvc repro makes it")
     uses = _uses(here)
-    found = [_part(kind, place, uses) for kind in KINDS for place in _folders(store / kind)]
-    return sorted(found, key=lambda part: (KINDS.index(part.kind), -part.size, part.place.name))
+    parts = [_part(kind, folder, uses) for kind in KINDS for folder in _folders(store / kind)]
+    return sorted(parts, key=lambda part: (KINDS.index(part.kind), -part.size, part.folder.name))
 
 
 def remove(store: Path, days: float, here: Sequence[Path] = (CACHE, MODELS)) -> list[Part]:
-    """Remove the parts that no output was made from and nobody used for so many days; what went.
+    """Delete the parts that no output was made from and that were not used for so many days; the deleted ones.
 
     Raises CvsiError while any process is at work in the store.
     """
-    with alone(store) as held:
+    with exclusive_lock(store) as held:
         if not held:
-            raise CvsiError(f"{store}: somebody is at work in this store (or it is not yours); try again later")
-        gone = [part for part in survey(store, here) if part.unused(days)]
-        for part in gone:
-            aside = part.place.with_name(f".{part.place.name}-{uuid.uuid4().hex[:12]}.partial")
-            part.place.rename(aside)  # whole or not at all, also for who is killed now
+            raise CvsiError(f"{store}: another process uses this store (or it is not yours); try again later")
+        unused = [part for part in survey(store, here) if part.unused(days)]
+        for part in unused:
+            aside = part.folder.with_name(f".{part.folder.name}-{uuid.uuid4().hex[:12]}.partial")
+            part.folder.rename(aside)  # one step, so that a kill leaves no half of it
             shutil.rmtree(aside)
         for left in _leftovers(store):
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
-    return gone
+    return unused
 
 
 def table(parts: Sequence[Part], title: str) -> Table:
-    """The parts as a table: a row each, and the sum below."""
+    """The parts as a table: one row each, and the sum below."""
     shown = Table("kind", "recipe", "made by", title=title, box=box.SIMPLE_HEAD, show_footer=True)
     for head, sum_of in (("files", sum(part.files for part in parts)), ("size", sum(part.size for part in parts))):
         shown.add_column(head, filesize.decimal(sum_of) if head == "size" else f"{sum_of:,}", justify="right")
@@ -96,7 +102,7 @@ def table(parts: Sequence[Part], title: str) -> Table:
         files = f"{part.files:,}" + (f" + {part.damaged} damaged" if part.damaged else "")
         cells = (
             part.kind,
-            part.place.name[:8],
+            part.folder.name[:8],
             part.made_by,
             files,
             filesize.decimal(part.size),
@@ -110,45 +116,44 @@ def table(parts: Sequence[Part], title: str) -> Table:
 def _folders(kind: Path) -> list[Path]:
     if kind.is_symlink() or not kind.is_dir():
         return []
-    named = [place for place in kind.iterdir() if NAME.fullmatch(place.name)]
-    return [place for place in named if place.is_dir() and not place.is_symlink()]
+    named = [folder for folder in kind.iterdir() if NAME.fullmatch(folder.name)]
+    return [folder for folder in named if folder.is_dir() and not folder.is_symlink()]
 
 
-def _part(kind: str, place: Path, uses: Mapping[str, list[str]]) -> Part:
-    files = [file for file in place.rglob("*") if file.is_file()]
+def _part(kind: str, folder: Path, uses: Mapping[str, list[str]]) -> Part:
+    files = [file for file in folder.rglob("*") if file.is_file()]
     damaged = [file for file in files if file.parent.name == DAMAGED]
-    used = max([place.stat().st_mtime, *(file.stat().st_mtime for file in files)])
+    used = max([folder.stat().st_mtime, *(file.stat().st_mtime for file in files)])
     return Part(
-        kind, place, len(files) - len(damaged), sum(file.stat().st_size for file in files), used,
-        tuple(uses.get(place.name, ())), _made_by(kind, place), len(damaged),
+        kind, folder, len(files) - len(damaged), sum(file.stat().st_size for file in files), used,
+        tuple(uses.get(folder.name, ())), _made_by(folder), len(damaged),
     )  # fmt: skip
 
 
-def _made_by(kind: str, place: Path) -> str:
-    """The recipe's main facts in a few words; for people alone, so that a damaged one is just not told."""
-    path = place / ("memo.json" if kind == "index" else "recipe.json")
+def _made_by(folder: Path) -> str:
+    """The recipe's main facts in a few words, for people; a corrupt one is left out."""
     try:
-        facts = json.loads(path.read_bytes())
-        if kind == "index":
-            return str(facts["summary"])
-        told = {name: str(facts[name])[:length] for name, length in TOLD.items() if facts.get(name) is not None}
-        return ", ".join(f"{name} {value}" for name, value in told.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        facts = json.loads((folder / "recipe.json").read_bytes())
+        shown = {
+            name: str(facts[name])[:length] for name, length in SHOWN_FIELDS.items() if facts.get(name) is not None
+        }
+        return ", ".join(f"{name} {value}" for name, value in shown.items())
+    except (OSError, ValueError, TypeError, AttributeError):
         return "?"
 
 
 def _uses(here: Sequence[Path]) -> dict[str, list[str]]:
     """Outputs by the digest of each recipe that their provenance names."""
-    found: dict[str, list[str]] = {}
+    uses: dict[str, list[str]] = {}
     for top in here:
         for path in sorted(top.rglob(PROVENANCE)):
             for facts in _recipes(provenance(path.parent)):
-                found.setdefault(digest(facts), []).append(path.parent.relative_to(top).as_posix())
-    return found
+                uses.setdefault(digest(facts), []).append(path.parent.relative_to(top).as_posix())
+    return uses
 
 
 def _recipes(facts: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A provenance itself and each object in it: any may be the recipe of rows."""
+    """A provenance and each object in it: any may be the recipe of rows."""
     yield facts
     for value in facts.values():
         if isinstance(value, dict):
@@ -156,5 +161,5 @@ def _recipes(facts: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _leftovers(store: Path) -> list[Path]:
-    """Half-written files and folders of processes that were killed; all are, while the store is held alone."""
+    """Incomplete files and folders of killed processes: no other process writes while the store is locked."""
     return [left for kind in KINDS if not (store / kind).is_symlink() for left in (store / kind).rglob(".*.partial")]

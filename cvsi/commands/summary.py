@@ -1,7 +1,7 @@
 """The metrics of all runs of `params.yaml` side by side: rows, averages over categories, and tables of them.
 
-Runs of one protocol share a table. A dataset's categories (FashionIQ's) belong together where format and backbone are
-the same; their average is that of the categories that were run, each counting the same.
+Runs of one protocol share a table. A format may say that its datasets are parts of one benchmark (FashionIQ's
+categories); their average is over the parts that were run with one backbone, each counting the same.
 """
 
 import json
@@ -16,11 +16,12 @@ from cvsi.commands import consistency
 from cvsi.core import paths
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import Params, Run, explain
-from cvsi.datasets.metrics import PROTOCOLS, Protocol
+from cvsi.datasets.formats import FORMATS, format_of, settings_of
+from cvsi.datasets.metrics import Protocol
 
 COUNTS = {"queries": "queries", "dropped": "drop-\nped", "fallbacks": "fall-\nbacks"}  # with their heads
-Found = dict[str, dict[str, FiniteFloat]]
-METRICS: TypeAdapter[Found] = TypeAdapter(Found)
+Metrics = dict[str, dict[str, FiniteFloat]]
+METRICS: TypeAdapter[Metrics] = TypeAdapter(Metrics)
 
 
 class Line(BaseModel):
@@ -46,7 +47,7 @@ class Unscored(BaseModel):
 
 
 class Summary(BaseModel):
-    """All runs: what has metrics, averages over categories, what has none, submissions, and what is doubtful."""
+    """All runs: those with metrics, averages over categories, those without, submissions, and warnings (`doubts`)."""
 
     runs: list[Line]
     averages: list[Line]
@@ -60,34 +61,36 @@ def collect(settings: Params) -> Summary:
     lines, without, submissions = [], [], {}
     for name, run in settings.runs.items():
         folder = paths.folder("scores", run.dataset, run.backbone)
-        found = read(folder / "metrics.json")
-        sent = [str(path) for path in sorted((folder / "submissions").glob("*.json"))]
-        if sent:
-            submissions[name] = sent
-        if found is None:
+        metrics = read(folder / "metrics.json")
+        files = [str(path) for path in sorted((folder / "submissions").glob("*.json"))]
+        if files:
+            submissions[name] = files
+        if metrics is None:
             without.append(Unscored(run=name, why=f"no scores yet; dvc repro makes {folder}"))
-        elif not found:
-            where = f"its submission lies in {folder / 'submissions'}" if sent else f"its rankings lie in {folder}"
+        elif not metrics:
+            where = f"its submission is in {folder / 'submissions'}" if files else f"its rankings are in {folder}"
             without.append(Unscored(run=name, why=f"no labelled split; {where}"))
         else:
-            lines += _lines(name, run, settings, found)
+            lines += _lines(name, run, settings, metrics)
     averages, left_out = _averages(lines)
     averaged = [names for average in averages if (names := _behind(average, lines))]
-    doubtful = consistency.of_summary(settings, [line.run for line in lines], averaged)
+    warnings = consistency.of_summary(settings, [line.run for line in lines], averaged)
     return Summary(
-        runs=lines, averages=averages, without=without + left_out, submissions=submissions, doubts=doubtful
+        runs=lines, averages=averages, without=without + left_out, submissions=submissions, doubts=warnings
     )  # fmt: skip
 
 
 def tables(summary: Summary) -> Iterator[Table]:
     """A table for each protocol among the runs: its main metric with interval, other cut-offs, and counts."""
-    everything = summary.runs + summary.averages
-    for protocol in dict.fromkeys(PROTOCOLS[line.format] for line in everything):
-        lines = [line for line in everything if PROTOCOLS[line.format] == protocol]
-        yield _table(protocol, lines, summary.averages)
+    groups: dict[tuple[str, ...], list[Line]] = {}
+    for line in summary.runs + summary.averages:
+        protocol = _protocol(line.format)
+        groups.setdefault((protocol.main, *protocol.names()), []).append(line)
+    for lines in groups.values():
+        yield _table(_protocol(lines[0].format), lines, summary.averages)
 
 
-def read(path: Path) -> Found | None:
+def read(path: Path) -> Metrics | None:
     """`{split: {name: number}}`, or None where there is no such file."""
     try:
         return METRICS.validate_json(path.read_bytes())
@@ -97,27 +100,29 @@ def read(path: Path) -> Found | None:
         raise CvsiError(f"{path}: {explain(error)}; run the stage scores again (dvc repro)") from None
 
 
-def _lines(name: str, run: Run, settings: Params, found: Found) -> list[Line]:
-    dataset = settings.dataset(run.dataset)
-    lines = [
-        Line(
-            run=name,
-            backbone=run.backbone,
-            format=dataset.format,
-            split=split,
-            category=dataset.category,
-            metrics=metrics,
-        )
-        for split, metrics in found.items()
-    ]
-    wanted = [*PROTOCOLS[dataset.format].names(), *COUNTS]
-    for line in lines:
-        missing = [metric for metric in wanted if metric not in line.metrics]
-        if missing:
-            raise CvsiError(
-                f"{paths.folder('scores', run.dataset, run.backbone) / 'metrics.json'}: split {line.split} lacks "
-                f"{', '.join(missing)}; run the stage scores again (dvc repro)"
+def _protocol(dataset_format: str) -> Protocol:
+    return FORMATS.get(dataset_format, "summary").protocol
+
+
+def _lines(name: str, run: Run, settings: Params, metrics: Metrics) -> list[Line]:
+    dataset, path = settings.dataset(run.dataset), paths.folder("scores", run.dataset, run.backbone) / "metrics.json"
+    wanted = [format_of(dataset, run.dataset).protocol.main, *COUNTS]
+    category = settings_of(dataset, run.dataset).averaged_as
+    lines = []
+    for split, values in metrics.items():
+        if missing := [metric for metric in wanted if metric not in values]:
+            names = ", ".join(missing)
+            raise CvsiError(f"{path}: split {split} without {names}; run the stage scores again (dvc repro)")
+        lines.append(
+            Line(
+                run=name,
+                backbone=run.backbone,
+                format=dataset.format,
+                split=split,
+                category=category,
+                metrics=values,
             )
+        )
     return lines
 
 
@@ -150,8 +155,8 @@ def _behind(average: Line, lines: Iterable[Line]) -> list[str]:
 
 
 def _mean(group: list[Line]) -> dict[str, float]:
-    """The mean of every metric of the protocol, and the sum of the counts; an interval cannot be had from means."""
-    names = PROTOCOLS[group[0].format].names()
+    """The mean of every metric that all have, and the sum of the counts; means alone give no interval."""
+    names = [name for name in _protocol(group[0].format).names() if all(name in line.metrics for line in group)]
     means = {name: sum(line.metrics[name] for line in group) / len(group) for name in names}
     return means | {name: sum(line.metrics[name] for line in group) for name in COUNTS}
 
@@ -170,7 +175,7 @@ def _table(protocol: Protocol, lines: list[Line], averages: list[Line]) -> Table
     for line in lines:
         low, high = (line.metrics.get(f"{protocol.main} {end}") for end in ("low", "high"))
         interval = "-" if low is None or high is None else f"{low:.1f} to {high:.1f}"
-        values = (f"{line.metrics[name]:.1f}" for name in others)
+        values = (f"{line.metrics[name]:.1f}" if name in line.metrics else "-" for name in others)
         counts = (f"{line.metrics[name]:,.0f}" for name in COUNTS)
         main = f"{line.metrics[protocol.main]:.2f}"
         label = f"{line.run}, {line.backbone}" if line in averages else line.run

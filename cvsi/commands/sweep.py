@@ -1,11 +1,11 @@
-"""The index and the vectors to the metrics of hundreds of weightings: a search that encodes and ranks nothing anew.
+"""The index and the vectors to the metrics of hundreds of weightings: a search that encodes nothing and sorts nothing.
 
-It lies outside every stage: it reads what stages (or another program) made, and none reads what it writes. Weights
-chosen on the split they are reported on are no result, so it says that each time.
+It is not a stage: it reads what stages (or another program) made, and no stage reads its output. Weights that were
+chosen on the split on which they are reported are no result, so each call prints that.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -15,16 +15,22 @@ import pyarrow as pa
 import torch
 
 from cvsi.commands import sweep_grid, sweep_plots, sweep_ranks
-from cvsi.commands.sweep_grid import PARTS
+from cvsi.commands.sweep_grid import Components, Sweep
 from cvsi.core import tables
-from cvsi.core.console import Meter, count, say
+from cvsi.core.console import Meter, count, info
+from cvsi.core.devices import device
 from cvsi.core.errors import CvsiError
-from cvsi.core.params import Params
-from cvsi.core.schema import GALLERY_PARTS, QUERY_PARTS
+from cvsi.core.params import PATH, Params
+from cvsi.core.vector_columns import names_of
+from cvsi.datasets.formats import format_of
 from cvsi.datasets.metrics import Protocol
-from cvsi.evaluation.fusion import weightings
-from cvsi.evaluation.ranking import LOWEST, Ranking
-from cvsi.evaluation.scores import Judge
+from cvsi.evaluation import OWN, methods, queries, vectors
+from cvsi.evaluation.fusion import Form
+from cvsi.evaluation.metrics import with_ranks
+from cvsi.evaluation.queries import QueryTable
+from cvsi.evaluation.ranking import group_ranks
+from cvsi.evaluation.target_ranks import LAST
+from cvsi.evaluation.vectors import RunVectors
 
 DEFAULT_PARTS, DEFAULT_STEP = ("edited", "pseudo", "reference"), 0.1
 BATCH = 32  # weightings of a sum
@@ -32,104 +38,121 @@ MEMORY = 512 * 2**20  # bytes of products at a time
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """What was found: a row a split and weighting, best first, and what that took.
+class Inputs:
+    """What every weighting is evaluated on: labelled queries, vectors with their columns, and the metrics."""
 
-    `frame` has `split`, `name` (the weighting's names, joined by commas, or empty), `PARTS` and the protocol's metrics
-    in percent. `number` weightings took `seconds`, the reading of vectors included.
-    """
-
-    frame: pl.DataFrame
+    table: QueryTable
+    vectors: RunVectors
+    components: Components
     protocol: Protocol
-    number: int
-    seconds: float
-
-    @property
-    def rate(self) -> float:
-        """Weightings a minute."""
-        return 60 * self.number / self.seconds
+    device: torch.device
 
 
 def build(
     name: str, backbone: str, params: Params, parts: Sequence[str] = DEFAULT_PARTS, step: float = DEFAULT_STEP,
     memory: int = MEMORY,
 ) -> Sweep:  # fmt: skip
-    """Judge a grid of weightings and write `cache/<name>/<backbone>/sweep`: the table, a DVC plot, a picture.
+    """Evaluate a grid of weightings and write `cache/<name>/<backbone>/sweep`: the table, a DVC plot, a picture.
 
-    The grid is the simplex of the query parts that the dataset's fusion has and of `parts`, times the gallery's two, by
-    `step`; named weightings come on top. Raises CvsiError for what cannot be searched.
+    The grid is the simplex of the query columns of the dataset's fusion and of `parts`, times that of the gallery's
+    columns, by `step`; named methods are added. Raises CvsiError for what cannot be searched.
     """
-    began, fusion = time.perf_counter(), params.dataset(name).fusion
-    params.backbone(backbone)  # one that params.yaml does not know is an error
-    used = sweep_grid.used(parts, fusion)
-    table = sweep_grid.points(used, step)
-    lattice = pl.DataFrame(table, schema=PARTS)
-    judge = Judge(name, backbone, params)
-    if not judge.labelled:
-        raise CvsiError(f"{name}: no split has labels, so no weighting can be judged; sweep a labelled dataset instead")
-    if not judge.gallery.size:
-        raise CvsiError(f"{judge.gallery.where}: no image is in the gallery; run the stage index again")
-    missing = [part for part in used if part not in judge.vectors.column_names]
-    if missing:
-        raise CvsiError(f"{judge.where}: no column '{missing[0]}'; name other --parts, or run the stage query_vectors")
-    names, table = sweep_grid.with_named(
-        table, {key: value for key, value in weightings(fusion).items() if judge.can(value)}
-    )
-    say(f"{count(len(table), 'weighting')} on {', '.join(judge.labelled)}, {count(judge.gallery.size, 'image')}")
-    frame = judged(judge, names, table, memory)
-    found = Sweep(frame, judge.protocol, len(table), time.perf_counter() - began)
-    recipe = {"fusion": fusion.model_dump(), "format": params.dataset(name).format, "parts": used, "step": step}
-    columns = {"split": pa.string(), "name": pa.string()} | dict.fromkeys(frame.columns[2:], pa.float64())
-    main, title = judge.protocol.main, f"{name}, {backbone}"
+    began = time.perf_counter()
+    params.backbone(backbone)  # a name that params.yaml does not define is an error
+    forms = weights_by_name(params, name)
+    own = forms[OWN]
+    sweep_grid.check_step(step, len({*parts, *own.query}) or 1, max(len(own.gallery), 1))
+    inputs = read(name, backbone, params)
+    inputs.vectors.require(methods.fusion_of(params, name))
+    chosen = sweep_grid.used(inputs.components, parts, own)
+    table = sweep_grid.points(inputs.components, chosen, step)
+    lattice = pl.DataFrame(table, schema=inputs.components.names)
+    columns = set(inputs.components.names)
+    known = {key: form for key, form in forms.items() if {*form.query, *form.gallery} <= columns}
+    names, table = sweep_grid.with_named(inputs.components, table, known)
+    size = count(inputs.vectors.gallery.size, "image")
+    info(f"{count(len(table), 'weighting')} on {', '.join(inputs.table.labelled)}, {size}")
+    frame = evaluate(inputs, names, table, memory)
+    result = Sweep(frame, inputs.components, inputs.protocol, len(table), time.perf_counter() - began)
+    recipe = {
+        "fusion": methods.fusion_of(params, name).recipe(), "format": params.dataset(name).format, "parts": chosen,
+        "step": step,
+    }  # fmt: skip
+    schema = pa.schema({"split": pa.string(), "name": pa.string()} | dict.fromkeys(frame.columns[2:], pa.float64()))
     with tables.output("sweep", name, backbone, recipe) as out:
-        out.table("weightings.parquet", frame.to_arrow(), pa.schema(columns))
-        out.json("plot.json", sweep_plots.records(frame, lattice, used, main))
-        out.json("template.json", sweep_plots.TEMPLATE)
-        sweep_plots.draw(frame, lattice, used, main, title, out.file("sweep.png"))
-    return found
+        out.table("weightings.parquet", frame.to_arrow(), schema)
+        sweep_plots.write(out, result, lattice, chosen, f"{name}, {backbone}")
+    return result
 
 
-def judged(judge: Judge, names: Sequence[str], table: np.ndarray, memory: int = MEMORY) -> pl.DataFrame:
-    """The metrics of weightings [w, PARTS] on every labelled split, best first, equal ones in the order given."""
-    metrics, weights = judge.protocol.names(), {part: table[:, place] for place, part in enumerate(PARTS)}
+def weights_by_name(params: Params, name: str) -> dict[str, Form]:
+    """The weights of all methods that are plain products; raises CvsiError where the dataset's fusion is none."""
+    fusions = methods.table(params, name)
+    forms = {key: fusion.weights for key, fusion in fusions.items()}
+    if forms[OWN] is None:
+        kind = fusions[OWN].scorer.kind
+        raise CvsiError(f"{PATH}: datasets.{name}.fusion: a sweep searches weights (score form sum), not '{kind}'")
+    return {key: form for key, form in forms.items() if form is not None}
+
+
+def read(name: str, backbone: str, params: Params) -> Inputs:
+    """The inputs of a sweep; raises CvsiError without labels or without a gallery."""
+    table, gallery = queries.read(name)
+    if not table.labelled:
+        raise CvsiError(f"{name}: no split has labels, so no weighting can be evaluated; sweep a labelled dataset")
+    if not gallery.size:
+        raise CvsiError(f"{gallery.where}: no image is in the gallery; run the stage index again")
+    inputs = vectors.read(table.frame, gallery, backbone)
+    columns = Components(names_of(inputs.queries.schema), names_of(inputs.gallery_schema))
+    protocol = format_of(params.dataset(name), name).protocol
+    return Inputs(table, inputs, columns, protocol, device(params.compute))
+
+
+def evaluate(inputs: Inputs, names: Sequence[str], table: np.ndarray, memory: int = MEMORY) -> pl.DataFrame:
+    """The metrics of weightings [w, components] on every labelled split, best first, equal ones in the order given."""
+    weights = {name: table[:, index] for index, name in enumerate(inputs.components.names)}
     frames = []
-    for split in judge.labelled:
-        means = dict(zip(metrics, _means(judge, split, table, memory).T, strict=True))
+    for split in inputs.table.labelled:
+        means = _means(inputs, split, table, memory)
         frames.append(pl.DataFrame({"split": [split] * len(table), "name": list(names)} | weights | means))
     frame = pl.concat(frames)
-    return frame.sort("split", judge.protocol.main, descending=[False, True], maintain_order=True)
+    return frame.sort("split", inputs.protocol.main, descending=[False, True], maintain_order=True)
 
 
-def _means(judge: Judge, split: str, table: np.ndarray, memory: int) -> np.ndarray:
-    """The means over a split's queries of all metrics, [weightings, metrics], a group of queries at a time."""
-    sides = [[part for part in side if table[:, PARTS.index(part)].any()] for side in (QUERY_PARTS, GALLERY_PARTS)]
-    rows = np.flatnonzero((judge.queries["split"] == split).to_numpy())
+def _means(inputs: Inputs, split: str, table: np.ndarray, memory: int) -> dict[str, np.ndarray]:
+    """The means of all metrics over a split's queries, [weightings] by name, a group of queries at a time."""
+    components, names = inputs.components, inputs.protocol.names()
+    sides = [
+        [name for name in side if table[:, components.names.index(name)].any()]
+        for side in (components.query, components.gallery)
+    ]
+    rows = np.flatnonzero((inputs.table.frame["split"] == split).to_numpy())
     # Queries with many right answers first: those with a second one, say, are then one piece of memory.
-    order = np.argsort(-(judge.targets[rows] >= 0).sum(axis=1), kind="stable")
-    size = sweep_ranks.group_size(len(sides[0]) * len(sides[1]), judge.gallery.size, memory)
-    sums = np.zeros((len(table), len(judge.protocol.names())))
+    rows = rows[np.argsort(-(inputs.table.named.targets[rows] >= 0).sum(axis=1), kind="stable")]
+    size = sweep_ranks.group_size(len(sides[0]) * len(sides[1]), inputs.vectors.gallery.size, memory)
+    sums, numbers = ({name: np.zeros(len(table)) for name in names} for _ in range(2))
     for start in range(0, len(rows), size):
-        chosen = order[start : start + size]
+        group = rows[start : start + size]
         if size < len(rows):
-            say(f"{split}: queries {start + 1:,} to {start + len(chosen):,} of {len(rows):,}")
-        sums += _of_group(judge, split, rows, chosen, sides, table)
-    return np.asarray(sums / len(rows))
+            info(f"{split}: queries {start + 1:,} to {start + len(group):,} of {len(rows):,}")
+        for run, values in _values_of_group(inputs, group, sides, table):
+            for name, percent in values.items():
+                counts = ~np.isnan(percent)
+                sums[name][run] += np.where(counts, percent, 0).sum(axis=1)
+                numbers[name][run] += counts.sum(axis=1)
+    return {name: sums[name] / numbers[name] for name in names}
 
 
-def _of_group(
-    judge: Judge, split: str, rows: np.ndarray, chosen: np.ndarray, sides: list[list[str]], table: np.ndarray
-) -> np.ndarray:
-    """The sums of all metrics over the `chosen` of a split's `rows`, [weightings, metrics]."""
-    parts = sweep_ranks.products(judge, rows[chosen], *sides)
-    left, right = (table[:, [PARTS.index(part) for part in side]] for side in sides)
-    sums = np.zeros((len(table), len(judge.protocol.names())))
+def _values_of_group(
+    inputs: Inputs, rows: np.ndarray, sides: list[list[str]], table: np.ndarray
+) -> Iterator[tuple[slice, Mapping[str, np.ndarray]]]:
+    """Some weightings, and their values of every metric for some queries, [weightings, rows] by name."""
+    products = sweep_ranks.products(inputs.vectors, rows, sides[0], sides[1], inputs.device)
+    left, right = (table[:, inputs.components.indices(side)] for side in sides)
     with Meter(len(table), "weightings") as meter:
         for run in _runs(left):
-            rankings = _rankings(judge, rows[chosen], parts, left[run.start], right[run])
-            values = [judge.values(split, ranking) for ranking in rankings]
-            sums[run] = [[value[chosen].sum() for value in found.values()] for found in values]
+            yield run, _values(inputs, rows, products, left[run.start], right[run])
             meter.advance(run.stop - run.start)
-    return sums
 
 
 def _runs(left: np.ndarray) -> Iterator[slice]:
@@ -140,31 +163,27 @@ def _runs(left: np.ndarray) -> Iterator[slice]:
             yield slice(first, min(first + BATCH, stop))
 
 
-def _rankings(
-    judge: Judge, rows: np.ndarray, parts: torch.Tensor, left: np.ndarray, right: np.ndarray
-) -> Iterator[Ranking]:
-    """Rankings in which only the right answers of some queries stand, and the scores of their groups.
-
-    There is one for the query weights [asked] with each of the gallery weights [w, shown].
-    """
-    place_of = np.full(judge.queries.height, -1)
-    place_of[rows] = np.arange(len(rows))
-    mine = judge.barred[place_of[judge.barred[:, 0]] >= 0]
-    pairs = np.stack([place_of[mine[:, 0]], mine[:, 1]], axis=1)
-    arrays = (left.astype(np.float32), right.astype(np.float32), judge.targets[rows], judge.groups[rows], pairs)
-    query, gallery, targets, groups, barred = (torch.from_numpy(array).to(judge.device) for array in arrays)
-    never = sweep_ranks.is_barred(groups, barred, parts.shape[3])
-    ranks = sweep_ranks.ranks(parts, query, gallery, targets, barred).cpu().numpy()
-    probed = sweep_ranks.scores_at(parts, query, gallery, groups, never).cpu().numpy()
-    for place in range(len(right)):
-        yield _ranking(judge, rows, ranks[:, place], probed[:, place])
-
-
-def _ranking(judge: Judge, rows: np.ndarray, ranks: np.ndarray, probed: np.ndarray) -> Ranking:
-    protocol = judge.protocol
-    positions = np.full((judge.queries.height, max(*protocol.average_precision, *protocol.recall)), -1)
-    query, place = np.nonzero(ranks < positions.shape[1])
-    positions[rows[query], ranks[query, place]] = judge.targets[rows[query], place]
-    scores = np.full((judge.queries.height, probed.shape[1]), LOWEST, dtype=np.float32)
-    scores[rows] = probed
-    return Ranking(torch.from_numpy(positions), torch.empty(positions.shape[0], 0), torch.from_numpy(scores))
+def _values(
+    inputs: Inputs, rows: np.ndarray, products: torch.Tensor, left: np.ndarray, right: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The protocol's values for queries under the query weights [parts] with each of the gallery weights [w, parts]."""
+    named, number = inputs.table.named, len(right)
+    row_of = np.full(inputs.table.frame.height, -1)
+    row_of[rows] = np.arange(len(rows))
+    mine = named.excluded[row_of[named.excluded[:, 0]] >= 0]
+    pairs = np.stack([row_of[mine[:, 0]], mine[:, 1]], axis=1)
+    arrays = (left.astype(np.float32), right.astype(np.float32), named.targets[rows], named.groups[rows], pairs)
+    query, gallery, targets, groups, excluded = (torch.from_numpy(array).to(inputs.device) for array in arrays)
+    never = sweep_ranks.is_excluded(groups, excluded, products.shape[3])
+    ahead = sweep_ranks.ranks(products, query, gallery, targets, excluded).transpose(0, 1).cpu().numpy()
+    scores = sweep_ranks.scores_at(products, query, gallery, groups, never).transpose(0, 1).cpu().numpy()
+    # One table for all weightings, since a protocol computes each row by itself.
+    target_ranks = np.where(ahead < LAST, ahead + 1, 0).reshape(number * len(rows), -1)
+    in_group = group_ranks(
+        scores.reshape(number * len(rows), -1),
+        np.tile(named.groups[rows], (number, 1)),
+        np.tile(named.targets[rows, 0], number),
+    )
+    frame = pl.concat([inputs.table.frame[rows]] * number)
+    values = inputs.protocol.values(with_ranks(frame, target_ranks, in_group))
+    return {name: percent.reshape(number, len(rows)) for name, percent in values.items()}

@@ -1,68 +1,116 @@
-"""Parts and a step to the weightings of a sweep: a grid of weights that sum to 1, and the named weightings in it."""
+"""Columns and a step to the weightings of a sweep: a grid of weights that sum to 1, with the named methods in it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
+import polars as pl
 
 from cvsi.core.errors import CvsiError
-from cvsi.core.params import Fusion
-from cvsi.core.schema import GALLERY_PARTS, QUERY_PARTS
-from cvsi.evaluation.fusion import needs
+from cvsi.datasets.metrics import Protocol
+from cvsi.evaluation.fusion import Form
 
-PARTS = (*QUERY_PARTS, *GALLERY_PARTS)
 MOST = 200_000
 
 
-def used(parts: Sequence[str], fusion: Fusion) -> list[str]:
-    """The query parts of a grid: those asked for and those of the fusion; raises CvsiError for a name that is none."""
-    unknown = [part for part in parts if part not in QUERY_PARTS]
+@dataclass(frozen=True)
+class Components:
+    """The vector columns of both tables, in their order: the columns of a table of weightings [w, columns]."""
+
+    query: tuple[str, ...]
+    gallery: tuple[str, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """All of them, those of the queries first."""
+        return [*self.query, *self.gallery]
+
+    def indices(self, names: Sequence[str]) -> list[int]:
+        """The columns of these components in a table of weightings."""
+        return [self.names.index(name) for name in names]
+
+    def weights_of(self, form: Form) -> tuple[float, ...]:
+        """The weights of a form as a row of such a table."""
+        return tuple(
+            weights.get(name, 0.0) for side, weights in ((self.query, form.query), (self.gallery, form.gallery))
+            for name in side
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The outcome: a row per split and weighting, best first, and the time.
+
+    `frame` has `split`, `name` (the methods with these weights, joined by commas, or empty), the components and the
+    protocol's metrics in percent. `number` weightings took `seconds`, the reading of vectors included.
+    """
+
+    frame: pl.DataFrame
+    components: Components
+    protocol: Protocol
+    number: int
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Weightings per minute."""
+        return 60 * self.number / self.seconds
+
+
+def used(components: Components, names: Sequence[str], own: Form) -> list[str]:
+    """The query columns of a grid: the named ones and those of the fusion; raises CvsiError for an unknown one."""
+    unknown = [name for name in names if name not in components.query]
     if unknown:
-        raise CvsiError(f"--parts: no part '{unknown[0]}'; there are: {', '.join(QUERY_PARTS)}")
-    found = [part for part in QUERY_PARTS if part in parts or part in needs(fusion.query)]
-    if not found:
+        raise CvsiError(f"--parts: no query component '{unknown[0]}'; there are: {', '.join(components.query)}")
+    chosen = [name for name in components.query if name in names or name in own.query]
+    if not chosen:
         raise CvsiError(
-            f"--parts: none to weigh, and the dataset's fusion has none; there are: {', '.join(QUERY_PARTS)}"
+            f"--parts: no component to weigh, and the dataset's fusion has none; there are: "
+            f"{', '.join(components.query)}"
         )
-    return found
+    return chosen
 
 
-def points(parts: Sequence[str], step: float) -> np.ndarray:
-    """All weights of query parts that sum to 1, times image and caption that do: [weightings, PARTS] float64.
+def points(components: Components, chosen: Sequence[str], step: float) -> np.ndarray:
+    """All weights of the chosen query columns that sum to 1, times those of the gallery columns: [w, columns] float64.
 
     Raises CvsiError for a step that does not divide 1 or gives more than `MOST` weightings.
     """
+    steps = check_step(step, len(chosen), len(components.gallery))
+    left, right = _compositions(steps, len(chosen)), _compositions(steps, len(components.gallery))
+    table = np.zeros((len(left), len(right), len(components.names)))
+    table[:, :, components.indices(chosen)] = left[:, None]
+    table[:, :, components.indices(components.gallery)] = right[None]
+    return table.reshape(-1, len(components.names)) / steps
+
+
+def check_step(step: float, query: int, gallery: int) -> int:
+    """How often a step is in 1; raises CvsiError where it does not divide 1 or gives more than `MOST` weightings."""
     steps = round(1 / step) if 1e-6 <= step <= 1 else 0
     if not steps or abs(steps * step - 1) > 1e-9:
         raise CvsiError(f"--step {step:g}: a step must divide 1, as 0.1, 0.05 and 0.25 do")
-    number = math.comb(steps + len(parts) - 1, len(parts) - 1) * (steps + 1)
+    number = math.comb(steps + query - 1, query - 1) * math.comb(steps + gallery - 1, gallery - 1)
     if number > MOST:
         raise CvsiError(
-            f"--step {step:g}: {number:,} weightings of {len(parts)} query parts, more than {MOST:,}; "
+            f"--step {step:g}: {number:,} weightings of {query} query parts, more than {MOST:,}; "
             "take a larger step or fewer --parts"
         )
-    # A composition of `steps` into parts is where the bars stand among stars.
-    bars = np.array(list(combinations(range(steps + len(parts) - 1), len(parts) - 1)), dtype=np.int64)
-    ends = np.full((len(bars), 1), steps + len(parts) - 1)
-    left = np.diff(np.concatenate([np.full_like(ends, -1), bars, ends], axis=1), axis=1) - 1
-    image = np.arange(steps + 1)
-    table = np.zeros((len(left), steps + 1, len(PARTS)))
-    table[:, :, [PARTS.index(part) for part in parts]] = left[:, None]
-    table[:, :, PARTS.index("image")], table[:, :, PARTS.index("caption")] = image, steps - image
-    return table.reshape(-1, len(PARTS)) / steps
+    return steps
 
 
-def with_named(table: np.ndarray, named: dict[str, Fusion]) -> tuple[list[str], np.ndarray]:
-    """A grid with names where it holds a named weighting, and the others at its end; equal ones share a row."""
+def with_named(components: Components, table: np.ndarray, named: Mapping[str, Form]) -> tuple[list[str], np.ndarray]:
+    """A grid with names at named weightings, and those outside the grid at its end; equal ones share a row."""
     rows = {tuple(row): "" for row in table.tolist()}
-    for name, fusion in named.items():
-        key = weights_of(fusion)
+    for name, form in named.items():
+        key = components.weights_of(form)
         rows[key] = f"{rows[key]}, {name}" if rows.get(key) else name
     return list(rows.values()), np.array(list(rows))
 
 
-def weights_of(fusion: Fusion) -> tuple[float, ...]:
-    """A weighting's numbers in the order of `PARTS`."""
-    numbers = fusion.query.model_dump() | fusion.gallery.model_dump()
-    return tuple(float(numbers[part]) for part in PARTS)
+def _compositions(steps: int, parts: int) -> np.ndarray:
+    """All ways to write `steps` as an ordered sum of `parts` numbers from 0, [ways, parts]."""
+    bars = np.array(list(combinations(range(steps + parts - 1), parts - 1)), dtype=np.int64)
+    ends = np.full((len(bars), 1), steps + parts - 1)
+    return np.diff(np.concatenate([np.full_like(ends, -1), bars, ends], axis=1), axis=1) - 1

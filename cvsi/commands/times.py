@@ -1,7 +1,7 @@
-"""The records of `cache/.runs/` to a table: how long each stage took, and how many rows a second it computed; on what.
+"""The records of `cache/.runs/` to a table: how long each stage took, on which device, and its rows per second.
 
-`other` is what is left: starting the interpreter's libraries, and everything that is none of the four. Rows that are
-wanted need not be computed: some equal others (`equal`), some lie in the store (`found`).
+`other` is the remaining time: starting the interpreter's libraries, and everything else. Not every wanted row is
+computed: some are duplicates (`equal`), some are in the store (`stored`).
 """
 
 import json
@@ -13,14 +13,14 @@ from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, Va
 from rich import box
 from rich.table import Table
 
-from cvsi.core.console import complain, seconds
+from cvsi.core.console import seconds, warn
 from cvsi.core.paths import runs_folder
 
 PARTS = ("load", "read", "compute", "write")
 
 
 class StepRecord(BaseModel):
-    """What a run says of one kind of rows: how many it wanted, found and computed, and how long that took."""
+    """One kind of rows in a run's record: how many were wanted, stored and computed, and how long that took."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -39,7 +39,7 @@ class StepRecord(BaseModel):
 
 
 class RunRecord(BaseModel):
-    """What a stage wrote of one of its runs."""
+    """The record of one run of a stage."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -61,27 +61,27 @@ class RunRecord(BaseModel):
         return " ".join([self.stage, *self.arguments])
 
     @property
-    def circumstances(self) -> str:
-        """What it ran on and with, as far as it is on record."""
+    def environment(self) -> str:
+        """What it ran on and with, as far as it is recorded."""
         on = " on ".join(text for text in (self.device, ", ".join(self.hardware)) if text)
         versions = [f"{library} {version}" for library, version in self.libraries.items()]
         return ", ".join(text for text in (on, f"Python {self.python}", *versions) if text)
 
     @property
     def other(self) -> float:
-        """Seconds that no part accounts for."""
+        """The seconds that are in none of the parts."""
         return max(self.seconds - sum(self.times.values()), 0.0)
 
 
 def records(every: bool) -> list[RunRecord]:
-    """The runs on record, oldest first: all of them, or the latest of each stage and arguments that came to its end.
+    """The runs on record, oldest first: all of them, or the latest of each stage and arguments that ended well.
 
-    A record that can not be read is named on standard error and left out.
+    A record that cannot be read is named on standard error and left out.
     """
-    found = [record for file in sorted(runs_folder().glob("*.json")) if (record := _read(file)) is not None]
+    every_run = [record for file in sorted(runs_folder().glob("*.json")) if (record := _read(file)) is not None]
     if every:
-        return found
-    latest = {(record.stage, record.arguments): record for record in found if record.outcome == "done"}
+        return every_run
+    latest = {(record.stage, record.arguments): record for record in every_run if record.outcome == "done"}
     return sorted(latest.values(), key=lambda record: record.began)
 
 
@@ -90,20 +90,20 @@ def of_run(dataset: str, backbone: str) -> list[RunRecord]:
     return [record for record in records(False) if record.arguments in ((dataset,), (dataset, backbone))]
 
 
-def circumstances(found: Sequence[RunRecord]) -> list[str]:
+def environment(runs: Sequence[RunRecord]) -> list[str]:
     """A line for each kind of device, processor and versions that runs had, with these runs before it."""
     groups: dict[str, list[str]] = {}
-    for record in found:
-        groups.setdefault(record.circumstances, []).append(f"{record.name} ({seconds(record.seconds)})")
+    for record in runs:
+        groups.setdefault(record.environment, []).append(f"{record.name} ({seconds(record.seconds)})")
     return [f"{', '.join(dict.fromkeys(names))}: {where}" for where, names in groups.items()]
 
 
-def table(found: Sequence[RunRecord]) -> Table:
-    """A row a run, and below it one for each kind of rows that it looked for in the store."""
+def table(runs: Sequence[RunRecord]) -> Table:
+    """One row per run, and below it one for each kind of rows that it needed."""
     shown = Table("stage", "began (UTC)", box=box.SIMPLE_HEAD, pad_edge=False)
-    for head in ("took", *PARTS, "other", "wanted", "equal", "found", "computed", "a second"):
+    for head in ("took", *PARTS, "other", "wanted", "equal", "stored", "computed", "per second"):
         shown.add_column(head, justify="right", no_wrap=True)
-    for record in found:
+    for record in runs:
         parts = [_short(record.times.get(part)) for part in PARTS] if record.times else ["-"] * len(PARTS)
         ended = "" if record.outcome == "done" else " (did not end well)"
         other = _short(record.other) if record.times else "-"
@@ -126,21 +126,21 @@ def _read(file: Path) -> RunRecord | None:
     try:
         return RunRecord.model_validate_json(file.read_bytes())
     except ValidationError as error:
-        complain(f"{file}: not a readable record ({error.errors()[0]['msg']}); left out")
+        warn(f"{file}: not a readable record ({error.errors()[0]['msg']}); left out")
         return None
 
 
 @cache
 def rates() -> dict[tuple[str, str], float]:
-    """Rows a second by kind and recipe, of the latest recorded step that computed any, loading left out; read once."""
-    found: dict[tuple[str, str], float] = {}
+    """Rows per second by kind and recipe, of the latest recorded step that computed any, loading left out."""
+    latest: dict[tuple[str, str], float] = {}
     for file in sorted(runs_folder().glob("*.json"), reverse=True):
         try:
             steps = json.loads(file.read_text(encoding="utf-8"))["steps"]
         except (ValueError, KeyError):
-            continue  # half-written by a run that was killed; it measured nothing
+            continue  # the incomplete record of a killed run measured nothing
         for step in steps:
             if "recipe" in step and step["computed"]:
                 rate = step["computed"] / max(step["seconds"] - step["load_seconds"], 1e-3)
-                found.setdefault((step["kind"], step["recipe"]), rate)
-    return found
+                latest.setdefault((step["kind"], step["recipe"]), rate)
+    return latest

@@ -1,4 +1,4 @@
-"""A pack to rows of the store: all of it is checked before any is added, and what the store has stays as it is."""
+"""A pack to rows of the store: the whole pack is checked before a row is added, and stored rows are not replaced."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,14 +7,14 @@ import polars as pl
 
 from cvsi.commands import pack_format, pack_match
 from cvsi.commands.pack_format import SCHEMAS, Kind, Pack
-from cvsi.core.console import complain, count, say
+from cvsi.core.console import count, info, warn
 from cvsi.core.params import Params
-from cvsi.store.rows import Shelf
+from cvsi.store.rows import Store
 
 
 @dataclass
-class Tally:
-    """Rows of a kind: added, there before and equal, there before with other content."""
+class ImportCounts:
+    """Numbers of rows of a kind: added, already stored and equal, already stored with other content."""
 
     added: int = 0
     same: int = 0
@@ -22,53 +22,54 @@ class Tally:
 
 
 def unpack(folder: Path, params: Params) -> None:
-    """Add a pack's rows to the store, and say how many, and which datasets of params.yaml find them.
+    """Add a pack's rows to the store; prints how many, and which datasets of params.yaml use them.
 
     Raises CvsiError for a pack that is damaged, not well-formed, or of a later version; then nothing was added.
     """
     pack = pack_format.open_pack(folder)
     pack.check()
     kinds = pack.manifest.kinds
-    say(f"{folder}: {' and '.join(kinds)} of {pack.manifest.dataset}, whole (manifest SHA-256 {pack.sum})")
-    if strangers := pack.strangers():
-        complain(f"{folder}: {count(strangers, 'file')} that the manifest does not name, not opened")
+    info(f"{folder}: {' and '.join(kinds)} of {pack.manifest.dataset}, complete (manifest SHA-256 {pack.sum})")
+    if unlisted := pack.unlisted_files():
+        warn(f"{folder}: {count(unlisted, 'file')} that the manifest does not name, not opened")
     for kind in kinds:
-        tally = add(pack, kind, params.store)
-        say(f"{kind}: {count(tally.added, 'row')} added, {tally.same:,} were there (recipe {kinds[kind].recipe[:12]})")
-        if tally.other:
-            complain(f"{kind}: {count(tally.other, 'row')} in the store differ from the pack's; the store's stay")
+        counts = add(pack, kind, Store(Path(params.store)))
+        recipe = kinds[kind].recipe[:12]
+        info(f"{kind}: {count(counts.added, 'row')} added, {counts.same:,} already stored (recipe {recipe})")
+        if counts.other:
+            warn(f"{kind}: {count(counts.other, 'row')} in the store differ from the pack's; the store's are kept")
     for who, terms in pack.manifest.terms.items():
-        say(f"terms of {who}: {terms}")
-    _fit(pack, params)
+        info(f"terms of {who}: {terms}")
+    _match(pack, params)
 
 
-def add(pack: Pack, kind: Kind, store: str) -> Tally:
-    """Add the rows of a kind that the store lacks, a file at a time; stopped and run again it goes on."""
-    shelf, tally = Shelf(store, kind, pack.recipe(kind), SCHEMAS[kind]), Tally()
+def add(pack: Pack, kind: Kind, store: Store) -> ImportCounts:
+    """Add the rows of a kind that are missing in the store, file by file; a stopped run can be repeated."""
+    rows, counts = store.rows(kind, pack.recipe(kind), SCHEMAS[kind]), ImportCounts()
     for table in pack.parts(kind):
         keys = pl.Series("key", table["key"])
-        shelf.mend(keys)
-        lost = shelf.missing(keys)
-        known = pl.DataFrame(table).filter(~keys.is_in(lost.implode()))
-        stored = pl.DataFrame(shelf.take(known["key"]))
+        rows.quarantine_corrupt(keys)
+        missing = rows.missing(keys)
+        known = pl.DataFrame(table).filter(~keys.is_in(missing.implode()))
+        stored = pl.DataFrame(rows.get(known["key"]))
         same = sum(ours == theirs for ours, theirs in zip(stored.iter_rows(), known.iter_rows(), strict=True))
-        tally.added, tally.same, tally.other = (
-            tally.added + lost.len(), tally.same + same, tally.other + known.height - same,
-        )  # fmt: skip
-        if lost.len():
-            fresh = pl.DataFrame(table).filter(keys.is_in(lost.implode()))
-            shelf.add(fresh.to_arrow().cast(SCHEMAS[kind]))
-    return tally
+        counts.added += missing.len()
+        counts.same += same
+        counts.other += known.height - same
+        if missing.len():
+            fresh = pl.DataFrame(table).filter(keys.is_in(missing.implode()))
+            rows.append(fresh.to_arrow().cast(SCHEMAS[kind]))
+    return counts
 
 
-def _fit(pack: Pack, params: Params) -> None:
-    """Say what each dataset finds; models that are not here first, since they decide where it looks."""
+def _match(pack: Pack, params: Params) -> None:
+    """Print which rows each dataset uses; missing models first, since they decide the recipes."""
     own, others = pack_match.datasets(pack.manifest.dataset, params)
     kinds = [(kind, pack.recipe(kind), part.model) for kind, part in pack.manifest.kinds.items()]
-    asked = [(*each, name) for name in own for each in kinds]
-    for told in dict.fromkeys(pack_match.stand_in(*each, params) for each in asked):
-        if told:
-            say(told)
-    asked += [(*each, name) for name in others for each in kinds if pack_match.fits(each[0], each[1], name, params)]
-    for each in asked:
-        say(pack_match.line(*each, params))
+    pairs = [(*each, name) for name in own for each in kinds]
+    for line in dict.fromkeys(pack_match.alias_weights(*each, params) for each in pairs):
+        if line:
+            info(line)
+    pairs += [(*each, name) for name in others for each in kinds if pack_match.fits(each[0], each[1], name, params)]
+    for each in pairs:
+        info(pack_match.line(*each, params))

@@ -1,7 +1,6 @@
-"""What a stage says: lines with its name before them, and progress with rate and remaining time.
+"""Messages of a stage: lines that begin with its name, and progress with rate and remaining time.
 
-On a terminal progress is a bar; elsewhere (DVC logs, CI) a plain line every few seconds. Nothing here ends up in an
-artifact.
+On a terminal progress is a bar; elsewhere (DVC logs, CI) a plain line every few seconds.
 """
 
 import os
@@ -19,29 +18,29 @@ if TYPE_CHECKING:
 
 PLAIN_SECONDS = 5.0
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-_speaker = "cvsi"
+_prefix = "cvsi"
 
 
-def speak_as(name: str) -> None:
-    """Put this name before every line from now on."""
-    global _speaker
-    _speaker = name
+def set_prefix(name: str) -> None:
+    """Begin every line with this name from now on."""
+    global _prefix
+    _prefix = name
 
 
 def plain(text: str) -> str:
-    """The text with every control character spelled out, so that a name in a message can not steer a terminal."""
-    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+    """The text with every control character spelled out, so that a name in a message cannot control a terminal."""
+    return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
-def say(text: str) -> None:
+def info(text: str) -> None:
     """Print one line to standard output, at once."""
-    sys.stdout.write(f"{_speaker}: {plain(text)}\n")
+    sys.stdout.write(f"{_prefix}: {plain(text)}\n")
     sys.stdout.flush()
 
 
-def complain(text: str) -> None:
+def warn(text: str) -> None:
     """Print one line to standard error, at once; line breaks in it become blanks."""
-    sys.stderr.write(f"{_speaker}: {plain(' '.join(text.split()))}\n")
+    sys.stderr.write(f"{_prefix}: {plain(' '.join(text.split()))}\n")
     sys.stderr.flush()
 
 
@@ -64,8 +63,8 @@ def seconds(value: float) -> str:
 
 
 @contextmanager
-def chatter_to(path: Path) -> Iterator[None]:
-    """Send what libraries print meanwhile, on both streams and from C++ too, to the end of a file."""
+def redirect_output(path: Path) -> Iterator[None]:
+    """Append what libraries print inside, on both streams and from C++ too, to a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -99,13 +98,13 @@ class Meter:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
-            self._bar = Progress(TextColumn(f"{_speaker}:"), *columns, transient=True)
+            self._bar = Progress(TextColumn(f"{_prefix}:"), *columns, transient=True)
             self._task = self._bar.add_task(self.noun, total=self.total, rate="")
             self._bar.start()
         return self
 
     def advance(self, number: int) -> None:
-        """Say that `number` more are done."""
+        """Count `number` more as done."""
         self.done += number
         now = time.monotonic()
         rate = self.done / max(now - self.began, 1e-9)
@@ -114,7 +113,7 @@ class Meter:
         elif now - self._last >= PLAIN_SECONDS and self.done < self.total:
             self._last = now
             left = seconds((self.total - self.done) / rate)
-            say(f"{self.done:,} of {self.total:,} {self.noun} ({rate:,.1f} a second, {left} left)")
+            info(f"{self.done:,} of {self.total:,} {self.noun} ({rate:,.1f} a second, {left} left)")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

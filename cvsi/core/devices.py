@@ -1,39 +1,48 @@
-"""Which device and precision a model computes with: settled here, once, from the parameters and the machine."""
+"""The device and the precision that a model computes with: decided here, from the parameters and the machine."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cvsi.core import run_log
 from cvsi.core.errors import CvsiError
-from cvsi.core.params import Compute
-from cvsi.core.settings import Precision
+from cvsi.core.params import Compute, Precision
 
 if TYPE_CHECKING:
     import torch
 
 NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+DRIVERS = ("nvidia*", "dxg", "kfd")  # NVIDIA's, that of Windows' Linux, AMD's
+
+
+def device_kind(compute: Compute) -> str:
+    """`cuda` or `cpu`: the kind of device that models compute on.
+
+    torch, which takes seconds to import, is only imported where a GPU's driver is present.
+    """
+    if compute.device == "cuda":
+        return "cuda"
+    if compute.device == "cpu" or not any(any(Path("/dev").glob(name)) for name in DRIVERS):
+        return "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def device(compute: Compute, worker: int = 0) -> "torch.device":
-    """The device to compute on: as told, or a GPU where there is one; workers take the GPUs there are in turn.
+    """The device of a worker: the CPU, or one of the GPUs, which workers take in turn; written to the run's record."""
+    import torch
 
-    The run's record says which it was.
-    """
-    import torch  # seconds of imports, which looking at what is there must not cost
-
-    if compute.device == "cuda" and not torch.cuda.is_available():
+    kind = device_kind(compute)
+    if kind == "cuda" and not torch.cuda.is_available():
         raise CvsiError("params.yaml: compute.device is cuda, but no GPU can be used here; set it to auto or cpu")
-    if compute.device == "cpu" or not torch.cuda.is_available():
-        run_log.note(device="cpu")
-        return torch.device("cpu")
-    run_log.note(device="cuda")
-    return torch.device("cuda", worker % torch.cuda.device_count())
+    run_log.record(device=kind)
+    return torch.device("cpu") if kind == "cpu" else torch.device("cuda", worker % torch.cuda.device_count())
 
 
-def precision(asked: Precision, on: str) -> str:
-    """The precision to compute in on a kind of device (`cuda`, `cpu`): as told, or bf16 on a GPU and fp32 on a CPU."""
-    if asked != "auto":
-        return asked
+def precision(chosen: Precision, on: str) -> str:
+    """The precision on a kind of device (`cuda`, `cpu`): the chosen one; `auto` is bf16 on a GPU and fp32 on a CPU."""
+    if chosen != "auto":
+        return chosen
     return "bf16" if on == "cuda" else "fp32"
 
 
@@ -42,8 +51,3 @@ def dtype(name: str) -> Any:
     import torch
 
     return getattr(torch, NAMES[name])
-
-
-def has_gpu() -> bool:
-    """Whether an NVIDIA GPU's driver is there; torch would know better and takes seconds to ask."""
-    return Path("/dev/nvidia0").exists()

@@ -1,16 +1,16 @@
-"""The one error that is shown to people: a line that names the file, the value and what to do."""
+"""The error that users see: one line that names the file, the value and what to do."""
 
 import json
 
 
 class CvsiError(Exception):
-    """Something the user can mend; its text is printed as it is, without a traceback."""
+    """Something the user can correct; its text is printed without a traceback."""
 
 
 def cause(error: BaseException, secret: str = "") -> str:
-    """A library's error as the end of a line of ours: 200 characters at most, never its advice to read pickles.
+    """A library's error as the end of a line of ours: 200 characters at most, without its advice to read pickles.
 
-    `secret` is taken out before the text is cut, also where it is quoted as Python or JSON would.
+    `secret` is removed before the text is cut, also where it is quoted as in Python or JSON.
     """
     text = " ".join(str(error).split())
     for spelling in {secret, repr(secret)[1:-1], json.dumps(secret)[1:-1]} - {""}:

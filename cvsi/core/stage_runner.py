@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import typer
 
 from cvsi.core import run_log
-from cvsi.core.console import complain, speak_as
+from cvsi.core.console import set_prefix, warn
 from cvsi.core.errors import CvsiError
 from cvsi.core.paths import runs_folder
 
@@ -24,7 +24,7 @@ ADVICE = {
     errno.ENOSPC: "make room on that disk, then run it again; finished blocks are kept",
     errno.EDQUOT: "make room within the quota, then run it again; finished blocks are kept",
     errno.EFBIG: "raise the limit on a file's size (ulimit -f), then run it again; finished blocks are kept",
-    errno.EROFS: "make that folder writable, or name another place for the store in params.yaml",
+    errno.EROFS: "make that folder writable, or name another store in params.yaml",
     errno.EACCES: "make it readable and its folder writable for you, then run it again",
     errno.EPERM: "make it readable and its folder writable for you, then run it again",
 }
@@ -44,7 +44,7 @@ def run(stage: Callable[..., None]) -> None:
     """Run a stage from the command line and exit: 0, 1 on an error (one line), 128 + n on signal n."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a path or a text must never be what stops a stage
+            stream.reconfigure(errors="backslashreplace")  # a path or a text must never stop a stage
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
     @wraps(stage)
@@ -57,7 +57,7 @@ def run(stage: Callable[..., None]) -> None:
 
 def _guard(stage: Callable[..., None], arguments: list[str], work: Callable[[], None]) -> None:
     name, began = stage.__name__, BEGAN
-    speak_as(" ".join([name, *arguments]))
+    set_prefix(" ".join([name, *arguments]))
     try:
         _on_signals(_stop)
         work()
@@ -71,21 +71,21 @@ def _guard(stage: Callable[..., None], arguments: list[str], work: Callable[[], 
     except Exception as error:
         reason = f"{type(error).__name__}: {str(error)[:300]}"
         _end(name, arguments, began, 1, f"a bug, please report it {_kept(name)}: {reason}")
-    lost = _record(name, arguments, began, "done")
-    if lost:
-        complain(f"done, but {lost}")
+    failure = _record(name, arguments, began, "done")
+    if failure:
+        warn(f"done, but {failure}")
 
 
 def _end(name: str, arguments: list[str], began: float, code: int, line: str) -> NoReturn:
-    """Say the line and leave at once: threads of engines must not delay the end."""
-    lost = _record(name, arguments, began, line)
-    complain(f"{line} ({lost})" if lost else line)
+    """Print the line and exit at once: threads of engines must not delay the end."""
+    failure = _record(name, arguments, began, line)
+    warn(f"{line} ({failure})" if failure else line)
     sys.stdout.flush()
     os._exit(code)
 
 
 def _record(name: str, arguments: list[str], began: float, outcome: str) -> str:
-    """Write the run's record; why it could not be written, since a full disk that ends a stage takes none either."""
+    """Write the run's record; returns why it could not be written (a full disk that ends a stage prevents it too)."""
     try:
         run_log.save(name, arguments, began, outcome)
     except OSError as error:
@@ -94,7 +94,7 @@ def _record(name: str, arguments: list[str], began: float, outcome: str) -> str:
 
 
 def _kept(name: str) -> str:
-    """Write the traceback of a bug beside the records; the words that say where it is."""
+    """Write the traceback of a bug beside the records; returns words with its path."""
     details = runs_folder() / f"{name}-{os.getpid()}.traceback.txt"
     try:
         details.parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +105,7 @@ def _kept(name: str) -> str:
 
 
 def _explained(error: OSError) -> str:
-    """What the system refused, of which file, and what to do where that can be said."""
+    """The file, the error of the system, and advice where there is any."""
     line = f"{error.filename or 'input or output'}: {error.strerror or error}"
     return f"{line}; {ADVICE[error.errno]}" if error.errno in ADVICE else line
 
@@ -120,7 +120,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    complain(_stopped(number))
+    warn(_stopped(number))
     os._exit(128 + number)
 
 
@@ -129,19 +129,19 @@ def _stopped(number: int) -> str:
 
 
 def _unready(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """What the system refused while the script imports its libraries, in one line; a bug there shows as it is."""
+    """An error of the system while the script imports its libraries, in one line; a bug there keeps its traceback."""
     if not isinstance(error, OSError):
         sys.__excepthook__(kind, error, trace)
         return
-    speak_as(" ".join([Path(sys.argv[0]).stem, *sys.argv[1:]]))
-    complain(f"{_explained(error)}; libraries could not be loaded: look at the disk, at ulimit -f and at TMPDIR")
+    set_prefix(" ".join([Path(sys.argv[0]).stem, *sys.argv[1:]]))
+    warn(f"{_explained(error)}; libraries could not be loaded: look at the disk, at ulimit -f and at TMPDIR")
 
 
 def _own_code(workspace: Path) -> None:
-    """Start over with the package that lies beside the scripts, where another one was found.
+    """Restart with the package beside the scripts, where Python imported another one.
 
-    DVC runs experiments in copies of the workspace, with the code and prompts of then, and one environment may serve
-    several clones; both would run what the environment's own clone holds by now.
+    DVC runs experiments in copies of the workspace with their own code and prompts, and several clones may share one
+    environment; without this, both would run the code of the environment's own clone.
     """
     own, before = workspace / "cvsi" / "core" / Path(__file__).name, os.environ.get("PYTHONPATH", "")
     if own.is_file() and not own.samefile(__file__) and before.split(os.pathsep)[0] != str(workspace):

@@ -1,4 +1,4 @@
-"""JSON text that others wrote to typed values; a key that stands twice, NaN and half characters are refused."""
+"""JSON text that others wrote to typed values; duplicate keys, NaN and single surrogates are refused."""
 
 import json
 from collections import Counter
@@ -17,7 +17,7 @@ def parse_json(text: str, kind: type[T], where: str) -> T:
     try:
         value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
         if "\\ud" in text.lower():
-            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text; this raises ValueError
+            json.dumps(value, ensure_ascii=False).encode()  # a single surrogate is not text; this raises ValueError
         return TypeAdapter(kind).validate_python(value)
     except json.JSONDecodeError as error:
         raise CvsiError(f"{where}: broken JSON, {error.msg} (line {error.lineno}, column {error.colno})") from None
@@ -28,11 +28,11 @@ def parse_json(text: str, kind: type[T], where: str) -> T:
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"key {twice[:40]!r} stands twice in one object")
-    return found
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        ((duplicate, _),) = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"duplicate key {duplicate[:40]!r} in one object")
+    return content
 
 
 def _no_constant(text: str) -> Any:

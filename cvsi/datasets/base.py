@@ -1,4 +1,9 @@
-"""What every reader returns: the images and queries of a dataset as its annotations name them, nothing opened yet."""
+"""What every format's reader returns and what it is made with: a listing, annotation files, paths below the root.
+
+A listing is the images and queries of a dataset as its annotations name them; no image is opened yet. `check_listing`
+holds it against the rules that are the same for every format. All faults of a kind are reported together and name the
+file to correct.
+"""
 
 import os
 import stat
@@ -10,21 +15,36 @@ from typing import TypeVar
 import polars as pl
 
 from cvsi.core.errors import CvsiError
+from cvsi.core.params import Settings
 from cvsi.core.schema import QUERIES
 from cvsi.core.strict_json import parse_json
 
 T = TypeVar("T")
 MAX_TEXT = 1 << 30  # bytes of an annotation file
+LONGEST_WORD = 1_000  # characters; CLIP's tokenizer takes quadratic time for one word
+LONGEST_ID, LONGEST_INSTRUCTION = 1_000, 50_000  # characters; a benchmark's instructions have a few hundred at most
+LONGEST_SHOWN = 200  # characters of an id in a message
+NOT_NAMES = frozenset(("", ".", ".."))  # what is between slashes of a path that is absolute or not normalised
+OUTSIDE_ROOT = "a link that leaves the dataset's folder"
 NO_QUERIES = pl.DataFrame(QUERIES.empty_table())
 QUERY_COLUMNS = pl.Schema(NO_QUERIES.schema)
+
+
+class FormatSettings(Settings):
+    """The keys of a dataset in params.yaml that only its format has; none by default."""
+
+    @property
+    def averaged_as(self) -> str | None:
+        """The part of a benchmark that this dataset is, such as FashionIQ's category; the summary averages parts."""
+        return None
 
 
 @dataclass(frozen=True)
 class Listing:
     """Images (`image_id`, `path`, `in_gallery`) and queries (the columns of `schema.QUERIES`), in canonical order.
 
-    `sources` names the files the queries come from, by split, for messages; `ignored` counts files that are no images;
-    `refused` has paths of images that can not even be listed, with the reason.
+    `sources` names the files that the queries come from, by split, for messages; `ignored` counts files that are no
+    images; `refused` has paths of images that cannot be listed, with the reason.
     """
 
     images: pl.DataFrame
@@ -37,48 +57,107 @@ class Listing:
 def gallery(images: Mapping[str, str] | Iterable[tuple[str, str]]) -> pl.DataFrame:
     """Ids and paths as the `images` of a listing, all of them ranked."""
     pairs = list(images.items() if isinstance(images, Mapping) else images)
-    frame = pl.DataFrame(pairs, schema={"image_id": pl.String, "path": pl.String}, orient="row")
+    columns = {"image_id": [image for image, _ in pairs], "path": [path for _, path in pairs]}
+    frame = pl.DataFrame(columns, schema={"image_id": pl.String, "path": pl.String})
     return frame.with_columns(in_gallery=pl.lit(True))
 
 
 def load_json(path: Path, kind: type[T]) -> T:
-    """Read a JSON file as a typed value; raises CvsiError that names the file, the place and the reason."""
+    """Read a JSON file as a typed value; raises CvsiError that names the file, the position and the reason."""
     return parse_json(_text(path), kind, str(path))
 
 
 def load_lines(path: Path, kind: type[T]) -> list[T]:
-    """Read a JSON-lines file, a typed value a line; blank lines count but give nothing."""
-    numbered = enumerate(_text(path).split("\n"), start=1)  # what else Python takes for a line's end, JSON does not
+    """Read a JSON-lines file, one typed value per line; blank lines are numbered but give nothing."""
+    numbered = enumerate(_text(path).split("\n"), start=1)  # JSON allows Python's other line ends within a string
     return [parse_json(line, kind, f"{path} line {number}") for number, line in numbered if line.strip()]
 
 
-def inside(path: str, where: object) -> str:
-    """The path without `./` and `//`, if it stays below the dataset's root; else a CvsiError names `where` it stood."""
+def relative_path(path: str, where: object) -> str:
+    """The path without `./` and `//`; raises CvsiError, which begins with `where`, for one that leaves the root."""
+    if "\0" not in path and NOT_NAMES.isdisjoint(path.split("/")):
+        return path  # PurePosixPath takes seconds for the paths of a large gallery
     pure = PurePosixPath(path)
     if pure.is_absolute() or ".." in pure.parts or "\0" in path or str(pure) in ("", "."):
         raise CvsiError(f"{where}: path {path!r} leaves the dataset's folder; give one below it")
     return str(pure)
 
 
-def leaves(path: Path, root: Path) -> bool:
+def escapes_root(path: Path, root: Path) -> bool:
     """Whether a path, its links followed, is outside the folder `root`, whose links are followed too."""
     return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
 
 
-def annotation(root: Path, place: str) -> Path:
+def annotation_path(root: Path, name: str) -> Path:
     """The path of an annotation file below the dataset's root; raises CvsiError for a link that leaves it."""
-    file = root / place
-    if leaves(file, root):
-        raise CvsiError(f"{file}: a link that leaves the dataset's folder; copy the file into it")
+    file = root / name
+    if escapes_root(file, root):
+        raise CvsiError(f"{file}: {OUTSIDE_ROOT}; copy the file into it")
     return file
 
 
-def wanted_splits(asked: tuple[str, ...] | None, known: Sequence[str], root: Path) -> tuple[str, ...]:
+def wanted_splits(selected: tuple[str, ...] | None, known: Sequence[str], root: Path) -> tuple[str, ...]:
     """The splits to read, in known order; raises CvsiError for one that the format does not have."""
-    unknown = [split for split in asked or () if split not in known]
+    unknown = [split for split in selected or () if split not in known]
     if unknown:
         raise CvsiError(f"params.yaml: no split '{unknown[0]}' in {root}; there are: {', '.join(known)}")
-    return tuple(split for split in known if asked is None or split in asked)
+    return tuple(split for split in known if selected is None or split in selected)
+
+
+def check_listing(listing: Listing, root: Path) -> None:
+    """Raise CvsiError for ids that are duplicate, unknown or too long, and for instructions that are too long."""
+    _refuse_duplicates(listing.images, ["image_id"], str(root))
+    _refuse_duplicates(listing.queries, ["split", "query_id"], str(root))
+    _refuse_long_texts(listing, root)
+    _refuse_unknown_images(listing)
+
+
+def _refuse_duplicates(table: pl.DataFrame, columns: list[str], where: str) -> None:
+    duplicates = table.filter(table.select(columns).is_duplicated()).select(columns).unique(maintain_order=True)
+    if duplicates.height:
+        names = _first(" ".join(map(str, row)) for row in duplicates.iter_rows())
+        raise CvsiError(f"{where}: duplicate {columns[-1]}: {names}; ids must be unique")
+
+
+def _refuse_long_texts(listing: Listing, root: Path) -> None:
+    """Refuse ids and texts longer than any dataset has and any model reads."""
+    names = pl.concat([listing.images["image_id"], listing.queries["aspects"].explode().drop_nulls()])
+    long = names.filter(names.str.len_chars() > LONGEST_ID)
+    if long.len():
+        raise CvsiError(f"{root}: ids of more than {LONGEST_ID:,} characters: {_first(long)}; shorten them")
+    endless = listing.queries.filter(pl.col("instruction").str.len_chars() > LONGEST_INSTRUCTION)
+    if endless.height:
+        raise CvsiError(
+            f"{listing.sources[endless['split'][0]]}: instructions of more than {LONGEST_INSTRUCTION:,} characters: "
+            f"query {_first(endless['query_id'])}; shorten them"
+        )
+    for row in listing.queries.filter(pl.col("instruction").str.len_chars() > LONGEST_WORD).iter_rows(named=True):
+        if max(map(len, row["instruction"].split()), default=0) > LONGEST_WORD:
+            raise CvsiError(
+                f"{listing.sources[row['split']]}: a word of more than {LONGEST_WORD:,} characters in the instruction "
+                f"of query {row['query_id'][:LONGEST_SHOWN]}; shorten it"
+            )
+
+
+def _refuse_unknown_images(listing: Listing) -> None:
+    """Refuse queries that name an image which is not in the listing."""
+    ids = listing.images["image_id"]
+    for column in ("reference_id", "target_ids", "exclude_ids", "group_ids"):
+        named = listing.queries.select("query_id", "split", image=column)
+        if column != "reference_id":
+            named = named.explode("image").drop_nulls("image")
+        unknown = named.filter(~pl.col("image").is_in(ids.implode()))
+        if unknown.height:
+            split = unknown["split"][0]
+            names = _first(f"query {row['query_id']} names {row['image']!r}" for row in unknown.iter_rows(named=True))
+            raise CvsiError(f"{listing.sources[split]}: {column} not among the images: {names}; correct the annotation")
+
+
+def _first(names: Iterable[str], limit: int = 20) -> str:
+    """The first names, shortened, and how many more there are."""
+    listed = [name if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}..." for name in names]
+    more = f" and {len(listed) - limit:,} more" if len(listed) > limit else ""
+    return ", ".join(listed[:limit]) + more
 
 
 def _text(path: Path) -> str:

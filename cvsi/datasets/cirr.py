@@ -11,13 +11,26 @@ import polars as pl
 from pydantic import BaseModel
 
 from cvsi.core.params import Dataset
-from cvsi.datasets.base import NO_QUERIES, QUERY_COLUMNS, Listing, annotation, gallery, inside, load_json, wanted_splits
+from cvsi.datasets.base import (
+    NO_QUERIES,
+    QUERY_COLUMNS,
+    FormatSettings,
+    Listing,
+    annotation_path,
+    gallery,
+    load_json,
+    relative_path,
+    wanted_splits,
+)
+from cvsi.datasets.formats import Format
+from cvsi.datasets.metrics import Protocol, recall, subset_recall
+from cvsi.datasets.submissions import Submission
 
 SPLITS = ("val", "test1")
 
 
 class ImageSet(BaseModel):
-    """The similar images among which a query was asked."""
+    """A query's group of similar images."""
 
     members: list[str]
 
@@ -32,15 +45,15 @@ class Query(BaseModel):
     target_hard: str | None = None
 
 
-def read(dataset: Dataset) -> Listing:
-    """Read the splits that the dataset asks for; galleries of several splits are one."""
+def read(dataset: Dataset, settings: FormatSettings) -> Listing:
+    """Read the dataset's splits; the galleries of several splits become one."""
     root = Path(dataset.root)
     sources, images, tables = {}, {}, [NO_QUERIES]
     for split in wanted_splits(dataset.splits, SPLITS, root):
-        listed = annotation(root, f"cirr/image_splits/split.rc2.{split}.json")
-        for name, path in load_json(listed, dict[str, str]).items():
-            images[name] = inside(path, listed)
-        sources[split] = annotation(root, f"cirr/captions/cap.rc2.{split}.json")
+        image_list = annotation_path(root, f"cirr/image_splits/split.rc2.{split}.json")
+        for name, path in load_json(image_list, dict[str, str]).items():
+            images[name] = relative_path(path, image_list)
+        sources[split] = annotation_path(root, f"cirr/captions/cap.rc2.{split}.json")
         tables.append(queries(sources[split], split))
     return Listing(gallery(images), pl.concat(tables), sources)
 
@@ -62,3 +75,17 @@ def _row(query: Query, split: str) -> dict[str, object]:
         "group_ids": query.img_set.members,
         "aspects": [],
     }
+
+
+def _submission(metric: str, images: int, of_group: bool = False) -> Submission:
+    header = {"version": "rc2", "metric": metric}
+    return Submission("CIRR", metric, images, 4148, header=header, of_group=of_group, without_reference=True)
+
+
+FORMAT = Format(
+    settings=FormatSettings,
+    read=read,
+    protocol=Protocol("Recall@5", (*recall(1, 5, 10, 50), *subset_recall(1, 2, 3))),
+    submissions=(_submission("recall", 50), _submission("recall_subset", 3, of_group=True)),
+    queries=queries,
+)

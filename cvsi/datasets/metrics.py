@@ -1,31 +1,36 @@
-"""Ranked ids to numbers in percent: pure functions, one value a query, then means and an interval.
+"""Ranks of right answers to metrics in percent: pure functions of a table with one row per query.
 
-Hits are boolean matrices [queries, ranks]: whether the image at a rank is a right answer.
+The table has the columns of `queries.parquet`, in the index's order, and two more: `target_ranks`, the rank from 1 of
+each entry of `target_ids` (null past the first 1,000), and `group_rank`, the rank of the first target among the
+query's group (null where it is in none). A protocol is the list of metrics that a format's benchmark reports.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import polars as pl
 
-BOOTSTRAP_DRAWS = 1000
-BOOTSTRAP_SEED = 0
+
+@dataclass(frozen=True)
+class Metric:
+    """One number per query: the table to percent [queries] float64, NaN where a query does not count."""
+
+    name: str
+    values: Callable[[pl.DataFrame], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What a format's benchmark reports: cut-offs of each metric, and the metric that aspects and the interval use."""
+    """What a benchmark reports: its metrics in order, and the main one, which has an interval and values by aspect."""
 
     main: str
-    average_precision: tuple[int, ...] = ()
-    recall: tuple[int, ...] = ()
-    subset_recall: tuple[int, ...] = ()
+    metrics: tuple[Metric, ...]
 
     def names(self) -> list[str]:
-        """Every metric by name, in the order they are computed and read."""
-        kinds = (("mAP", self.average_precision), ("Recall", self.recall), ("Recall_subset", self.subset_recall))
-        return [f"{kind}@{k}" for kind, ks in kinds for k in ks]
+        """Every metric by name, in order."""
+        return [metric.name for metric in self.metrics]
 
     def cut_offs(self) -> list[str]:
         """The main metric's other cut-offs, and its kind within a query's group."""
@@ -33,13 +38,33 @@ class Protocol:
         kinds = (family, f"{family}_subset")
         return [name for name in self.names() if name.partition("@")[0] in kinds and name != self.main]
 
+    def values(self, table: pl.DataFrame) -> dict[str, np.ndarray]:
+        """Every metric for every query of a table, in percent: [queries] float64 by name."""
+        return {metric.name: metric.values(table) for metric in self.metrics}
 
-PROTOCOLS: Mapping[str, Protocol] = {
-    "circo": Protocol("mAP@10", average_precision=(5, 10, 25, 50), recall=(5, 10, 25, 50)),
-    "cirr": Protocol("Recall@5", recall=(1, 5, 10, 50), subset_recall=(1, 2, 3)),
-    "fashioniq": Protocol("Recall@10", recall=(1, 5, 10, 50)),
-    "folder": Protocol("mAP@10", average_precision=(5, 10), recall=(1, 5, 10, 50)),
-}
+
+def mean_average_precision(*cut_offs: int) -> tuple[Metric, ...]:
+    """`mAP@k`: the mean of AP@k over queries, for each cut-off."""
+    return tuple(Metric(f"mAP@{k}", partial(_average_precision, k)) for k in cut_offs)
+
+
+def recall(*cut_offs: int) -> tuple[Metric, ...]:
+    """`Recall@k`: whether the first target is within the first k, for each cut-off."""
+    return tuple(Metric(f"Recall@{k}", partial(_recall, k)) for k in cut_offs)
+
+
+def subset_recall(*cut_offs: int) -> tuple[Metric, ...]:
+    """`Recall_subset@k`: whether the first target is within the first k of the query's group, for each cut-off."""
+    return tuple(Metric(f"Recall_subset@{k}", partial(_subset_recall, k)) for k in cut_offs)
+
+
+def hits(table: pl.DataFrame, k: int) -> np.ndarray:
+    """Whether the image at each of the first k ranks is a right answer, [queries, k] bool."""
+    ranked = table.select("target_ranks").with_row_index("row").explode("target_ranks").drop_nulls("target_ranks")
+    ranked = ranked.filter(pl.col("target_ranks") <= k)
+    matrix = np.zeros((table.height, k), dtype=bool)
+    matrix[ranked["row"].to_numpy(), ranked["target_ranks"].to_numpy() - 1] = True
+    return matrix
 
 
 def average_precision(hits: np.ndarray, targets: np.ndarray, k: int) -> np.ndarray:
@@ -52,38 +77,18 @@ def average_precision(hits: np.ndarray, targets: np.ndarray, k: int) -> np.ndarr
     return np.asarray((precision * first).sum(axis=1) / np.minimum(targets, k))
 
 
-def recall(main_hits: np.ndarray, k: int) -> np.ndarray:
-    """Whether the main target of each query is within k, [q] float64 of 0 and 1."""
-    return np.asarray(main_hits[:, :k].any(axis=1), dtype=np.float64)
+def within(ranks: pl.Series, k: int) -> np.ndarray:
+    """100 where a rank is at most k, else 0; a null is not."""
+    return np.asarray((ranks <= k).fill_null(False).cast(pl.Float64).to_numpy() * 100)
 
 
-def per_query(
-    protocol: Protocol, hits: np.ndarray, main: np.ndarray, targets: np.ndarray, subset: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Every metric of a protocol for every query, in percent.
-
-    `hits` and `main` are [q, ranks] bool for all targets and for the first; `subset` is the first target's rank from 1
-    among the query's group (0 where there is none).
-    """
-    values = {f"mAP@{k}": average_precision(hits, targets, k) for k in protocol.average_precision}
-    values |= {f"Recall@{k}": recall(main, k) for k in protocol.recall}
-    values |= {f"Recall_subset@{k}": ((subset > 0) & (subset <= k)).astype(np.float64) for k in protocol.subset_recall}
-    return {name: 100 * value for name, value in values.items()}
+def _average_precision(k: int, table: pl.DataFrame) -> np.ndarray:
+    return 100 * average_precision(hits(table, k), table["target_ids"].list.len().to_numpy(), k)
 
 
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """The 95% bootstrap interval of a mean over queries: percentiles of the means of seeded resamples."""
-    draws = np.random.default_rng(BOOTSTRAP_SEED).integers(len(values), size=(BOOTSTRAP_DRAWS, len(values)))
-    low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
-    return float(low), float(high)
+def _recall(k: int, table: pl.DataFrame) -> np.ndarray:
+    return within(table["target_ranks"].list.first(), k)
 
 
-def summarise(protocol: Protocol, values: Mapping[str, np.ndarray], aspects: pl.Series) -> dict[str, float]:
-    """Means of all metrics, the main one's interval, and the main one by aspect, in the order they are read."""
-    found = {name: float(value.mean()) for name, value in values.items()}
-    main = values[protocol.main]
-    low, high = interval(main)
-    found |= {f"{protocol.main} low": low, f"{protocol.main} high": high}
-    by_aspect = pl.DataFrame({"aspect": aspects, "value": main}).explode("aspect").drop_nulls("aspect")
-    means = by_aspect.group_by("aspect").agg(pl.col("value").mean()).sort("aspect")
-    return found | {f"{protocol.main}/{aspect}": value for aspect, value in means.iter_rows()}
+def _subset_recall(k: int, table: pl.DataFrame) -> np.ndarray:
+    return within(table["group_rank"], k)

@@ -1,1 +1,3 @@
-"""Vectors to rankings, rankings to metrics and submissions, and all of it to the report."""
+"""Vectors to rankings, rankings to values per query, metrics and submissions, and all of it to the report."""
+
+OWN = "cvsi"  # the name of a dataset's own fusion in tables of methods

@@ -1,81 +1,101 @@
-"""Weights to vectors: parts of queries and gallery images become one vector each, whose dot product is the score.
+"""A block `fusion` of params.yaml to a typed fusion; `vectors` fuses the components by its weights.
 
-The score is bilinear, so known methods are corners of one space: each weighting below is a name for some weights.
+A fusion consists of linear forms (weights of query columns and gallery columns, whose weighted sums are multiplied) and
+the score form that combines them. The columns are those of the vector tables; no name of one is known here.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
-import polars as pl
-import pyarrow as pa
-import torch
-from torch import Tensor
+from pydantic import FiniteFloat, field_validator
 
-from cvsi.core import tables
 from cvsi.core.errors import CvsiError
-from cvsi.core.params import Fusion, GalleryWeights, QueryWeights
-from cvsi.core.vector_columns import numbers_of
+from cvsi.core.params import PATH, Name, Settings, checked
+from cvsi.core.schema import GALLERY_PARTS, QUERY_PARTS
+from cvsi.evaluation.scorers import Scorer, scorer_of
 
-KEY = pa.schema({"split": pa.string(), "query_id": pa.string()})
-
-IMAGE_ALONE = GalleryWeights(image=1.0)
-# PDV-F (arXiv 2502.07215) on edited captions, at the weights of its ViT-B/32 table.
-PDV_MIX, PDV_TEXT, PDV_IMAGE = 0.75, 1.4, 1.4
-
-
-def weightings(fusion: Fusion) -> dict[str, Fusion]:
-    """The named weightings in the order of the table: the dataset's own as `cvsi`, then the corners on images alone."""
-    corners = {
-        "edited": QueryWeights(edited=1.0),
-        "pseudo": QueryWeights(pseudo=1.0),
-        "image": QueryWeights(reference=1.0),
-        "text": QueryWeights(instruction=1.0),
-        "image+text": QueryWeights(reference=0.5, instruction=0.5),
-        "pdv": QueryWeights(
-            edited=PDV_MIX * PDV_TEXT + (1 - PDV_MIX) * PDV_IMAGE,
-            reference=1 - PDV_MIX,
-            source=PDV_MIX * (1 - PDV_TEXT) - (1 - PDV_MIX) * PDV_IMAGE,
-        ),
-    }
-    return {"cvsi": fusion} | {name: Fusion(query=query, gallery=IMAGE_ALONE) for name, query in corners.items()}
+Weights = dict[Name, FiniteFloat]
+SUM = {"kind": "sum"}
+# The order in which columns are added decides the last bit of a sum, so it must not depend on the order in a file.
+ORDER = {name: number for number, name in enumerate((*QUERY_PARTS, *GALLERY_PARTS))}
 
 
-def needs(weights: QueryWeights | GalleryWeights) -> dict[str, float]:
-    """The parts with a non-zero weight, by name."""
-    return {part: weight for part, weight in weights.model_dump().items() if weight != 0}
+class Form(Settings):
+    """A linear score: weights by column of both vector tables, any finite numbers; zeros are left out.
 
-
-def fuse(table: pa.Table, weights: Mapping[str, float], where: str) -> np.ndarray:
-    """The weighted sum of a table's vector columns, [rows, d] float32.
-
-    Raises CvsiError for a column that is missing, has another type or holds a number that is not finite.
+    With `unit`, both fused vectors are scaled to unit length, so that the score is a cosine.
     """
-    total: Tensor | None = None
-    for part, weight in weights.items():
-        # Scaled, then added: one operation for both may round the last numbers of an array otherwise than the rest.
-        scaled = numbers_of(table, part, where).to(torch.float32, copy=True).mul_(weight)
-        total = scaled if total is None else total.add_(scaled)
-    if total is None:
-        raise CvsiError(f"{where}: all weights are zero; give at least one part a weight in params.yaml")
-    fused: np.ndarray = total.numpy()
-    if not np.isfinite(fused).all():
-        raise CvsiError(f"{where}: vectors hold numbers that are not finite; run the stage that wrote them again")
-    return fused
+
+    query: Weights
+    gallery: Weights
+    unit: bool = False
+
+    @field_validator("query", "gallery")
+    @classmethod
+    def without_zeros(cls, weights: Weights) -> Weights:
+        """Leave zeros out, and put the columns in the order in which they are added."""
+        names = sorted(weights, key=lambda name: (ORDER.get(name, len(ORDER)), name))
+        return {name: weights[name] for name in names if weights[name] != 0}
 
 
-def query_order(queries: pl.DataFrame, vectors: pa.Table, where: str) -> pa.Table:
-    """The query vectors in the index's order, joined by (`split`, `query_id`); raises CvsiError for a missing one."""
-    places = pl.DataFrame(tables.fit(vectors, KEY, where)).with_row_index("place")
-    found = queries.join(places, on=["split", "query_id"], how="left", maintain_order="left")
-    lost = found.filter(pl.col("place").is_null())
-    if lost.height:
-        raise CvsiError(f"{where}: no vectors for query {lost['query_id'][0]} of split {lost['split'][0]}")
-    if found.height != queries.height:
-        raise CvsiError(f"{where}: a query has vectors twice; run the stage query_vectors again")
-    return vectors.take(found["place"].to_arrow())
+class Forms(Settings):
+    """The block of a score form that takes several linear scores."""
+
+    forms: dict[Name, Form]
 
 
-def describe(fusion: Fusion) -> str:
-    """Weights in words: `.6 edited + .4 pseudo, on .8 image + .2 caption`."""
-    sides = (needs(fusion.query), needs(fusion.gallery))
-    return ", on ".join(" + ".join(f"{weight:g} {part}" for part, weight in side.items()) for side in sides)
+@dataclass(frozen=True)
+class Fusion:
+    """How the components become scores: linear forms by name, in the order of the score form that combines them."""
+
+    forms: Mapping[str, Form]
+    scorer: Scorer
+
+    @property
+    def weights(self) -> Form | None:
+        """The weights, where the score is a plain product of two weighted sums; None for every other score."""
+        (form, *others) = self.forms.values()
+        return form if self.scorer.is_product and not others and not form.unit else None
+
+    def recipe(self) -> dict[str, Any]:
+        """The resolved forms and numbers, as the provenance has them."""
+        forms = {name: form.model_dump(exclude_defaults=True) for name, form in self.forms.items()}
+        shown = next(iter(forms.values())) if self.weights else {"forms": forms}
+        return shown | {"score": self.scorer.model_dump()}
+
+    def describe(self) -> str:
+        """The fusion in words: `0.6 edited + 0.4 pseudo, on 0.8 image + 0.2 caption`."""
+        if self.weights:
+            return _described(self.weights)
+        numbers = ", ".join(f"{name} {value}" for name, value in self.scorer.model_dump().items() if name != "kind")
+        forms = "; ".join(f"{name}: {_described(form)}" for name, form in self.forms.items())
+        return f"{self.scorer.kind}{f' ({numbers})' if numbers else ''} of {forms}"
+
+
+def read_fusion(block: Mapping[str, Any], where: str) -> Fusion:
+    """The fusion of a block; raises CvsiError with one line for an unknown key, a bad number or an unknown score form.
+
+    A block is `query` and `gallery`, or `forms` and `score`.
+    """
+    if "parts" in block:
+        raise CvsiError(f"{PATH}: {where}.parts: this version computes no derived parts; use columns of the vectors")
+    scorer = scorer_of(block.get("score", SUM), f"{where}.score")
+    rest = {key: value for key, value in block.items() if key != "score"}
+    if "forms" in rest:
+        forms: dict[str, Form] = dict(checked(Forms, rest, where).forms)
+    elif len(scorer.forms) == 1:
+        forms = {scorer.forms[0]: checked(Form, rest, where)}
+    else:
+        forms = {}
+    if set(forms) != set(scorer.forms):
+        given = ", ".join(forms) or "none"
+        raise CvsiError(
+            f"{PATH}: {where}.forms: score form '{scorer.kind}' takes the forms {', '.join(scorer.forms)} (got {given})"
+        )
+    return Fusion({name: forms[name] for name in scorer.forms}, scorer)
+
+
+def _described(form: Form) -> str:
+    sides = (form.query, form.gallery)
+    return ", on ".join(" + ".join(f"{weight:g} {column}" for column, weight in side.items()) for side in sides)

@@ -1,7 +1,7 @@
-"""The published figures of `published.yaml`, and how far a run of ours is from its counterparts among them.
+"""The published figures of `published.yaml`, and the differences of a run to its counterparts among them.
 
-A figure is set beside ours only where benchmark, split and CLIP weights are the same; where they are not, or where no
-figure is known, the verdict says so.
+A figure is compared only where benchmark, split and CLIP weights are the same; where they are not, or where no figure
+is known, the verdict gives the reason.
 """
 
 import importlib.resources
@@ -13,16 +13,14 @@ import yaml
 from pydantic import ValidationError, model_validator
 
 from cvsi.core.errors import CvsiError
-from cvsi.core.model_settings import Backbone
-from cvsi.core.params import explain
-from cvsi.core.settings import Settings
+from cvsi.core.params import Backbone, Settings, explain
 
 Verdict = Literal["near", "off", "not comparable", "not available", "submit to see"]
 Weighting = Literal["cvsi", "pseudo", "edited", "pdv"]
 
-# One method, one backbone, the language model of another day: CIReVL's CIRCO mAP@5 with ViT-G was printed as 26.77, and
-# found again as 26.47, 25.77, 24.43 and 22.76 (Vision_by_Language issues 4 and 9; AdaST). Within 2 points a difference
-# is no evidence of anything; up to 4 the language model alone may be the reason, where it has a part in the result.
+# The same method and backbone with other versions of the language model: CIReVL's CIRCO mAP@5 with ViT-G was printed as
+# 26.77 and measured again as 26.47, 25.77, 24.43 and 22.76 (Vision_by_Language issues 4 and 9; AdaST). A difference
+# within 2 points is no evidence; one of up to 4 may be due to the language model alone, where a method uses one.
 NEAR = 2.0
 DRIFT = 4.0
 EDITED = ("edited", "pdv")
@@ -101,12 +99,12 @@ class Comparison(Settings):
 
 @cache
 def load() -> Published:
-    """The published figures that come with this package; raises CvsiError where the file was broken."""
+    """The published figures of this package; raises CvsiError for a broken file."""
     text = (importlib.resources.files("cvsi.evaluation") / "published.yaml").read_text(encoding="utf-8")
     try:
         return Published.model_validate(yaml.safe_load(text))
     except ValidationError as error:
-        raise CvsiError(f"cvsi/published.yaml: {explain(error)}") from None
+        raise CvsiError(f"cvsi/evaluation/published.yaml: {explain(error)}") from None
 
 
 def rows(benchmark: str, backbone: Backbone) -> list[Row]:
@@ -128,10 +126,10 @@ def compare(
     `near` means that every metric that both have is within `NEAR` points; else the largest difference is named.
     """
     counterparts = [row for row in rows(benchmark, backbone) if row.weighting == weighting]
-    return [(row, _judge(row, benchmark, split, backbone, weighting, metrics)) for row in counterparts]
+    return [(row, _compared(row, benchmark, split, backbone, weighting, metrics)) for row in counterparts]
 
 
-def _judge(
+def _compared(
     row: Row, benchmark: str, split: str, backbone: Backbone, weighting: str, metrics: Mapping[str, float] | None
 ) -> Comparison:
     published = load()
@@ -157,14 +155,14 @@ def _verdict(
     if hidden:
         return "submit to see", "submit to see: the server has the labels; a submission holds the dataset's own fusion"
     if not differences:
-        return "not comparable", "not comparable: this weighting has no figure here"
+        return "not comparable", "not comparable: this method has no figure here"
     metric = max(differences, key=lambda name: abs(differences[name]))
     gap = differences[metric]
     if abs(gap) <= NEAR:
         return "near", f"near: within {NEAR:g} points, at most {gap:+.2f} ({metric})"
     words = f"off: {gap:+.2f} at {metric}"
     if abs(gap) <= DRIFT and row.weighting in EDITED:
-        words += f"; another language model alone was worth up to {DRIFT:g} points"
+        words += f"; the language model alone may explain up to {DRIFT:g} points"
     return "off", words
 
 

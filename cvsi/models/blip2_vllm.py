@@ -1,73 +1,103 @@
-"""A BLIP-2 through vLLM: pictures to n sampled captions each, as `captioner` gives them but with other draws.
+"""The captioner engine `vllm`: BLIP-2 in vLLM, images to n sampled captions each, with other draws than `blip2`.
 
-vLLM sees a picture once for all of its sequences, and fills the places of those that have ended with the next
-picture's. It reads what `captioner` reads: the projected query tokens, then the start token, and no text.
+vLLM encodes an image once for all of its sequences, and starts the next image's as soon as some have ended. Its prompt
+is the same: the projected query tokens, then the start token, and no text.
 """
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
 from PIL import Image
+from pydantic import Field, field_validator, model_validator
 
 from cvsi.core.errors import CvsiError
-from cvsi.core.model_settings import Captioner
 from cvsi.core.params import Compute
+from cvsi.models.captioner import SamplingSettings
+from cvsi.models.engines import Engine, Model, Requirements, facts_of
+from cvsi.models.model_id import identify, require
 from cvsi.models.vllm_engine import loading, start
+from cvsi.store.rows import Store
 
 SEED_BYTES = 7  # vLLM adds a sequence's number to it and wants 64 bits, signed
+LOWEST_TEMPERATURE = 0.01  # vLLM raises a lower one to this
+
+
+class VllmBlip2Settings(SamplingSettings):
+    """A BLIP-2 in vLLM and how it is sampled; all of it is part of a caption's recipe."""
+
+    engine: Literal["vllm"]
+    decoding: Literal["nucleus"] = "nucleus"
+    beams: None = None
+    temperature: Annotated[float, Field(ge=LOWEST_TEMPERATURE, allow_inf_nan=False)] = 1.0
+
+    @field_validator("decoding", mode="before")
+    @classmethod
+    def decoding_is_nucleus(cls, decoding: Any) -> Any:
+        """Refuse beam-sample, which vLLM does not have."""
+        if decoding == "beam-sample":
+            raise ValueError("beam-sample is not available in engine: vllm; set engine: transformers or nucleus")
+        return decoding
+
+    @model_validator(mode="after")
+    def numbers_fit(self) -> Self:
+        """Refuse a shortest length above the longest."""
+        if self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens is {self.min_tokens}, above max_tokens {self.max_tokens}")
+        return self
 
 
 class VllmBlip2:
     """A BLIP-2 loaded by vLLM and its sampling settings."""
 
-    def __init__(self, captioner: Captioner, compute: Compute) -> None:
-        """Load the engine; raises CvsiError when the model can not be loaded."""
+    def __init__(self, captioner: VllmBlip2Settings, compute: Compute, worker: int = 0) -> None:
+        """Load the engine; raises CvsiError when the model cannot be loaded."""
+        require(captioner.model)
         self.settings = captioner
         with loading("captioner", captioner.model, "set another compute.gpu_memory"):
             config = _config(captioner)
             self.engine: Any = start(
-                captioner, compute, limit_mm_per_prompt={"image": 1},
+                captioner.model, captioner.revision, captioner.precision, compute, limit_mm_per_prompt={"image": 1},
                 # Just what a caption needs, so that the cache need not hold the language model's whole context.
                 max_model_len=config.num_query_tokens + 1 + captioner.max_tokens,
-                mm_processor_cache_gb=0,  # a picture is asked about once; kept pixels would be of no use
+                mm_processor_cache_gb=0,  # each image is captioned once; cached pixels would not be used again
             )  # fmt: skip
             ends = self.engine.model_config.try_get_generation_config()["eos_token_id"]
         self.ends = [ends] if isinstance(ends, int) else list(ends)
         self.start = [config.text_config.bos_token_id]  # vLLM puts the query tokens before it
         self.tokenizer = self.engine.get_tokenizer()
 
-    def prepare(self, picture: Image.Image) -> Image.Image:
-        """The picture itself; vLLM resizes it."""
-        return picture
+    def prepare(self, image: Image.Image) -> Image.Image:
+        """The image itself; vLLM resizes it."""
+        return image
 
-    def captions(self, pictures: Sequence[Image.Image], digests: Sequence[str]) -> list[list[str]]:
-        """Pictures (RGB) and their digests to at most n captions each.
+    def captions(self, images: Sequence[Image.Image], digests: Sequence[str]) -> list[list[str]]:
+        """Images (RGB) and their digests to at most n captions each.
 
         An empty caption is drawn again, `redraws` times at most, and left out if it is still empty then.
         """
-        lines: list[list[str]] = [[""] * self.settings.n for _ in pictures]
+        lines: list[list[str]] = [[""] * self.settings.n for _ in images]
         for draw in range(self.settings.redraws + 1):
-            asked = [place for place, found in enumerate(lines) if not all(found)]
-            drawn = self._draw([pictures[place] for place in asked], [digests[place] for place in asked], draw)
-            for place, new in zip(asked, drawn, strict=True):
-                lines[place] = [old or text for old, text in zip(lines[place], new, strict=True)]
-        return [[line for line in found if line] for found in lines]
+            empty = [index for index, captions in enumerate(lines) if not all(captions)]
+            drawn = self._draw([images[index] for index in empty], [digests[index] for index in empty], draw)
+            for index, new in zip(empty, drawn, strict=True):
+                lines[index] = [old or text for old, text in zip(lines[index], new, strict=True)]
+        return [[line for line in captions if line] for captions in lines]
 
-    def _draw(self, pictures: Sequence[Image.Image], digests: Sequence[str], draw: int) -> list[list[str]]:
-        """One draw of n captions an image; `draw` counts from 0."""
-        if not pictures:
+    def _draw(self, images: Sequence[Image.Image], digests: Sequence[str], draw: int) -> list[list[str]]:
+        """One draw of n captions per image; `draw` counts from 0."""
+        if not images:
             return []
-        prompts = [{"prompt_token_ids": self.start, "multi_modal_data": {"image": picture}} for picture in pictures]
+        prompts = [{"prompt_token_ids": self.start, "multi_modal_data": {"image": image}} for image in images]
         sampling = [self._sampling(seed_of(self.settings.seed, digest, draw)) for digest in digests]
         outputs = self.engine.generate(prompts, sampling, use_tqdm=False)
         tokens = [list(sequence.token_ids) for output in outputs for sequence in output.outputs]
         texts = [" ".join(text.split()) for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
         n = self.settings.n
-        return [texts[place : place + n] for place in range(0, len(texts), n)]
+        return [texts[start : start + n] for start in range(0, len(texts), n)]
 
     def _sampling(self, seed: int) -> Any:
-        """How one image's captions are drawn; only the ends that transformers knows too end one."""
+        """How one image's captions are drawn; the same end tokens end one as in transformers."""
         from vllm import SamplingParams
 
         settings = self.settings
@@ -83,8 +113,8 @@ def seed_of(seed: int, digest: str, draw: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {digest} {draw}".encode()).digest()[:SEED_BYTES], "big")
 
 
-def _config(captioner: Captioner) -> Any:
-    """The model's configuration; raises CvsiError where vLLM could not caption with it as it is asked to."""
+def _config(captioner: VllmBlip2Settings) -> Any:
+    """The model's configuration; raises CvsiError where vLLM could not caption with it."""
     from transformers import AutoConfig  # seconds of imports, needed only when a row is missing
 
     name = f"params.yaml: captioner model '{captioner.model}'"
@@ -93,7 +123,22 @@ def _config(captioner: Captioner) -> Any:
         raise CvsiError(f"{name} is a {config.model_type}, not a BLIP-2; name another model")
     if config.image_token_index is None:
         raise CvsiError(f"{name} has no image token, which engine: vllm needs; take a newer revision, or transformers")
-    room = config.text_config.max_position_embeddings - config.num_query_tokens - 1
-    if captioner.max_tokens > room:
-        raise CvsiError(f"{name} has room for {room} tokens; lower max_tokens (now {captioner.max_tokens})")
+    longest = config.text_config.max_position_embeddings - config.num_query_tokens - 1
+    if captioner.max_tokens > longest:
+        raise CvsiError(f"{name} has space for {longest} tokens; lower max_tokens (now {captioner.max_tokens})")
     return config
+
+
+def _recipe(settings: VllmBlip2Settings, precision: str, store: Store) -> dict[str, Any]:
+    return facts_of(settings) | identify(settings.model, settings.revision, store) | {"precision": precision}
+
+
+ENGINE = Engine(
+    settings=VllmBlip2Settings,
+    requirements=lambda settings: Requirements(
+        (Model(settings.model, settings.revision, settings.precision),), packages=("vllm",)
+    ),
+    recipe=_recipe,
+    load=VllmBlip2,
+    one_worker=True,
+)

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from cvsi.core.model_settings import Backbone
-from cvsi.core.settings import Settings
+from cvsi.core.params import Backbone, Settings
 
 
 class Source(Settings):

@@ -1,7 +1,7 @@
 """Which file holds a backbone's weights: open_clip's tag, at a revision of its hub repository, or a local file.
 
-open_clip takes no revision for a tag. The tag's file is therefore found here and handed over as a path, together with
-the tag's preprocessing, which open_clip would otherwise forget.
+open_clip takes no revision for a tag. The tag's file is therefore located here and passed as a path, together with the
+tag's preprocessing, which open_clip would otherwise not apply.
 """
 
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cvsi.core.errors import CvsiError
-from cvsi.core.model_settings import Backbone
+from cvsi.core.params import Backbone
 from cvsi.models.model_id import identify
 
 FOLDER = "local-dir:"
@@ -46,20 +46,20 @@ def tag(backbone: Backbone) -> dict[str, Any]:
     import open_clip
     from open_clip.pretrained import get_pretrained_cfg
 
-    found: dict[str, Any] = get_pretrained_cfg(model, pretrained)
-    if not found:
+    entry: dict[str, Any] = get_pretrained_cfg(model, pretrained)
+    if not entry:
         known = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
         raise CvsiError(f"params.yaml: pretrained '{pretrained}' is no file and no tag of {model} (tags: {known})")
-    if revision and not found.get("hf_hub"):
+    if revision and not entry.get("hf_hub"):
         raise CvsiError(
             f"params.yaml: '{pretrained}' of {model} is in no hub repository; leave out revision {revision}"
         )
-    if found.get("quick_gelu", False) and not open_clip.get_model_config(model).get("quick_gelu", False):
+    if entry.get("quick_gelu", False) and not open_clip.get_model_config(model).get("quick_gelu", False):
         raise CvsiError(
             f"params.yaml: '{pretrained}' was trained with QuickGELU, {model} computes with GELU; "
             f"set this backbone's model to {model}-quickgelu"
         )
-    return found
+    return entry
 
 
 def locate(backbone: Backbone) -> tuple[str | None, dict[str, Any]]:
@@ -80,11 +80,11 @@ def locate(backbone: Backbone) -> tuple[str | None, dict[str, Any]]:
         return download_pretrained(entry), entry
     except Exception as error:  # the hub's client, urllib and open_clip raise many kinds: there is no file
         name = name or "open_clip_model.safetensors (or open_clip_pytorch_model.bin)"
-        place = f"{name} of the hub's {repository}" if repository else str(entry["url"])
-        place += f" at revision {backbone.revision}" if backbone.revision else ""
+        source = f"{name} of the hub's {repository}" if repository else str(entry["url"])
+        source += f" at revision {backbone.revision}" if backbone.revision else ""
         raise CvsiError(
             f"params.yaml: pretrained '{backbone.pretrained}' of {backbone.model} is not here and was not downloaded "
-            f"({_first_words(error)}); download {place} and set its pretrained to the file, without revision"
+            f"({_first_words(error)}); download {source} and set its pretrained to the file, without revision"
         ) from None
 
 

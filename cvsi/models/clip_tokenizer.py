@@ -31,25 +31,25 @@ class Tokenizer:
         """Texts to token ids [n, context] int64, cut to the context with the end token kept."""
         frame = pl.DataFrame({"text": texts}, schema={"text": pl.String})
         plain = frame["text"].str.contains(PLAIN) & self.by_words
-        found = torch.zeros(frame.height, self.context, dtype=torch.int64)
+        tokens = torch.zeros(frame.height, self.context, dtype=torch.int64)
         rows = pl.arg_where(plain, eager=True).to_torch().long()
-        found[rows] = self._plain(frame.filter(plain)["text"])
+        tokens[rows] = self._plain(frame.filter(plain)["text"])
         other = frame.filter(~plain)["text"].to_list()
         if other:
             rows = pl.arg_where(~plain, eager=True).to_torch().long()
-            found[rows] = self.library(other, context_length=self.context)
-        return found
+            tokens[rows] = self.library(other, context_length=self.context)
+        return tokens
 
     def _plain(self, texts: pl.Series) -> Tensor:
         words = pl.DataFrame({"word": texts.str.to_lowercase().str.split(" ")}).with_row_index("row").explode("word")
         words = words.filter(pl.col("word") != "")
         ids = words.join(self._encoded(words["word"].unique()), on="word", how="left", maintain_order="left")
-        ids = ids.select("row", "ids").explode("ids").with_columns(place=pl.int_range(1, pl.len() + 1).over("row"))
-        ids = ids.filter(pl.col("place") < self.context - 1)
+        ids = ids.select("row", "ids").explode("ids").with_columns(position=pl.int_range(1, pl.len() + 1).over("row"))
+        ids = ids.filter(pl.col("position") < self.context - 1)
         tokens = torch.zeros(texts.len(), self.context, dtype=torch.int64)
         tokens[:, 0] = self.library.sot_token_id
         rows = ids["row"].to_torch().long()
-        tokens[rows, ids["place"].to_torch()] = ids["ids"].to_torch()
+        tokens[rows, ids["position"].to_torch()] = ids["ids"].to_torch()
         lengths = torch.bincount(rows, minlength=texts.len())
         tokens[torch.arange(texts.len()), lengths + 1] = self.library.eot_token_id
         return tokens

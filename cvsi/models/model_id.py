@@ -1,7 +1,7 @@
-"""Where a model's weights are and what identifies them: a folder's content, or a hub name with its revision.
+"""What identifies a model in a recipe: the digest of a folder's content, or a hub name with its revision.
 
-Two people with the same weights in different folders get the same recipe. Where a folder is not there, the store may
-know, from a pack that was unpacked, what it would hold: rows made from it are found, but no new ones are computed.
+Two people with the same weights in different folders get the same recipe. For a missing folder, the store may contain
+the digest of its weights, from a pack that was unpacked: rows computed from it are used, but no new ones are computed.
 """
 
 import hashlib
@@ -12,19 +12,19 @@ import pyarrow as pa
 
 from cvsi.core.digest import digest
 from cvsi.core.errors import CvsiError
-from cvsi.core.run_log import spending
+from cvsi.core.run_log import timed
 from cvsi.core.schema import STORED_WEIGHTS
-from cvsi.store.rows import Shelf
+from cvsi.store.kinds import CODE_VERSIONS
+from cvsi.store.rows import RowStore, Store
 
 READ_BYTES = 1 << 22
-RECORDS = {"code": 1}
+RECORDS = {"code": CODE_VERSIONS["weights"]}
 
 
-def identify(model: str, revision: str | None = None, store: str | Path | None = None) -> dict[str, str | None]:
+def identify(model: str, revision: str | None = None, store: Store | None = None) -> dict[str, str | None]:
     """Facts for a recipe: the digest of a local file or folder, else the hub's name and revision.
 
-    `store` may know what a folder that is not there would hold. Raises CvsiError for a path that is neither there nor
-    known to it.
+    `store` may contain the digest of a missing folder. Raises CvsiError for a path that is missing otherwise.
     """
     path = Path(model.removeprefix("local-dir:"))
     if path.exists():
@@ -43,34 +43,36 @@ def is_hub_name(model: str) -> bool:
 
 
 def absent(model: str) -> bool:
-    """Whether a model is a local file or folder that is not there."""
+    """Whether a model is a local file or folder that is missing."""
     return not is_hub_name(model) and not Path(model.removeprefix("local-dir:")).exists()
 
 
 def require(model: str) -> None:
-    """Raise CvsiError where new rows would need a local model that is not there."""
+    """Raise CvsiError for a local model that is missing."""
     if absent(model):
         path = model.removeprefix("local-dir:")
-        raise CvsiError(f"{path}: not here, and the store lacks rows of it; put the model there or unpack those rows")
+        raise CvsiError(
+            f"{path}: no such model, and the store has no rows of it; put the model there or unpack its rows"
+        )
 
 
-def recorded(model: str, store: str | Path) -> str | None:
-    """The digest that the store knows of a model that is not there, or None."""
-    shelf, key = _records(store), pl.Series([_key(model)])
-    shelf.mend(key)
-    return None if shelf.missing(key).len() else str(shelf.take(key)["weights"][0].as_py())
+def recorded(model: str, store: Store) -> str | None:
+    """The digest that the store contains for a missing model, or None."""
+    rows, key = _records(store), pl.Series([_key(model)])
+    rows.quarantine_corrupt(key)
+    return None if rows.missing(key).len() else str(rows.get(key)["weights"][0].as_py())
 
 
-def record(model: str, weights: str, store: str | Path) -> str:
-    """Keep the digest of a model that is not there; returns the one that counts, which is the first ever kept."""
-    if (known := recorded(model, store)) is not None:
-        return known
-    _records(store).add(pa.table({"key": [_key(model)], "weights": [weights]}, schema=STORED_WEIGHTS))
+def record(model: str, weights: str, store: Store) -> str:
+    """Store the digest of a missing model; returns the one that counts, which is the first ever stored."""
+    if (earlier := recorded(model, store)) is not None:
+        return earlier
+    _records(store).append(pa.table({"key": [_key(model)], "weights": [weights]}, schema=STORED_WEIGHTS))
     return weights
 
 
-def _records(store: str | Path) -> Shelf:
-    return Shelf(store, "weights", RECORDS, STORED_WEIGHTS)
+def _records(store: Store) -> RowStore:
+    return store.rows("weights", RECORDS, STORED_WEIGHTS)
 
 
 def _key(model: str) -> str:
@@ -78,7 +80,7 @@ def _key(model: str) -> str:
 
 
 def content_digest(path: Path) -> str:
-    """SHA-256 over names and bytes of a file, or of all files below a folder but hidden ones."""
+    """SHA-256 over the names and bytes of a file, or of all files below a folder except hidden ones."""
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     total = hashlib.sha256()
     for file in files:
@@ -86,7 +88,7 @@ def content_digest(path: Path) -> str:
         if any(part.startswith(".") for part in relative.parts):
             continue
         single = hashlib.sha256()
-        with spending("load"), file.open("rb") as handle:
+        with timed("load"), file.open("rb") as handle:
             while data := handle.read(READ_BYTES):
                 single.update(data)
         total.update(f"{'' if path.is_file() else relative.as_posix()}\0{single.hexdigest()}\n".encode())

@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from cvsi.core.atomic import atomic_file
 from cvsi.core.errors import CvsiError
-from cvsi.core.paths import whole_file
 
 MAX_WIDTH = 4096  # no backbone is wider; a file may claim any shape
 
@@ -56,10 +56,10 @@ def convert(source: Path, target: Path, sizes: tuple[int, int] | None, force: bo
     width, token_width = sizes or _sizes(source, state)
     content = save(dict(sorted(_checked(str(source), state, width, token_width).items())))
     try:
-        with whole_file(target) as partial:
+        with atomic_file(target) as partial:
             partial.write_bytes(content)
     except OSError as error:
-        raise CvsiError(f"{target}: can not be written ({error.strerror})") from None
+        raise CvsiError(f"{target}: cannot be written ({error.strerror})") from None
     digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in (source, target)]
     return width, token_width, digests[0], digests[1]
 
@@ -79,11 +79,11 @@ def _checked(path: str, state: dict[str, Tensor], width: int, token_width: int) 
     """The state in float32; raises CvsiError where its keys, shapes or values are not those of such a phi."""
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in Phi(width, token_width).state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    if found != expected:
-        name = min(set(expected.items()) ^ set(found.items()))[0]
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if shapes != expected:
+        name = min(set(expected.items()) ^ set(shapes.items()))[0]
         raise CvsiError(
-            f"{path}: {name} is {found.get(name, 'missing')}, the backbone needs {expected.get(name, 'none')}; "
+            f"{path}: {name} is {shapes.get(name, 'missing')}, the backbone needs {expected.get(name, 'none')}; "
             "use the phi trained for this backbone"
         )
     for name, tensor in state.items():

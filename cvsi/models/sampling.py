@@ -1,8 +1,8 @@
-"""Logits to tokens: nucleus sampling and beam-sample, seeded image by image.
+"""Logits to tokens: nucleus sampling and beam-sample, seeded per image.
 
-Nucleus sampling draws by the inverse of the distribution function from one uniform number a token. Beam-sample, the
-published setting, keeps several beams an image and draws their continuations without replacement: the largest of score
-plus Gumbel noise. What an image gets depends on neither the batch, nor the order, nor which images are new.
+Nucleus sampling inverts the cumulative distribution with one uniform number per token. Beam-sample, the published
+setting, keeps several beams per image and draws their continuations without replacement: the largest of score plus
+Gumbel noise. An image's captions do not depend on the batch, the order, or which images are new.
 """
 
 from collections.abc import Sequence
@@ -17,25 +17,25 @@ NEVER = -torch.inf
 
 
 def uniforms(seed: int, digest: str, n: int, steps: int, draw: int = 0) -> np.ndarray:
-    """One uniform float32 number a sequence and token, [n, steps], from seed, image digest and number of the draw."""
+    """One uniform float32 number per sequence and token, [n, steps], from seed, image digest and number of the draw."""
     generator = np.random.Generator(np.random.Philox(key=int(digest[:32], 16) ^ seed, counter=draw << 128))
     return generator.random((n, steps), dtype=np.float32)
 
 
-def nucleus(logits: Tensor, top_p: float, chances: Tensor) -> Tensor:
-    """One token a row from the smallest set of most likely tokens with mass of at least `top_p`.
+def sample_top_p(logits: Tensor, top_p: float, uniform: Tensor) -> Tensor:
+    """One token per row from the smallest set of most likely tokens with mass of at least `top_p`.
 
     Logits [m, vocabulary] float32 and uniform numbers [m] in [0, 1) to token ids [m]; equal logits rank by token id.
     """
     ordered, tokens = torch.sort(logits, dim=-1, descending=True, stable=True)
     mass = torch.softmax(ordered, dim=-1).cumsum(dim=-1)
     kept = (mass < top_p).sum(dim=-1, keepdim=True).clamp(max=mass.shape[1] - 1)
-    target = chances.unsqueeze(1) * mass.gather(1, kept)
-    place = torch.minimum((mass <= target).sum(dim=-1, keepdim=True), kept)
-    return tokens.gather(1, place).squeeze(1)
+    target = uniform.unsqueeze(1) * mass.gather(1, kept)
+    index = torch.minimum((mass <= target).sum(dim=-1, keepdim=True), kept)
+    return tokens.gather(1, index).squeeze(1)
 
 
-def outside_nucleus(logits: Tensor, top_p: float, least: int) -> Tensor:
+def outside_top_p(logits: Tensor, top_p: float, least: int) -> Tensor:
     """Which tokens [m, vocabulary] are left out by `top_p`; the `least` most likely of a row always stay in."""
     ordered, tokens = torch.sort(logits, dim=-1, descending=True, stable=True)
     mass = torch.softmax(ordered, dim=-1)
@@ -48,7 +48,7 @@ class Noise:
     """Gumbel noise for each image of a batch, from its own generator."""
 
     def __init__(self, seed: int, digests: Sequence[str], draw: int, device: torch.device) -> None:
-        """Seed one generator an image; the numbers differ between kinds of device."""
+        """Seed one generator per image; the numbers differ between kinds of device."""
         self.generators = [
             torch.Generator(device).manual_seed((int(digest[:14], 16) ^ seed) + (draw << 56)) for digest in digests
         ]
@@ -60,8 +60,8 @@ class Noise:
         return -torch.log(-torch.log(torch.stack(rows).clamp(1e-12, 1 - 1e-7)))
 
 
-class Grown(NamedTuple):
-    """What one step of beams gives: where each running beam comes from, and its token; both [images * beams]."""
+class Step(NamedTuple):
+    """The result of one step of beams: the source of each running beam, and its token; both [images * beams]."""
 
     sources: Tensor
     tokens: Tensor
@@ -91,15 +91,15 @@ class Beams:
         done = torch.zeros(images, dtype=torch.bool, device=ends.device)
         return cls(empty, scores, empty.clone(), torch.full_like(scores, NEVER), done, ends)
 
-    def grow(self, step: int, chances: Tensor, noise: Tensor) -> Grown:
-        """Draw each image's continuations from log-probabilities [images * beams, vocabulary] of what is left in.
+    def step(self, step: int, log_probs: Tensor, noise: Tensor) -> Step:
+        """Draw each image's continuations from log-probabilities [images * beams, vocabulary].
 
-        `noise` is Gumbel noise [images, beams * vocabulary]. More are drawn than there are beams, so that as many
-        that do not end remain however many end.
+        `noise` is Gumbel noise [images, beams * vocabulary]. More sequences are drawn than there are beams, so that
+        enough unfinished ones remain however many end.
         """
         images, beams = self.scores.shape
-        vocabulary = chances.shape[1]
-        total = (self.scores.unsqueeze(2) + chances.view(images, beams, vocabulary)).flatten(1)
+        vocabulary = log_probs.shape[1]
+        total = (self.scores.unsqueeze(2) + log_probs.view(images, beams, vocabulary)).flatten(1)
         drawn = (total + noise).topk((1 + len(self.ends)) * beams, dim=1).indices
         scores, order = total.gather(1, drawn).sort(dim=1, descending=True, stable=True)
         drawn = drawn.gather(1, order)
@@ -115,7 +115,7 @@ class Beams:
         worst, best = self.ended_scores.min(dim=1).values, self.scores.max(dim=1).values / (step + 1)
         self.done |= worst >= best
         offset = torch.arange(images, device=kept.device).unsqueeze(1) * beams
-        return Grown((sources.gather(1, kept) + offset).flatten(), tokens.gather(1, kept).flatten())
+        return Step((sources.gather(1, kept) + offset).flatten(), tokens.gather(1, kept).flatten())
 
     def best(self, n: int) -> Tensor:
         """The n best sequences of each image, [images * n, steps]; running ones count as they are."""
@@ -126,7 +126,7 @@ class Beams:
         """Take sequences [images, m, steps] among the finished ones of images that are not done, best first."""
         beams = self.scores.shape[1]
         merged = torch.cat([self.ended_scores, torch.where(self.done.unsqueeze(1), NEVER, scores)], dim=1)
-        best, places = merged.sort(dim=1, descending=True, stable=True)
+        best, order = merged.sort(dim=1, descending=True, stable=True)
         both = torch.cat([self.ended_tokens, tokens], dim=1)
-        kept = places[:, :beams].unsqueeze(2).expand(-1, -1, both.shape[2])
+        kept = order[:, :beams].unsqueeze(2).expand(-1, -1, both.shape[2])
         self.ended_tokens, self.ended_scores = both.gather(1, kept), best[:, :beams]

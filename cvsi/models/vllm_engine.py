@@ -1,4 +1,4 @@
-"""A model of `params.yaml` to vLLM's offline engine: one way to start it, for captioner and editor."""
+"""A model to vLLM's offline engine: one way to start it, for every engine that uses vLLM."""
 
 import os
 from collections.abc import Iterator
@@ -7,17 +7,16 @@ from typing import Any
 
 from cvsi.core.devices import NAMES, device, precision
 from cvsi.core.errors import CvsiError, cause
-from cvsi.core.model_settings import Captioner, Editor
-from cvsi.core.params import Compute
+from cvsi.core.params import Compute, Precision
 
 
-def start(model: Captioner | Editor, compute: Compute, **options: Any) -> Any:
+def start(model: str, revision: str | None, chosen: Precision, compute: Compute, **options: Any) -> Any:
     """Start vLLM's `LLM` with a model's weights and precision; `options` are further arguments of it.
 
-    Call it within `loading`: vLLM and what it loads with raise many kinds of errors.
+    Call it within `loading`: vLLM and its libraries raise many kinds of errors.
     """
     on = device(compute)
-    # In this process the engine starts in a third of the time; its chatter would hide our lines.
+    # In this process the engine starts in a third of the time; its output would hide our lines.
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0" if compute.tensor_parallel == 1 else "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -27,7 +26,7 @@ def start(model: Captioner | Editor, compute: Compute, **options: Any) -> Any:
     if on.type == "cuda":
         options |= {"gpu_memory_utilization": compute.gpu_memory}
     return LLM(
-        model.model, revision=model.revision, trust_remote_code=False, dtype=NAMES[precision(model.precision, on.type)],
+        model, revision=revision, trust_remote_code=False, dtype=NAMES[precision(chosen, on.type)],
         enforce_eager=on.type == "cpu", seed=0, disable_log_stats=True,
         tensor_parallel_size=compute.tensor_parallel, **options,
     )  # fmt: skip
@@ -35,7 +34,7 @@ def start(model: Captioner | Editor, compute: Compute, **options: Any) -> Any:
 
 @contextmanager
 def loading(noun: str, model: str, memory: str) -> Iterator[None]:
-    """Turn whatever a model raises while it is loaded into one line; `memory` says what to do where that is short."""
+    """Turn any error while a model is loaded into one line; `memory` is the advice where memory is too small."""
     try:
         yield
     except CvsiError:

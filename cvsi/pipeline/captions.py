@@ -1,86 +1,100 @@
-"""Images to captions: the table `captions`, one row an image, each distinct image captioned once."""
+"""Images to captions: the table `captions`, one row per image, each distinct image captioned once."""
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, ClassVar
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
-from PIL import Image
 
-from cvsi.core import tables
-from cvsi.core.console import count, say
-from cvsi.core.devices import device, precision
-from cvsi.core.params import Compute, Dataset, Params
+from cvsi.core import parquet, tables
+from cvsi.core.console import count, info
+from cvsi.core.devices import device_kind, precision
+from cvsi.core.params import Params
 from cvsi.core.schema import CAPTIONS, STORED_CAPTIONS
-from cvsi.models import recipes
-from cvsi.models.batching import Pictures, full
-from cvsi.models.blip2 import Blip2
-from cvsi.models.blip2_vllm import VllmBlip2
-from cvsi.models.model_id import require
-from cvsi.store.jobs import Step, Work, fill
-from cvsi.store.rows import Shelf
-
-T = TypeVar("T")
+from cvsi.models.captioner import CaptionerSettings
+from cvsi.models.engines import captioner_engine, captioner_of
+from cvsi.pipeline.image_loader import ImageLoader
+from cvsi.store.jobs import BlockWorker, RowJob, Words
+from cvsi.store.kinds import CODE_VERSIONS
+from cvsi.store.missing import compute_missing
+from cvsi.store.rows import Store
 
 
-def build(name: str, params: Params) -> None:
-    """Write `cache/<name>/captions` from the dataset's images."""
+@dataclass(frozen=True)
+class CaptionJob(RowJob):
+    """The captions of a dataset's images, by the digest of the image's file."""
+
+    kind: ClassVar[str] = "captions"
+    words: ClassVar[Words] = Words("image", "to caption", "captioned")
+
+    dataset: str
+    root: Path
+    settings: CaptionerSettings
+
+    @property
+    def schema(self) -> pa.Schema:
+        """`key` and `captions`."""
+        return STORED_CAPTIONS
+
+    @property
+    def block_rows(self) -> int:
+        """Several batches of the captioner."""
+        return self.compute.caption_batch * self.compute.block_batches
+
+    @property
+    def workers(self) -> int:
+        """One, where the engine spreads over GPUs by itself."""
+        return 1 if captioner_engine(self.settings).one_worker else self.compute.workers
+
+    @property
+    def memory_advice(self) -> str:
+        """The batch size."""
+        return f"compute.caption_batch (now {self.compute.caption_batch})"
+
+    def recipe(self) -> dict[str, Any]:
+        """The captioner's own recipe and the version of this code."""
+        engine, on = captioner_engine(self.settings), device_kind(self.compute)
+        facts = engine.recipe(self.settings, precision(self.settings.precision, on), self.store)
+        return facts | {"code": CODE_VERSIONS[self.kind]}
+
+    def wanted(self) -> pl.DataFrame:
+        """Every image of the index: `key` (the file's digest) and `path`."""
+        images = pl.DataFrame(tables.read("index", self.dataset, "images.parquet"))
+        return images.select(key="digest", path="path")
+
+    def load(self, worker: int) -> BlockWorker:
+        """Load the captioner; a block is read as files, batch by batch."""
+        captioner = captioner_engine(self.settings).load(self.settings, self.compute, worker)
+        ahead = device_kind(self.compute) != "cpu"
+
+        def prefetch(block: pl.DataFrame) -> ImageLoader[Any]:
+            return ImageLoader(self.root, block, self.compute.caption_batch, captioner.prepare, ahead)
+
+        def compute(images: ImageLoader[Any]) -> pa.Table:
+            captions = [lines for batch in images.batches() for lines in captioner.captions(*batch)]
+            return pa.table({"key": images.block["key"].to_list(), "captions": captions}, schema=STORED_CAPTIONS)
+
+        return BlockWorker(compute, prefetch)
+
+
+def caption_job(name: str, params: Params) -> CaptionJob:
+    """The job of a dataset's captions; raises CvsiError for a captioner's block that is wrong."""
     dataset = params.dataset(name)
-    images = pl.DataFrame(tables.read("index", name, "images.parquet"))
-    used = precision(dataset.captioner.precision, device(params.compute).type)
-    recipe = recipes.captions(dataset.captioner, used, params.store)
-    shelf = Shelf(params.store, "captions", recipe, STORED_CAPTIONS)
-    size = params.compute.caption_batch
-    # One vLLM takes all GPUs that compute.tensor_parallel says; a process has no room for two.
-    workers = 1 if dataset.captioner.engine == "vllm" else params.compute.workers
-    step = Step(
-        "image", "to caption", "captioned", size * params.compute.block_batches,
-        lambda worker: _load(dataset, params, worker), workers, f"compute.caption_batch (now {size})",
-    )  # fmt: skip
-    distinct = images.unique("digest", keep="first", maintain_order=True).select(key="digest", path="path")
-    fill(shelf, step, distinct, images.height)
-    short = 0
-    with tables.output("captions", name, recipe=shelf.recipe) as out:
-        for rows in images.iter_slices(tables.SHARD_ROWS):
-            captions = shelf.take(rows["digest"])["captions"]
-            short += rows.height * dataset.captioner.n - pc.sum(pc.list_value_length(captions)).as_py()
-            out.shard(rows.select("image_id", "digest").to_arrow().append_column("captions", captions), CAPTIONS)
-    if short:
-        say(f"{count(short, 'caption')} of {images.height * dataset.captioner.n:,} stayed empty, and are left out")
+    settings = captioner_of(dataset, name)
+    return CaptionJob(params.compute, Store(Path(params.store)), name, Path(dataset.root), settings)
 
 
-def _load(dataset: Dataset, params: Params, worker: int) -> Work:
-    settings, size = dataset.captioner, params.compute.caption_batch
-    require(settings.model)
-    if settings.engine == "vllm":
-        vllm = VllmBlip2(settings, params.compute)
-        # Batches are vLLM's own affair, so the copies that fill up a short one are left out.
-        return _work(dataset, params.compute, vllm.prepare, lambda seen, keys: vllm.captions(seen[: len(keys)], keys))
-    blip2 = Blip2(settings, params.compute, worker)
-    return _work(
-        dataset,
-        params.compute,
-        blip2.prepare,
-        lambda pixels, keys: blip2.captions(torch.stack(pixels), full(keys, size)),
-    )
-
-
-def _work(
-    dataset: Dataset,
-    settings: Compute,
-    prepare: Callable[[Image.Image], T],
-    describe: Callable[[list[T], list[str]], list[list[str]]],
-) -> Work:
-    """Captions of a block's pictures; `describe` gets a filled-up batch and the digests of its true rows."""
-    root, ahead = Path(dataset.root), device(settings).type != "cpu"
-
-    def compute(pictures: Pictures[T]) -> pa.Table:
-        lines: list[list[str]] = []
-        for ready, digests in pictures.batches():
-            lines += describe(ready, digests)[: len(digests)]
-        return pa.table({"key": pictures.block["key"].to_list(), "captions": lines}, schema=STORED_CAPTIONS)
-
-    return Work(compute, lambda block: Pictures(root, block, settings.caption_batch, prepare, ahead))
+def write(name: str, params: Params) -> None:
+    """Write `cache/<name>/captions` from the dataset's images."""
+    job = caption_job(name, params)
+    rows = compute_missing(job)
+    images, empty = pl.DataFrame(tables.read("index", name, "images.parquet")), 0
+    with tables.output("captions", name, recipe=rows.recipe) as out:
+        for part in images.iter_slices(parquet.SHARD_ROWS):
+            captions = rows.get(part["digest"])["captions"]
+            empty += part.height * job.settings.n - pc.sum(pc.list_value_length(captions)).as_py()
+            out.shard(part.select("image_id", "digest").to_arrow().append_column("captions", captions), CAPTIONS)
+    if empty:
+        info(f"{count(empty, 'caption')} of {images.height * job.settings.n:,} stayed empty, and are left out")

@@ -1,153 +1,193 @@
-"""Pictures, texts and pseudo tokens to rows of the store: one backbone's vectors, each computed once.
+"""Images, texts and pseudo tokens to vectors in the store: one backbone's rows, each computed once.
 
-Projected, un-normalised embeddings by file digest (phi needs them so), unit vectors by text digest, and pseudo-token
-vectors by reference and sentence; the tables of gallery and query vectors both read them.
+Image rows are the projected, un-normalised embeddings by file digest (phi needs them so), text rows are unit vectors by
+text digest, pseudo-token rows are unit vectors by reference image and sentence. Gallery and query vectors read them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import torch
 
 from cvsi.core import schema
+from cvsi.core.devices import device_kind, precision
 from cvsi.core.digest import digest
-from cvsi.core.params import Params
-from cvsi.core.run_log import spending
-from cvsi.core.vector_columns import column, matrix_of
-from cvsi.models.batching import Pictures, full, length_batches, pool
-from cvsi.models.clip import Encoder
-from cvsi.store.jobs import Step, Work, fill
-from cvsi.store.rows import Shelf
+from cvsi.core.params import Backbone
+from cvsi.core.run_log import timed
+from cvsi.models.batching import pool
+from cvsi.models.clip import embedding_dims, recipe
+from cvsi.pipeline.image_loader import ImageLoader
+from cvsi.store.jobs import BlockWorker, RowJob, Words
+from cvsi.store.rows import RowStore
 
-TEXT_BATCHES = 4  # that many times as many batches are in a block of texts, which take a fraction of an image's time
-SORTED_BLOCKS = 16  # that many blocks of texts are sorted by length together
+if TYPE_CHECKING:  # torch takes seconds to import, and is needed only where vectors are computed or read
+    import torch
+
+    from cvsi.models.clip_encoder import Encoder
+
+TEXT_BATCHES = 16  # a block of texts has so many times the batches of a block of images: a text takes far less time
+Rows = Callable[[str], pl.DataFrame]
 
 
-class Shelves:
-    """The shelves of one backbone and the steps that fill them."""
+@dataclass(frozen=True)
+class VectorJob(RowJob):
+    """Rows of one backbone; `source`, a function of a module, returns the wanted rows of the dataset `dataset`."""
 
-    def __init__(self, params: Params, backbone: str, root: str) -> None:
-        """Open the shelves; `root` is the dataset's folder."""
-        self.compute, self.root = params.compute, Path(root)
-        self.backbone = params.backbone(backbone)
-        self.encoder = Encoder(self.backbone, params.compute)
-        self.image, self.text = self.open(params, "image"), self.open(params, "text")
-
-    def open(self, params: Params, kind: str) -> Shelf:
-        """The shelf of this backbone's `image`, `text` or `pseudo` vectors."""
-        rows = schema.stored_vectors(self.encoder.width)
-        return Shelf(params.store, f"{kind}_vectors", self.encoder.recipe(kind), rows)
-
-    def images(self, digests: pl.Series, paths: pl.Series) -> None:
-        """Fill the image shelf for these files."""
-        wanted = pl.DataFrame({"key": digests, "path": paths})
-        self._fill(self.image, "image", self._images, _distinct(wanted), wanted.height)
-
-    def texts(self, texts: pl.Series) -> None:
-        """Fill the text shelf for these texts."""
-        wanted = pl.DataFrame({"key": text_keys(texts), "text": texts})
-        self._fill(self.text, "text", self._texts, self._by_length(_distinct(wanted)), wanted.height)
-
-    def pseudos(self, shelf: Shelf, wanted: pl.DataFrame) -> None:
-        """Fill a pseudo-token shelf for rows of `key`, `digest` of the reference and `text` of the template."""
-        self._fill(shelf, "pseudo token", self._texts, self._by_length(_distinct(wanted)), wanted.height)
-
-    def _fill(self, shelf: Shelf, noun: str, work: Callable[[Encoder], Work], wanted: pl.DataFrame, rows: int) -> None:
-        def load(worker: int) -> Work:
-            encoder = Encoder(self.backbone, self.compute, worker) if worker else self.encoder
-            _ = encoder.model  # now, so that its time counts as loading
-            return work(encoder)
-
-        name = "image_batch" if noun == "image" else "text_batch"
-        batch = getattr(self.compute, name)
-        block = batch * self.compute.block_batches if noun == "image" else self._text_block
-        step = Step(
-            noun, "to embed", "embedded", block, load, self.compute.workers, f"compute.{name} (now {batch})"
-        )  # fmt: skip
-        fill(shelf, step, wanted, rows)
+    backbone: Backbone
+    dataset: str
+    source: Rows
 
     @property
-    def _text_block(self) -> int:
+    def schema(self) -> pa.Schema:
+        """`key` and `vector`, float32 of the backbone's width."""
+        return schema.stored_vectors(embedding_dims(self.backbone)[0])
+
+    def recipe(self) -> dict[str, Any]:
+        """The backbone's recipe of this kind of rows."""
+        used = precision(self.backbone.precision, device_kind(self.compute))
+        return recipe(self.backbone, self.kind.removesuffix("_vectors"), used)
+
+    def wanted(self) -> pl.DataFrame:
+        """The rows of the stage's tables."""
+        return self.source(self.dataset)
+
+    def encoder(self, worker: int) -> "Encoder":
+        """The backbone, loaded now so that its time counts as loading.
+
+        phi is checked too, where its file exists: the queries need one that fits, and a gallery may take days.
+        """
+        from cvsi.models.clip_encoder import Encoder
+
+        encoder = Encoder(self.backbone, self.compute, worker)
+        encoder.check_phi()
+        _ = encoder.model
+        return encoder
+
+
+@dataclass(frozen=True)
+class ImageVectorJob(VectorJob):
+    """Image embeddings; wanted rows have `key` (the file's digest) and `path` below `root`."""
+
+    kind: ClassVar[str] = "image_vectors"
+    words: ClassVar[Words] = Words("image", "to embed", "embedded")
+
+    root: Path
+
+    @property
+    def block_rows(self) -> int:
+        """Several batches of images."""
+        return self.compute.image_batch * self.compute.block_batches
+
+    @property
+    def memory_advice(self) -> str:
+        """The batch size."""
+        return f"compute.image_batch (now {self.compute.image_batch})"
+
+    def load(self, worker: int) -> BlockWorker:
+        """Load the backbone; a block is read as files, batch by batch."""
+        encoder = self.encoder(worker)
+        size, ahead = self.compute.image_batch, encoder.device.type != "cpu"
+
+        def compute(images: "ImageLoader[torch.Tensor]") -> pa.Table:
+            vectors = [encoder.image_embeddings(batch) for batch, _ in images.batches()]
+            return _rows(images.block, np.concatenate([batch.numpy() for batch in vectors]))
+
+        return BlockWorker(compute, lambda block: ImageLoader(self.root, block, size, encoder.prepare, ahead))
+
+
+@dataclass(frozen=True)
+class TextVectorJob(VectorJob):
+    """Text vectors; wanted rows have `key` (the text's digest) and `text`."""
+
+    kind: ClassVar[str] = "text_vectors"
+    words: ClassVar[Words] = Words("text", "to embed", "embedded")
+
+    @property
+    def block_rows(self) -> int:
+        """Enough batches that most of them are full of texts of one length."""
         return self.compute.text_batch * self.compute.block_batches * TEXT_BATCHES
 
-    def _by_length(self, wanted: pl.DataFrame) -> pl.DataFrame:
-        """Texts in an order that lets a block's be about equally long, since a batch is cut to its longest.
+    @property
+    def memory_advice(self) -> str:
+        """The batch size."""
+        return f"compute.text_batch (now {self.compute.text_batch})"
 
-        Sorted within a few blocks alone, so that the rows of a gallery's part still lie in few files of the store.
-        """
-        order = (pl.int_range(pl.len()) // (SORTED_BLOCKS * self._text_block), pl.col("text").str.len_bytes())
-        return wanted.sort(*order, maintain_order=True)
+    def load(self, worker: int) -> BlockWorker:
+        """Load the backbone; the next block's texts are tokenised while one is computed."""
+        encoder = self.encoder(worker)
 
-    def _images(self, encoder: Encoder) -> Work:
-        def compute(pictures: Pictures[torch.Tensor]) -> pa.Table:
-            parts = [encoder.images(torch.stack(pixels))[: len(keys)] for pixels, keys in pictures.batches()]
-            return _rows(pictures.block, torch.cat(parts).numpy())
+        def prefetch(block: pl.DataFrame) -> "tuple[pl.DataFrame, Future[torch.Tensor]]":
+            return block, pool().submit(encoder.tokens, block["text"].to_list())
 
-        size, ahead = self.compute.image_batch, encoder.device.type != "cpu"
-        return Work(compute, lambda block: Pictures(self.root, block, size, encoder.prepare, ahead))
+        def compute(ready: "tuple[pl.DataFrame, Future[torch.Tensor]]") -> pa.Table:
+            block, pending = ready
+            with timed("read"):
+                tokens = pending.result()
+            return _rows(block, encoder.text_vectors(tokens, self.images_of(block)).numpy())
 
-    def _texts(self, encoder: Encoder) -> Work:
-        """Texts, or where a column `digest` names references, sentences with their pseudo tokens."""
-        texts = Texts(encoder, self.compute.text_batch, self.image)
-        return Work(texts.compute, texts.ahead, texts.rest)
+        return BlockWorker(compute, prefetch)
+
+    def images_of(self, block: pl.DataFrame) -> "torch.Tensor | None":
+        """The image embeddings that phi reads; none for plain texts."""
+        return None
 
 
-class Texts:
-    """Texts to unit vectors in full batches of like length; what does not fill one waits for the next block.
+@dataclass(frozen=True)
+class PseudoTokenJob(TextVectorJob):
+    """Vectors of sentences with a pseudo token; wanted rows have `key`, `text` and the reference's `digest`.
 
-    Each text's batch has a shape that this text alone decides, so it does not matter with which others it is computed.
+    A block is completed with the image embeddings of its references, so it can be computed anywhere.
     """
 
-    def __init__(self, encoder: Encoder, size: int, images: Shelf) -> None:
-        """`size` texts a batch; where a block has a column `digest`, phi reads these image vectors."""
-        self.encoder, self.size, self.images = encoder, size, images
-        self.waiting: list[tuple[pl.DataFrame, torch.Tensor]] = []
+    kind: ClassVar[str] = "pseudo_vectors"
+    words: ClassVar[Words] = Words("pseudo token", "to embed", "embedded")
 
-    def ahead(self, block: pl.DataFrame) -> tuple[pl.DataFrame, Future[torch.Tensor]]:
-        """Begin to tokenise a block."""
-        return block, pool().submit(self.encoder.tokens, block["text"].to_list())
+    def complete(self, block: pl.DataFrame) -> pl.DataFrame:
+        """Add the image embeddings as the column `image`."""
+        job = ImageVectorJob(self.compute, self.store, self.backbone, self.dataset, self.source, Path())
+        return block.with_columns(image=pl.Series(job.rows().get(block["digest"])["vector"]))
 
-    def compute(self, ready: tuple[pl.DataFrame, Future[torch.Tensor]]) -> pa.Table:
-        """The rows of all batches that this block fills up."""
-        with spending("read"):
-            self.waiting.append((ready[0], ready[1].result()))
-        return self._rows(short=False)
+    def images_of(self, block: pl.DataFrame) -> "torch.Tensor | None":
+        """The image embeddings of the references, [rows, d]."""
+        import torch
 
-    def rest(self) -> pa.Table:
-        """The rows that still wait."""
-        return self._rows(short=True)
-
-    def _rows(self, short: bool) -> pa.Table:
-        """Compute the full batches, and the short ones if asked; else their texts go on waiting."""
-        block = pl.concat([block for block, _ in self.waiting])
-        tokens = torch.cat([tokens for _, tokens in self.waiting])
-        batches = list(length_batches(self.encoder.lengths(tokens), self.size))
-        computed = [places for places in batches if short or len(places) == self.size]
-        done = [place for places in computed for place in places]
-        left = sorted(set(range(block.height)).difference(done))
-        self.waiting = [(block[left], tokens[left])]
-        return _rows(block[done], self._embed(block, tokens, computed))
-
-    def _embed(self, block: pl.DataFrame, tokens: torch.Tensor, batches: Sequence[Sequence[int]]) -> np.ndarray:
-        found = [np.empty((0, self.encoder.width), dtype=np.float32)]
-        images = torch.from_numpy(vectors_of(self.images, block["digest"])) if "digest" in block.columns else None
-        for places in batches:
-            batch = full(places, self.size)
-            words = None if images is None else self.encoder.words(images[batch])
-            found.append(self.encoder.texts(tokens[batch], words)[: len(places)].numpy())
-        return np.concatenate(found)
+        return torch.from_numpy(block["image"].to_numpy().copy())
 
 
-def _distinct(wanted: pl.DataFrame) -> pl.DataFrame:
-    return wanted.unique("key", keep="first", maintain_order=True)
+@dataclass(frozen=True)
+class Embeddings:
+    """The stored vectors of one backbone, looked up by a file's digest, a text, or both.
+
+    `pseudo` is None for a table without pseudo tokens.
+    """
+
+    image: RowStore
+    text: RowStore
+    pseudo: RowStore | None = None
+
+    def images(self, digests: pl.Series) -> np.ndarray:
+        """Un-normalised image embeddings, [rows, d] float32."""
+        return _vectors(self.image, digests)
+
+    def texts(self, texts: pl.Series) -> np.ndarray:
+        """Unit vectors of texts, [rows, d] float32."""
+        return _vectors(self.text, text_keys(texts))
+
+    def pseudo_tokens(self, digests: pl.Series, sentences: pl.Series) -> np.ndarray:
+        """Unit vectors of sentences with the pseudo tokens of these image files, [rows, d] float32."""
+        assert self.pseudo is not None, "the table was made without pseudo tokens"
+        return _vectors(self.pseudo, pseudo_keys(digests, sentences))
 
 
-def _rows(block: pl.DataFrame, vectors: np.ndarray) -> pa.Table:
-    return pa.table([block["key"].to_arrow().cast(pa.string()), column(vectors)], names=["key", "vector"])
+def text_rows(texts: pl.Series) -> pl.DataFrame:
+    """Texts as the wanted rows of a `TextVectorJob`, nulls left out."""
+    texts = texts.drop_nulls()
+    return pl.DataFrame({"key": text_keys(texts), "text": texts})
 
 
 def text_keys(texts: pl.Series) -> pl.Series:
@@ -155,6 +195,18 @@ def text_keys(texts: pl.Series) -> pl.Series:
     return pl.Series([digest(text) for text in texts], dtype=pl.String)
 
 
-def vectors_of(shelf: Shelf, keys: pl.Series) -> np.ndarray:
-    """The vectors of these keys, [rows, d] float32."""
-    return matrix_of(shelf.take(keys), "vector", shelf.kind)
+def pseudo_keys(digests: pl.Series, sentences: pl.Series) -> pl.Series:
+    """The store's keys of sentences with the pseudo tokens of image files, in order."""
+    return pl.Series([digest(*pair) for pair in zip(digests, sentences, strict=True)], dtype=pl.String)
+
+
+def _vectors(rows: RowStore, keys: pl.Series) -> np.ndarray:
+    from cvsi.core.vector_columns import matrix_of
+
+    return matrix_of(rows.get(keys), "vector", rows.kind)
+
+
+def _rows(block: pl.DataFrame, vectors: np.ndarray) -> pa.Table:
+    from cvsi.core.vector_columns import column
+
+    return pa.table([block["key"].to_arrow().cast(pa.string()), column(vectors)], names=["key", "vector"])

@@ -1,103 +1,155 @@
 """Images, captions, edits and phi to vectors: the tables `gallery_vectors` and `query_vectors`."""
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import torch
 
-from cvsi.core import provenance, schema, tables
-from cvsi.core.digest import digest
+from cvsi.core import parquet, provenance, schema, tables
 from cvsi.core.params import Params
-from cvsi.core.vector_columns import column
-from cvsi.models.clip import template
-from cvsi.pipeline.embeddings import Shelves, text_keys, vectors_of
-from cvsi.store.rows import Shelf
+from cvsi.core.registry import Registry
+from cvsi.models.clip import embedding_dims
+from cvsi.pipeline.components import GALLERY_COMPONENTS, QUERY_COMPONENTS, Component, unit
+from cvsi.pipeline.embeddings import (
+    Embeddings,
+    ImageVectorJob,
+    PseudoTokenJob,
+    Rows,
+    TextVectorJob,
+    VectorJob,
+    pseudo_keys,
+    text_rows,
+)
+from cvsi.store.missing import compute_missing
+from cvsi.store.rows import Store
 
 
-def gallery(name: str, backbone: str, params: Params) -> None:
-    """Write `cache/<name>/<backbone>/gallery_vectors`: `image` and `caption` of every gallery image, float16."""
+def gallery_jobs(name: str, backbone: str, params: Params) -> list[VectorJob]:
+    """The jobs of a gallery's vectors: images and captions."""
+    return _jobs(name, backbone, params, gallery_images, gallery_texts)
+
+
+def query_jobs(name: str, backbone: str, params: Params) -> list[VectorJob]:
+    """The jobs of the queries' vectors: reference images, texts and pseudo tokens."""
+    settings, store = params.backbone(backbone), Store(Path(params.store))
+    pseudo = PseudoTokenJob(params.compute, store, settings, name, query_sentences)
+    return [*_jobs(name, backbone, params, query_images, query_texts), pseudo]
+
+
+def write_gallery(name: str, backbone: str, params: Params) -> None:
+    """Write `cache/<name>/<backbone>/gallery_vectors`: one column per gallery component, float16, one row per image."""
     dataset = params.dataset(name)
-    images = pl.DataFrame(tables.read("index", name, "images.parquet"))
-    captions = pl.DataFrame(tables.whole("captions", name)).select("image_id", "captions")
-    images = images.filter("in_gallery").join(captions, on="image_id", how="left", maintain_order="left")
-    shelves = Shelves(params, backbone, dataset.root)
-    shelves.encoder.check_phi(optional=True)  # the queries will need one that fits: better said before the gallery
-    shelves.images(images["digest"], images["path"])
-    shelves.texts(images["captions"].explode().drop_nulls())
-    recipe = {
-        "image": shelves.image.recipe,
-        "text": shelves.text.recipe,
-        "normalize_captions": dataset.normalize_captions,
-    }
+    embeddings = _compute(gallery_jobs(name, backbone, params))
+    images = gallery_rows(name)
+    recipe = _recipes(embeddings) | {"normalize_captions": dataset.normalize_captions}
     recipe |= provenance.inputs("gallery_vectors", name, backbone)
+    columns = schema.gallery_vectors(embedding_dims(params.backbone(backbone))[0], GALLERY_COMPONENTS.names())
     with tables.output("gallery_vectors", name, backbone, recipe) as out:
-        for rows in images.iter_slices(tables.SHARD_ROWS):
-            image = unit(vectors_of(shelves.image, rows["digest"]))
-            caption = mean_of_texts(shelves.text, rows["captions"])
-            caption = unit(caption) if dataset.normalize_captions else caption
-            out.shard(
-                _table(rows.select("image_id"), image=image, caption=caption),
-                schema.gallery_vectors(shelves.encoder.width),
-            )
+        for rows in images.iter_slices(parquet.SHARD_ROWS):
+            vectors = {part: component.vectors(rows, embeddings) for part, component in GALLERY_COMPONENTS}
+            if dataset.normalize_captions:
+                vectors["caption"] = unit(vectors["caption"])
+            out.shard(_table(rows.select("image_id"), vectors), columns)
 
 
-def queries(name: str, backbone: str, params: Params) -> None:
-    """Write `cache/<name>/<backbone>/query_vectors`: the five parts of every query, float32."""
-    dataset = params.dataset(name)
-    asked = _questions(name)
-    shelves = Shelves(params, backbone, dataset.root)
-    shelves.encoder.check_phi()
-    shelves.images(asked["digest"], asked["path"])
-    shelves.texts(pl.concat([asked["edited"].explode(), asked["captions"].explode(), asked["instruction"]]))
-    pseudo = shelves.open(params, "pseudo")
-    shelves.pseudos(pseudo, asked.select("key", "digest", "text"))
-    recipe = {"image": shelves.image.recipe, "text": shelves.text.recipe, "pseudo": pseudo.recipe}
-    recipe |= provenance.inputs("query_vectors", name, backbone)
+def write_queries(name: str, backbone: str, params: Params) -> None:
+    """Write `cache/<name>/<backbone>/query_vectors`: one column per query component, float32, one row per query."""
+    embeddings = _compute(query_jobs(name, backbone, params))
+    queries = query_rows(name)
+    recipe = _recipes(embeddings) | provenance.inputs("query_vectors", name, backbone)
+    columns = schema.query_vectors(embedding_dims(params.backbone(backbone))[0], QUERY_COMPONENTS.names())
     with tables.output("query_vectors", name, backbone, recipe) as out:
-        for start in range(0, max(asked.height, 1), tables.SHARD_ROWS):
-            rows = asked.slice(start, tables.SHARD_ROWS)
-            parts = {
-                "edited": mean_of_texts(shelves.text, rows["edited"]),
-                "pseudo": vectors_of(pseudo, rows["key"]),
-                "reference": unit(vectors_of(shelves.image, rows["digest"])),
-                "source": mean_of_texts(shelves.text, rows["captions"]),
-                "instruction": vectors_of(shelves.text, text_keys(rows["instruction"])),
-            }
-            out.shard(_table(rows.select("query_id", "split"), **parts), schema.query_vectors(shelves.encoder.width))
+        for start in range(0, max(queries.height, 1), parquet.SHARD_ROWS):
+            rows = queries.slice(start, parquet.SHARD_ROWS)
+            vectors = {part: component.vectors(rows, embeddings) for part, component in QUERY_COMPONENTS}
+            out.shard(_table(rows.select("query_id", "split"), vectors), columns)
 
 
-def _questions(name: str) -> pl.DataFrame:
-    """The queries with what their parts are made from: the reference's file and captions, the edits, the template."""
+def gallery_rows(name: str) -> pl.DataFrame:
+    """The gallery images with their captions, in the index's order."""
+    images = pl.DataFrame(tables.read("index", name, "images.parquet")).filter("in_gallery")
+    captions = pl.DataFrame(tables.whole("captions", name)).select("image_id", "captions")
+    return images.join(captions, on="image_id", how="left", maintain_order="left")
+
+
+def gallery_images(name: str) -> pl.DataFrame:
+    """The wanted image rows of a gallery: `key`, `path`."""
+    images = pl.DataFrame(tables.read("index", name, "images.parquet")).filter("in_gallery")
+    return images.select(key="digest", path="path")
+
+
+def gallery_texts(name: str) -> pl.DataFrame:
+    """The wanted text rows of a gallery: `key`, `text`."""
+    return _texts(GALLERY_COMPONENTS, gallery_rows(name))
+
+
+def query_rows(name: str) -> pl.DataFrame:
+    """The queries with the inputs of their components: the reference image's file and captions, and the edits."""
     images = pl.DataFrame(tables.read("index", name, "images.parquet")).select("image_id", "digest", "path")
     captions = pl.DataFrame(tables.whole("captions", name)).select("image_id", "captions")
     edits = pl.DataFrame(tables.whole("edits", name)).select("split", "query_id", "edited", "added")
-    asked = pl.DataFrame(tables.read("index", name, "queries.parquet")).rename({"reference_id": "image_id"})
-    asked = asked.join(images.join(captions, on="image_id"), on="image_id", how="left", maintain_order="left")
-    asked = asked.join(edits, on=["split", "query_id"], how="left", maintain_order="left")
-    texts = [template(*row) for row in asked.select("instruction", "added").iter_rows()]
-    keys = [digest(file, text) for file, text in zip(asked["digest"], texts, strict=True)]
-    return asked.with_columns(text=pl.Series(texts, dtype=pl.String), key=pl.Series(keys, dtype=pl.String))
+    queries = pl.DataFrame(tables.read("index", name, "queries.parquet"))
+    references = images.join(captions, on="image_id").rename({"image_id": "reference_id"})
+    queries = queries.join(references, on="reference_id", how="left", maintain_order="left")
+    return queries.join(edits, on=["split", "query_id"], how="left", maintain_order="left")
 
 
-def mean_of_texts(shelf: Shelf, lists: pl.Series) -> np.ndarray:
-    """For each list of texts the mean of its unit vectors, [rows, d] float32; an empty list gives zeros."""
-    exploded = lists.to_frame("text").with_row_index("row").explode("text").drop_nulls("text")
-    vectors = torch.from_numpy(vectors_of(shelf, text_keys(exploded["text"])))
-    total = torch.zeros(len(lists), vectors.shape[1]).index_add_(
-        0, torch.from_numpy(exploded["row"].to_numpy().astype(np.int64)), vectors
-    )
-    counts = torch.from_numpy(lists.list.len().to_numpy().astype(np.float32)).clamp(min=1)
-    return (total / counts.unsqueeze(1)).numpy()
+def query_images(name: str) -> pl.DataFrame:
+    """The wanted image rows of the queries' reference images: `key`, `path`."""
+    return query_rows(name).select(key="digest", path="path")
 
 
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """Each row divided by its length."""
-    return torch.nn.functional.normalize(torch.from_numpy(vectors), dim=-1).numpy()
+def query_texts(name: str) -> pl.DataFrame:
+    """The wanted text rows of the queries: `key`, `text`."""
+    return _texts(QUERY_COMPONENTS, query_rows(name))
 
 
-def _table(rows: pl.DataFrame, **parts: np.ndarray) -> pa.Table:
-    """Id columns and vector columns as one table; halves are made here, where Arrow's cast would not."""
+def query_sentences(name: str) -> pl.DataFrame:
+    """The wanted pseudo-token rows of the queries: `key`, `digest` of the reference image, `text`."""
+    rows = query_rows(name)
+    parts = []
+    for _, component in QUERY_COMPONENTS:
+        if component.uses_phi:
+            text = component.sentences(rows)
+            keys = pseudo_keys(rows["digest"], text)
+            parts.append(pl.DataFrame({"key": keys, "digest": rows["digest"], "text": text}))
+    return pl.concat(parts)
+
+
+def _texts(components: Registry[Component], rows: pl.DataFrame) -> pl.DataFrame:
+    return text_rows(pl.concat([component.texts(rows).rename("text") for _, component in components]))
+
+
+def _jobs(name: str, backbone: str, params: Params, images: Rows, texts: Rows) -> list[VectorJob]:
+    settings, store = params.backbone(backbone), Store(Path(params.store))
+    root = Path(params.dataset(name).root)
+    return [
+        ImageVectorJob(params.compute, store, settings, name, images, root),
+        TextVectorJob(params.compute, store, settings, name, texts),
+    ]
+
+
+def _compute(jobs: list[VectorJob]) -> Embeddings:
+    """Compute what is missing, job by job."""
+    for job in jobs:
+        job.recipe()  # raises CvsiError for a missing model or phi before any long work
+    return Embeddings(*(compute_missing(job) for job in jobs))
+
+
+def _recipes(embeddings: Embeddings) -> dict[str, Any]:
+    """The recipe of each kind of rows that a table is made from."""
+    rows = {"image": embeddings.image, "text": embeddings.text, "pseudo": embeddings.pseudo}
+    return {kind: store.recipe for kind, store in rows.items() if store is not None}
+
+
+def _table(rows: pl.DataFrame, vectors: Mapping[str, np.ndarray]) -> pa.Table:
+    """Id columns and vector columns as one table."""
+    from cvsi.core.vector_columns import column
+
     table = rows.to_arrow()
-    for name, vectors in parts.items():
-        table = table.append_column(name, column(vectors))
+    for name, matrix in vectors.items():
+        table = table.append_column(name, column(matrix))
     return table

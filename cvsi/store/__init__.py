@@ -1,1 +1,1 @@
-"""Rows of expensive results, found by key and recipe: the store itself, its locks, and the jobs that fill it."""
+"""Rows of expensive results, found by key and recipe: the store, its locks, and the jobs that compute missing rows."""

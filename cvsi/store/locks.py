@@ -1,6 +1,6 @@
-"""A store's lock: shared by all who read or write its rows, alone for who removes some.
+"""A store's lock: shared by every process that reads or writes its rows, exclusive for the clean-up.
 
-The kernel lets go of a lock when its process ends, however it ends. Nothing but the standard library is loaded here.
+The kernel releases a lock when its process ends, however it ends. Only the standard library is imported here.
 """
 
 import fcntl
@@ -13,21 +13,21 @@ from pathlib import Path
 NAME = ".lock"
 
 
-def share(store: Path) -> None:
-    """Keep everybody from removing rows of a store until this process ends; waits for who is removing some now."""
-    _share(store.resolve())
+def shared_lock(store: Path) -> None:
+    """Hold a shared lock on a store until this process exits; waits while a clean-up runs."""
+    _shared_lock(store.resolve())
 
 
 @cache
-def _share(store: Path) -> None:
+def _shared_lock(store: Path) -> None:
     handle = _open(store)
     if handle is not None:
         fcntl.flock(handle, fcntl.LOCK_SH)
 
 
 @contextmanager
-def alone(store: Path) -> Iterator[bool]:
-    """Hold a store alone inside; gives False, and holds nothing, while anybody else is at work in it."""
+def exclusive_lock(store: Path) -> Iterator[bool]:
+    """Hold a store's exclusive lock inside; yields False, and holds nothing, while any other process uses the store."""
     handle = _open(store)
     if handle is None:
         yield False
@@ -44,16 +44,16 @@ def alone(store: Path) -> Iterator[bool]:
         os.close(handle)
 
 
-def note_use(place: Path) -> None:
-    """Give a folder of a store the time of now, which its upkeep takes for the last use; nothing in one only read."""
-    if os.access(place, os.W_OK):
-        os.utime(place)
+def touch(folder: Path) -> None:
+    """Set a folder's modification time to now, which the clean-up reads as the last use; skips a read-only one."""
+    if os.access(folder, os.W_OK):
+        os.utime(folder)
 
 
 def _open(store: Path) -> int | None:
-    """The lock's file, made where it is missing; None where this user can neither make nor open it.
+    """The lock's file, created where it is missing; None where this user can neither create nor open it.
 
-    From such a store this user can remove nothing, and adds nothing that another could remove.
+    This user can then remove nothing from the store, and adds nothing that another process could remove.
     """
     path = store / NAME
     try:

@@ -1,9 +1,10 @@
-"""The store: single rows of what is expensive, kept for good, found by key and recipe.
+"""The store: single rows of expensive results, kept permanently, found by key and recipe.
 
 `<store>/<kind>/<recipe digest>/*.parquet` is an append-only set of immutable files. A row's key is the digest of what
 it was computed from; the recipe covers everything else that decides its value. Each file is written under a temporary
-name, flushed and renamed, so any number of writers may share a store; of two files with the same row the first by name
-counts, and names begin with their time of writing and end with the beginning of the file's SHA-256.
+name, flushed and renamed, so any number of writers may share a store; if two files
+contain the same row, the file that is first by name counts. Names begin with the time of writing and end with the
+beginning of the file's SHA-256.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ import re
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,103 +22,113 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cvsi.core.console import complain
+from cvsi.core.atomic import atomic_file
+from cvsi.core.console import warn
 from cvsi.core.digest import digest
 from cvsi.core.errors import CvsiError, cause
-from cvsi.core.paths import whole_file
-from cvsi.core.run_log import spending
-from cvsi.core.tables import check_version, write_parquet
-from cvsi.store.locks import note_use, share
+from cvsi.core.parquet import check_version, write_parquet
+from cvsi.core.run_log import timed
+from cvsi.store.locks import shared_lock, touch
 
-READERS = 8  # files read at once: on a shared disk it is the waiting that takes long
-SUM = re.compile("[0-9]{20}-([0-9a-f]{16})")  # names of before have twelve digits, which mean nothing
+READERS = 8  # files read at once: on a shared disk most of the time is latency
+SUM = re.compile("[0-9]{20}-([0-9a-f]{16})")  # names of earlier versions have twelve other digits
 DAMAGED = "damaged"
-NOWHERE = pl.DataFrame(schema={"key": pl.String, "file": pl.String, "row": pl.Int64})
+EMPTY = pl.DataFrame(schema={"key": pl.String, "file": pl.String, "row": pl.Int64})
 
 
 class Damaged(CvsiError):
     """A file of the store is not what was written."""
 
 
-class Shelf:
+@dataclass(frozen=True)
+class Store:
+    """A store's folder, by its path."""
+
+    path: Path
+
+    def rows(self, kind: str, recipe: Mapping[str, Any], schema: pa.Schema) -> "RowStore":
+        """The rows of one kind under one recipe."""
+        return RowStore(self.path, kind, recipe, schema)
+
+
+class RowStore:
     """The rows of one kind under one recipe."""
 
     def __init__(self, store: str | Path, kind: str, recipe: Mapping[str, Any], schema: pa.Schema) -> None:
-        """Open a shelf for reading and appending; `schema` has a string column `key`."""
+        """Open it for reading and appending; `schema` has a string column `key`."""
         self.kind, self.recipe, self.schema = kind, dict(recipe), schema
         self.store = Path(store)
         self.folder = self.store / kind / digest(self.recipe)
         if self.store.is_dir():
-            share(self.store)
-        self._known, self._new, self._unreadable = NOWHERE, list[pl.DataFrame](), list[Path]()
-        self._look()
+            shared_lock(self.store)
+        self._known, self._new, self._unreadable = EMPTY, list[pl.DataFrame](), list[Path]()
+        self._scan()
 
     def missing(self, keys: pl.Series) -> pl.Series:
         """The keys that have no row yet, in the order given."""
         return keys.filter(~keys.is_in(self._index()["key"].implode()))
 
-    def mend(self, keys: pl.Series) -> list[str]:
-        """Hold the files that these rows lie in against their checksums, and put damaged ones aside.
+    def quarantine_corrupt(self, keys: pl.Series) -> list[str]:
+        """Compare the files that contain these rows with their checksums, and move corrupt ones aside.
 
-        Says, and returns, a line for each of those: their rows are missing from now on. It also counts as a use of the
-        shelf.
+        Prints and returns one line for each: its rows are missing from now on. Counts as a use of these rows.
         """
-        said: list[str] = []
-        while bad := [*self._unreadable, *self._unsound(keys)]:
+        messages: list[str] = []
+        while bad := [*self._unreadable, *self._corrupt_files(keys)]:
             (self.folder / DAMAGED).mkdir(exist_ok=True)
             for file in bad:
                 aside = self.folder / DAMAGED / file.name
                 if file.exists():  # else another process was faster
                     file.rename(aside)
-                said.append(f"{aside}: damaged, put aside; its rows are computed again")
-                complain(said[-1])
-            self._look()  # a row of theirs may lie in another file, too
+                messages.append(f"{aside}: damaged, put aside; its rows are computed again")
+                warn(messages[-1])
+            self._scan()  # another file may contain the same rows
         if self.folder.is_dir():
-            note_use(self.folder)
-        return said
+            touch(self.folder)
+        return messages
 
-    def add(self, rows: pa.Table) -> None:
-        """Append rows as one immutable file; they can be taken at once."""
+    def append(self, rows: pa.Table) -> None:
+        """Append rows as one immutable file; `get` returns them from now on."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        share(self.store)
-        self._describe()
+        shared_lock(self.store)
+        self._write_recipe()
         sink = pa.BufferOutputStream()
         write_parquet(rows.select(self.schema.names).cast(self.schema), sink)
         content = sink.getvalue()
         final = self.folder / f"{time.time_ns():020d}-{hashlib.sha256(content).hexdigest()[:16]}.parquet"
-        with whole_file(final) as partial:
+        with atomic_file(final) as partial:
             partial.write_bytes(content)
         self._new.append(_located(rows["key"], final))
 
-    def take(self, keys: pl.Series) -> pa.Table:
-        """The rows of these keys, in their order (a key may repeat); raises KeyError for one that is not there."""
+    def get(self, keys: pl.Series) -> pa.Table:
+        """The rows of these keys, in their order (a key may repeat); raises KeyError for a missing one."""
         wanted = pl.DataFrame({"key": keys}).join(self._index(), on="key", how="left", maintain_order="left")
         if wanted["file"].has_nulls():
             raise KeyError(wanted.filter(pl.col("file").is_null())["key"][0])
         names = wanted["file"].unique(maintain_order=True)
-        with spending("read"), ThreadPoolExecutor(READERS) as pool:
+        with timed("read"), ThreadPoolExecutor(READERS) as pool:
             pieces = list(pool.map(lambda name: _read(self.folder / name, self.schema), names))
         offsets, total = {}, 0
         for name, table in zip(names, pieces, strict=True):
             offsets[name], total = total, total + table.num_rows
         if not pieces:
             return self.schema.empty_table()
-        places = wanted["row"] + wanted["file"].replace_strict(offsets, return_dtype=pl.Int64)
-        return pa.concat_tables(pieces).take(pc.cast(places.to_arrow(), pa.int64())).combine_chunks()
+        positions = wanted["row"] + wanted["file"].replace_strict(offsets, return_dtype=pl.Int64)
+        return pa.concat_tables(pieces).take(pc.cast(positions.to_arrow(), pa.int64())).combine_chunks()
 
     def _index(self) -> pl.DataFrame:
-        """Where each row is: `key`, `file`, `row`; of files that hold the same row the first by name."""
+        """Where each row is: `key`, `file`, `row`; of files that contain the same row, the first by name."""
         if self._new:
             self._known = pl.concat([self._known, *self._new]).unique("key", keep="first", maintain_order=True)
             self._new = []
         return self._known
 
-    def _look(self) -> None:
-        """Read the keys of all files; those that cannot be read are remembered, and their rows are not there."""
-        self._known, self._unreadable = NOWHERE, []
-        with spending("read"), ThreadPoolExecutor(READERS) as pool:
-            found = pool.map(self._rows_of, sorted(self.folder.glob("*.parquet")))
-            self._new = [rows for rows in found if rows is not None]
+    def _scan(self) -> None:
+        """Read the keys of all files; those that cannot be read are listed, and their rows are missing."""
+        self._known, self._unreadable = EMPTY, []
+        with timed("read"), ThreadPoolExecutor(READERS) as pool:
+            located = pool.map(self._rows_of, sorted(self.folder.glob("*.parquet")))
+            self._new = [rows for rows in located if rows is not None]
 
     def _rows_of(self, file: Path) -> pl.DataFrame | None:
         try:
@@ -125,18 +137,18 @@ class Shelf:
             self._unreadable.append(file)
             return None
 
-    def _unsound(self, keys: pl.Series) -> list[Path]:
+    def _corrupt_files(self, keys: pl.Series) -> list[Path]:
         """The files with any of these rows whose bytes do not have the sum in their names."""
         wanted = self._index().filter(pl.col("key").is_in(keys.implode()))["file"].unique(maintain_order=True)
         with ThreadPoolExecutor(READERS) as pool:
             files = [self.folder / name for name in wanted]
-            return [file for file, sound in zip(files, pool.map(_sound, files), strict=True) if not sound]
+            return [file for file, intact in zip(files, pool.map(_is_intact, files), strict=True) if not intact]
 
-    def _describe(self) -> None:
-        """Keep the recipe readable beside its rows; whoever comes first writes it, all write the same."""
+    def _write_recipe(self) -> None:
+        """Write the recipe beside its rows, for people; every process writes the same."""
         path = self.folder / "recipe.json"
         if not path.exists():
-            with whole_file(path) as partial:
+            with atomic_file(path) as partial:
                 partial.write_text(json.dumps(self.recipe, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -145,22 +157,22 @@ def _located(keys: pa.ChunkedArray, file: Path) -> pl.DataFrame:
     return frame.select("key", pl.lit(file.name).alias("file"), pl.int_range(pl.len()).alias("row"))
 
 
-def _sound(file: Path) -> bool:
-    """Whether a file is there and has the bytes that its name says; of an old name, whether it is there."""
+def _is_intact(file: Path) -> bool:
+    """Whether a file exists and has the checksum in its name; a name without a checksum needs only to exist."""
     try:
         with file.open("rb") as stream:
-            named = SUM.fullmatch(file.stem)
-            return named is None or hashlib.file_digest(stream, "sha256").hexdigest().startswith(named[1])
+            name = SUM.fullmatch(file.stem)
+            return name is None or hashlib.file_digest(stream, "sha256").hexdigest().startswith(name[1])
     except OSError:
         return False
 
 
 def _check_version(table: pa.Table, file: Path) -> None:
-    """Raise CvsiError for a later version, and Damaged where it is damage that makes it look like one."""
+    """Raise CvsiError for a later version, and Damaged where damage makes it look like one."""
     try:
         check_version(table.schema.metadata, file)
     except CvsiError:
-        if _sound(file):
+        if _is_intact(file):
             raise
         raise Damaged(f"{file}: damaged store file (its checksum)") from None
 
@@ -169,8 +181,8 @@ def _read(file: Path, schema: pa.Schema, columns: list[str] | None = None) -> pa
     try:
         table = pq.read_table(file, columns=columns or schema.names, partitioning=None, page_checksum_verification=True)
         _check_version(table, file)
-        if lost := set(columns or schema.names) - set(table.column_names):
-            raise ValueError(f"no column {min(lost)!r}")
+        if missing := set(columns or schema.names) - set(table.column_names):
+            raise ValueError(f"no column {min(missing)!r}")
         return table.cast(pa.schema([schema.field(name) for name in table.column_names]))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise Damaged(

@@ -1,7 +1,7 @@
-"""A file of captions to the lessons that phi is trained on: `caption`, `masked`, and `subject` where one is given.
+"""A file of captions to the examples that phi is trained on: `caption`, `masked`, and `subject` where one is given.
 
-`masked` is the caption with `$` in place of what phi's word stands for: its subject, or its keyword spans. phi reads
-the text embedding of the subject, or of the caption itself. A `$` of a caption's own is read as a blank.
+`masked` is the caption with `$` in place of the subject, or else of the keyword spans. phi reads the text embedding of
+the subject, or else of the caption. A `$` in the caption itself is read as a blank.
 """
 
 from functools import lru_cache
@@ -11,27 +11,28 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from cvsi.core import tables
-from cvsi.core.console import count, say
+from cvsi.core import parquet
+from cvsi.core.console import count, info
 from cvsi.core.errors import CvsiError
-from cvsi.core.settings import PhiTraining
+from cvsi.core.params import Compute, PhiTraining
 from cvsi.models.clip import TOKEN
+from cvsi.store.rows import Store
 from cvsi.training import keywords
 
 LONGEST = 10_000  # characters of a caption
 NAMED = 5  # rows that an error or a remark names
 
 
-def read(settings: PhiTraining, store: str) -> pl.DataFrame:
-    """The captions file's lessons; says how many captions are blank or have no keyword span, which teach nothing.
+def read(settings: PhiTraining, store: Store, compute: Compute) -> pl.DataFrame:
+    """The captions file's examples; prints how many captions are blank or have no keyword span, and are left out.
 
-    Raises CvsiError for a file that is missing, empty or malformed, and for a subject that its caption does not hold.
+    Raises CvsiError for a file that is missing, empty or malformed, and for a subject that is not in its caption.
     """
     path = Path(settings.captions)
     given = _given(path)
     own = int(given.select(pl.col("caption").str.contains(TOKEN, literal=True).sum()).item())
     if own:
-        say(f"{path}: in {count(own, 'caption')} a {TOKEN} is read as a blank; phi's word has its place")
+        info(f"{path}: in {count(own, 'caption')} a {TOKEN} is read as a blank; it stands for phi's word")
     given = given.with_columns(pl.col("caption", "subject").str.replace_all(TOKEN, " ", literal=True))
     rows = given.filter(pl.col("caption").str.strip_chars() != "")
     _remark(
@@ -41,26 +42,26 @@ def read(settings: PhiTraining, store: str) -> pl.DataFrame:
         given["row"].filter(~given["row"].is_in(rows["row"].implode())),
     )
     _check(path, rows)
-    lessons = _masked(rows, settings, store)
-    bare = ~lessons["masked"].str.contains(TOKEN, literal=True)
-    _remark(path, int(bare.sum()), "without a keyword span", lessons["row"].filter(bare))
-    lessons = lessons.filter(~bare).drop("row")
-    if lessons.height < settings.batch + settings.held_out:
+    examples = _masked(rows, settings, store, compute)
+    bare = ~examples["masked"].str.contains(TOKEN, literal=True)
+    _remark(path, int(bare.sum()), "without a keyword span", examples["row"].filter(bare))
+    examples = examples.filter(~bare).drop("row")
+    if examples.height < settings.batch + settings.held_out:
         raise CvsiError(
-            f"{path}: {count(lessons.height, 'caption')} to learn from, but a batch of {settings.batch} and "
+            f"{path}: {count(examples.height, 'caption')} to learn from, but a batch of {settings.batch} and "
             f"{settings.held_out} held out need {settings.batch + settings.held_out:,}; lower batch or held_out"
         )
-    return lessons
+    return examples
 
 
-def split(lessons: pl.DataFrame, settings: PhiTraining) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The lessons to train on and those held out for validation, drawn by the seed."""
-    order = np.random.default_rng([settings.seed, 0]).permutation(lessons.height)
-    return lessons[order[settings.held_out :]], lessons[order[: settings.held_out]]
+def split(examples: pl.DataFrame, settings: PhiTraining) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The examples to train on and those held out for validation, drawn by the seed."""
+    order = np.random.default_rng([settings.seed, 0]).permutation(examples.height)
+    return examples[order[settings.held_out :]], examples[order[: settings.held_out]]
 
 
 def batch(step: int, rows: int, settings: PhiTraining) -> np.ndarray:
-    """Which of `rows` training lessons step `step` (from 0) takes: each epoch in an order of its own."""
+    """Which of `rows` training examples step `step` (from 0) takes: each epoch in an order of its own."""
     epoch, at = divmod(step, rows // settings.batch)
     return _order(settings.seed, epoch, rows)[at * settings.batch : (at + 1) * settings.batch]
 
@@ -75,7 +76,7 @@ def _given(path: Path) -> pl.DataFrame:
     if not path.is_file():
         raise CvsiError(f"{path}: no such file; check the phi's captions in params.yaml")
     if path.suffix == ".parquet":
-        table = tables.read_file(path)
+        table = parquet.read_file(path)
         names = [name for name in ("caption", "subject") if name in table.column_names]
         if "caption" not in names:
             raise CvsiError(f"{path}: no column 'caption'; there are: {', '.join(table.column_names)}")
@@ -88,7 +89,7 @@ def _given(path: Path) -> pl.DataFrame:
             with path.open(encoding="utf-8") as lines:
                 given = pl.DataFrame({"caption": [line.rstrip("\n") for line in lines]}, schema={"caption": pl.String})
         except UnicodeDecodeError as error:
-            raise CvsiError(f"{path}: not UTF-8 text (byte {error.start:,}); write one caption a line") from None
+            raise CvsiError(f"{path}: not UTF-8 text (byte {error.start:,}); write one caption per line") from None
     subject = pl.col("subject").cast(pl.String).replace("", None) if "subject" in given.columns else pl.lit(None)
     return given.with_columns(subject=subject.cast(pl.String)).with_row_index("row", offset=1)
 
@@ -96,34 +97,36 @@ def _given(path: Path) -> pl.DataFrame:
 def _check(path: Path, rows: pl.DataFrame) -> None:
     """Refuse an empty file, a caption of absurd length, and a subject that is not in its caption, by its row."""
     if rows.is_empty():
-        raise CvsiError(f"{path}: no captions in it; write one a line, or a Parquet column 'caption'")
+        raise CvsiError(f"{path}: no captions in it; write one per line, or a Parquet column 'caption'")
     long = rows.filter(pl.col("caption").str.len_chars() > LONGEST)
     if long.height:
         raise CvsiError(
-            f"{path}: row {long['row'][0]:,} has more than {LONGEST:,} characters; is it one caption a line?"
+            f"{path}: row {long['row'][0]:,} has more than {LONGEST:,} characters; is it one caption per line?"
         )
     held = pl.col("caption").str.contains(pl.col("subject"), literal=True)
-    lost = rows.filter(pl.col("subject").is_not_null() & ~(held & (pl.col("subject").str.strip_chars() != "")))
-    if lost.height:
-        row, caption, subject = lost.row(0)
+    wrong = rows.filter(pl.col("subject").is_not_null() & ~(held & (pl.col("subject").str.strip_chars() != "")))
+    if wrong.height:
+        row, caption, subject = wrong.row(0)
         raise CvsiError(
             f"{path}: row {row:,}: the subject {subject[:80]!r} is not in its caption {caption[:120]!r}"
-            f" ({count(lost.height, 'such row')})"
+            f" ({count(wrong.height, 'such row')})"
         )
 
 
-def _masked(rows: pl.DataFrame, settings: PhiTraining, store: str) -> pl.DataFrame:
+def _masked(rows: pl.DataFrame, settings: PhiTraining, store: Store, compute: Compute) -> pl.DataFrame:
     """The rows with `masked`, in their order."""
     part = pl.col("caption").str.splitn(pl.col("subject"), 2).struct
     subject = rows.filter(pl.col("subject").is_not_null()).with_columns(
         masked=part.field("field_0") + f" {TOKEN} " + part.field("field_1")
     )
     plain = rows.filter(pl.col("subject").is_null())
-    found = keywords.find(plain["caption"], settings.spans, store) if plain.height else pl.Series([], dtype=pl.String)
-    return pl.concat([subject, plain.with_columns(masked=found)]).sort("row")
+    masked = pl.Series([], dtype=pl.String)
+    if plain.height:
+        masked = keywords.find(plain["caption"], settings.spans, store, compute)
+    return pl.concat([subject, plain.with_columns(masked=masked)]).sort("row")
 
 
 def _remark(path: Path, number: int, what: str, rows: pl.Series) -> None:
     if number:
         named = ", ".join(f"{row:,}" for row in rows.head(NAMED)) + (", ..." if number > NAMED else "")
-        say(f"{path}: {count(number, 'caption')} not trained on, {what}: row {named}")
+        info(f"{path}: {count(number, 'caption')} not trained on, {what}: row {named}")

@@ -10,8 +10,8 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from cvsi.core.atomic import atomic_file
 from cvsi.core.errors import CvsiError
-from cvsi.core.paths import whole_file
 
 LOSSES = {"step": pl.Int64, "train": pl.Float64, "validation": pl.Float64}
 
@@ -50,7 +50,7 @@ class Progress:
 def save(path: Path, progress: Progress, parts: Mapping[str, Any]) -> None:
     """Write a checkpoint: the progress, and the state dicts of whatever goes on from there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as partial:
+    with atomic_file(path) as partial:
         torch.save({"progress": asdict(progress), "parts": dict(parts)}, partial)
     if progress.finished:
         for left in path.parent.glob(f".{path.name}-*.partial"):  # of runs killed while they wrote

@@ -5,29 +5,32 @@ tagged once and kept in the store.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from importlib import metadata
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import polars as pl
 import pyarrow as pa
 
 from cvsi.core.digest import digest
 from cvsi.core.errors import CvsiError, cause
+from cvsi.core.params import Compute, WordList
 from cvsi.core.schema import STORED_MASKS
-from cvsi.core.settings import WordList
 from cvsi.models.clip import TOKEN
 from cvsi.models.model_id import content_digest
-from cvsi.store.jobs import Step, Work, fill
-from cvsi.store.rows import Shelf
+from cvsi.store.jobs import BlockWorker, RowJob, Words
+from cvsi.store.kinds import CODE_VERSIONS
+from cvsi.store.missing import compute_missing
+from cvsi.store.rows import Store
 
 if TYPE_CHECKING:  # spaCy takes a second to import and is needed only when a caption is not tagged yet
     from spacy.language import Language
     from spacy.tokens import Doc
 
-CODE = 1
 BLOCK = 8192  # captions
+SCHEMA = {"key": pl.String, "text": pl.String}
 KEYWORDS = frozenset(("NOUN", "PROPN", "ADJ"))
 UNUSED = ("parser", "ner", "lemmatizer")  # parts of a pipeline that no part of speech depends on
 
@@ -37,9 +40,9 @@ def identify(spans: str | WordList) -> dict[str, Any]:
     if isinstance(spans, WordList):
         if not Path(spans.words).is_file():
             raise CvsiError(f"{spans.words}: no such word list; check the phi's spans in params.yaml")
-        return {"code": CODE, "words": content_digest(Path(spans.words))}
+        return {"code": CODE_VERSIONS["keyword_spans"], "words": content_digest(Path(spans.words))}
     try:
-        return {"code": CODE, "pipeline": spans, "version": metadata.version(spans)}
+        return {"code": CODE_VERSIONS["keyword_spans"], "pipeline": spans, "version": metadata.version(spans)}
     except metadata.PackageNotFoundError:
         raise CvsiError(
             f"params.yaml: spaCy's pipeline '{spans}' is not installed; run: python -m spacy download {spans} "
@@ -77,15 +80,51 @@ def masked(language: "Language", captions: Iterable[str]) -> list[str]:
     return [mask(doc) for doc in language.pipe(captions, batch_size=256)]
 
 
-def find(captions: pl.Series, spans: str | WordList, store: str) -> pl.Series:
-    """Captions with their keyword spans masked, in order, from the store as far as it has them."""
-    keys = pl.Series([digest(text) for text in captions], dtype=pl.String)
-    shelf = Shelf(store, "keyword_spans", identify(spans), STORED_MASKS)
-    wanted = pl.DataFrame({"key": keys, "text": captions}).unique("key", keep="first", maintain_order=True)
+@dataclass(frozen=True)
+class KeywordJob(RowJob):
+    """Captions with their keyword spans masked, by the digest of the caption."""
 
-    def load(worker: int) -> Work:
-        language = pipeline(spans)
-        return Work(lambda block: pa.table({"key": block["key"], "masked": masked(language, block["text"])}))
+    kind: ClassVar[str] = "keyword_spans"
+    words: ClassVar[Words] = Words("caption", "to tag", "tagged")
 
-    fill(shelf, Step("caption", "to tag", "tagged", BLOCK, load), wanted, captions.len())
-    return pl.Series(shelf.take(keys)["masked"], dtype=pl.String)
+    spans: str | WordList
+    captions: tuple[str, ...]
+
+    @property
+    def schema(self) -> pa.Schema:
+        """`key` and `masked`."""
+        return STORED_MASKS
+
+    @property
+    def block_rows(self) -> int:
+        """A fixed number of captions."""
+        return BLOCK
+
+    @property
+    def workers(self) -> int:
+        """One: spaCy holds the interpreter's lock."""
+        return 1
+
+    def recipe(self) -> dict[str, Any]:
+        """The pipeline or the word list that finds keywords."""
+        return identify(self.spans)
+
+    def wanted(self) -> pl.DataFrame:
+        """Every caption: `key` and `text`."""
+        return pl.DataFrame({"key": _keys(self.captions), "text": self.captions}, SCHEMA)
+
+    def load(self, worker: int) -> BlockWorker:
+        """Load the spaCy pipeline."""
+        language = pipeline(self.spans)
+        return BlockWorker(lambda block: pa.table({"key": block["key"], "masked": masked(language, block["text"])}))
+
+
+def find(captions: pl.Series, spans: str | WordList, store: Store, compute: Compute) -> pl.Series:
+    """Captions with their keyword spans masked, in order; those not in the store are tagged."""
+    texts = tuple(captions)
+    rows = compute_missing(KeywordJob(compute, store, spans, texts))
+    return pl.Series(rows.get(pl.Series(_keys(texts), dtype=pl.String))["masked"], dtype=pl.String)
+
+
+def _keys(captions: Iterable[str]) -> list[str]:
+    return [digest(text) for text in captions]

@@ -1,8 +1,8 @@
-"""Lessons to phi: trained on text alone, as LinCIR does it (arXiv 2312.01998), for one backbone's frozen text tower.
+"""Captions to phi: trained on text alone, as in LinCIR (arXiv 2312.01998), for one backbone's frozen text tower.
 
-phi reads the text embedding of a subject or a caption with noise added, its word takes the place of `$` in the masked
-caption, and the masked caption's embedding shall be the caption's own. What is random is seeded by the step, and a
-checkpoint is whole or absent, so a run that was killed and goes on ends in the same bytes.
+phi reads the text embedding of a subject or a caption with noise added; its word replaces `$` in the masked caption.
+Training minimises the distance between the embeddings of the masked caption and of the caption. Random numbers are
+seeded by the step, and checkpoints are atomic, so a run that was killed and continues gives the same bytes.
 """
 
 import math
@@ -20,50 +20,49 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 from torch.nn.utils import clip_grad_norm_
 
-from cvsi.core.console import Meter, chatter_to, say
+from cvsi.core.atomic import atomic_dir
+from cvsi.core.console import Meter, info, redirect_output
 from cvsi.core.devices import dtype, precision
 from cvsi.core.digest import digest
 from cvsi.core.errors import CvsiError
-from cvsi.core.model_settings import Backbone
-from cvsi.core.params import Compute, Params
-from cvsi.core.paths import libraries_log, phi_checkpoint, phi_folder, whole_or_absent
-from cvsi.core.settings import PhiTraining
+from cvsi.core.params import Backbone, Compute, Params, PhiTraining
+from cvsi.core.paths import libraries_log, phi_checkpoint, phi_folder
 from cvsi.core.tables import Output
 from cvsi.models.batching import length_batches
-from cvsi.models.clip import Encoder
 from cvsi.models.clip_checkpoint import identity
+from cvsi.models.clip_encoder import Encoder
 from cvsi.models.model_id import content_digest
 from cvsi.models.phi import Phi
+from cvsi.store.kinds import CODE_VERSIONS
+from cvsi.store.rows import Store
 from cvsi.training import captions, checkpoint, keywords
-
-CODE = 1
 
 
 def train(name: str, params: Params) -> None:
     """Train phi `name` and write `models/<name>`: `phi.safetensors`, `losses.csv` and `provenance.json`."""
     settings = params.phi(name)
-    progress, facts = fit(settings, params.backbone(settings.backbone), params.compute, params.store)
-    with whole_or_absent(phi_folder(name)) as folder:
+    progress, facts = fit(settings, params.backbone(settings.backbone), params.compute, Store(Path(params.store)))
+    with atomic_dir(phi_folder(name)) as folder:
         (folder / "phi.safetensors").write_bytes(save(progress.best))
         progress.table().write_csv(folder / "losses.csv")
         Output(folder).recipe(facts)
-    say(f"{phi_folder(name)}: phi of step {progress.best_step:,}, validation loss {progress.best_loss:.4g}")
+    info(f"{phi_folder(name)}: phi of step {progress.best_step:,}, validation loss {progress.best_loss:.4g}")
 
 
 def fit(
-    settings: PhiTraining, backbone: Backbone, compute: Compute, store: str
+    settings: PhiTraining, backbone: Backbone, compute: Compute, store: Store
 ) -> tuple[checkpoint.Progress, dict[str, Any]]:
     """Train a phi, or find it in the store where that was done before; its progress at the end, and its recipe."""
     # The tower's weights stay in float32; autocast computes in the precision of the training.
     encoder = Encoder(backbone.model_copy(update={"precision": "fp32"}), compute)
     facts = recipe(settings, encoder)
-    path = phi_checkpoint(store, digest(facts))
+    path = phi_checkpoint(store.path, digest(facts))
     progress, parts = checkpoint.load(path)
     if progress.finished:
-        say(f"trained before: {progress.step:,} steps in the store")
+        info(f"trained before: {progress.step:,} steps in the store")
         return progress, facts
-    table = captions.read(settings, store)
-    with chatter_to(libraries_log()):
+    table = captions.read(settings, store, compute)
+    with redirect_output(libraries_log()):
         _ = encoder.model
     Training(settings, encoder, table, progress, parts).run(path)
     return progress, facts
@@ -77,12 +76,12 @@ def recipe(settings: PhiTraining, encoder: Encoder) -> dict[str, Any]:
     facts = settings.model_dump(exclude={"backbone", "checkpoint_every"})
     facts |= {"captions": content_digest(path), "spans": keywords.identify(settings.spans)}
     facts["precision"] = precision(settings.precision, encoder.device.type)
-    return {"code": CODE, "backbone": identity(encoder.backbone)} | facts
+    return {"code": CODE_VERSIONS["phi"], "backbone": identity(encoder.backbone)} | facts
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Lessons as token ids [n, context]: captions, masked captions and what phi reads; `given` [n] marks subjects."""
+    """Examples as token ids [n, context]: captions, masked captions, phi's texts; `given` [n] marks subjects."""
 
     captions: Tensor
     masked: Tensor
@@ -91,7 +90,7 @@ class Tokens:
 
 
 class Training:
-    """One phi, its optimiser and its lessons, from wherever the progress stands."""
+    """One phi, its optimiser and its examples, from the step that the progress has reached."""
 
     def __init__(
         self,
@@ -124,7 +123,7 @@ class Training:
         settings, progress = self.settings, self.progress
         after = f", after {progress.step:,} in the checkpoint" if progress.step else ""
         sizes = f"{self.learn.height:,} captions, {len(self.held_out.given):,} more held out"
-        say(f"{sizes}: {settings.steps - progress.step:,} steps to train{after}, in {self.precision} on {self.device}")
+        info(f"{sizes}: {settings.steps - progress.step:,} steps to train{after}, in {self.precision} on {self.device}")
         with Meter(settings.steps - progress.step, "steps") as meter, ThreadPoolExecutor(1) as pool:
             ahead = pool.submit(self.batch, progress.step)  # a thread tokenises while the step before is computed
             while not progress.finished:
@@ -138,11 +137,11 @@ class Training:
                 meter.advance(1)
 
     def batch(self, step: int) -> Tokens:
-        """The lessons of a step (from 0)."""
+        """The examples of a step (from 0)."""
         return self.tokens(self.learn[captions.batch(step, self.learn.height, self.settings)])
 
     def tokens(self, table: pl.DataFrame) -> Tokens:
-        """Lessons as token ids; without a subject, phi reads the caption."""
+        """Examples as token ids; without a subject, phi reads the caption."""
         captions, masked = (self.encoder.tokens(table[name].to_list()) for name in ("caption", "masked"))
         read, given = captions.clone(), torch.from_numpy(table["subject"].is_not_null().to_numpy().copy())
         if bool(given.any()):
@@ -153,7 +152,7 @@ class Training:
         """One step (from 0) down the gradient; the loss before it. Raises CvsiError for one that is not finite."""
         torch.manual_seed(self._seed("step", number))
         for group in self.optimiser.param_groups:
-            group["lr"] = self.settings.learning_rate * self._share(number)
+            group["lr"] = self.settings.learning_rate * self._lr_factor(number)
         self.optimiser.zero_grad()
         self.phi.train()
         total = torch.zeros((), device=self.device)
@@ -183,11 +182,11 @@ class Training:
     def losses(self, tokens: Tokens, noise: Tensor) -> Iterator[Tensor]:
         """Parts, by length, of the mean squared distance between the embeddings of changed and unchanged captions."""
         lengths = (tokens.captions.argmax(dim=1) + 1).tolist()
-        for places in length_batches(lengths, self.encoder.compute.text_batch):
-            rows = torch.tensor(places)
+        for positions in length_batches(lengths, self.encoder.compute.text_batch):
+            rows = torch.tensor(positions)
             with torch.autocast(self.device.type, dtype(self.precision), enabled=self.precision != "fp32"):
-                found, goal = self._embed(tokens, noise, rows)
-            yield mse_loss(found, goal) * len(places) / len(lengths)
+                changed, goal = self._embed(tokens, noise, rows)
+            yield mse_loss(changed, goal) * len(positions) / len(lengths)
 
     def _embed(self, tokens: Tokens, noise: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
@@ -208,18 +207,18 @@ class Training:
             if progress.best_step == step
             else f"best {progress.best_loss:.4g} at {progress.best_step:,}"
         )
-        say(f"step {step:,} of {settings.steps:,}: loss {training:.4g}, on held-out captions {validation:.4g}, {best}")
-        tired = settings.patience is not None and progress.waited >= settings.patience
-        progress.finished = step == settings.steps or tired
-        if tired and step < settings.steps:
-            say(f"no better phi in {progress.waited} validations: training ends here (patience)")
+        info(f"step {step:,} of {settings.steps:,}: loss {training:.4g}, on held-out captions {validation:.4g}, {best}")
+        out_of_patience = settings.patience is not None and progress.waited >= settings.patience
+        progress.finished = step == settings.steps or out_of_patience
+        if out_of_patience and step < settings.steps:
+            info(f"no better phi in {progress.waited} validations: training ends here (patience)")
 
-    def _share(self, step: int) -> float:
+    def _lr_factor(self, step: int) -> float:
         """The share of the learning rate that a step (from 0) takes: warm-up, then constant or a cosine to nothing."""
-        share = min((step + 1) / self.settings.warmup, 1.0) if self.settings.warmup else 1.0
+        factor = min((step + 1) / self.settings.warmup, 1.0) if self.settings.warmup else 1.0
         if self.settings.schedule == "cosine":
-            share = min(share, 0.5 + 0.5 * math.cos(math.pi * step / self.settings.steps))
-        return share
+            factor = min(factor, 0.5 + 0.5 * math.cos(math.pi * step / self.settings.steps))
+        return factor
 
     def _seed(self, *what: str | int) -> int:
         return int(digest("phi", self.settings.seed, *what)[:15], 16)

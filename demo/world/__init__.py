@@ -1,1 +1,1 @@
-"""The demo world: seeded scenes of coloured shapes, drawn as small pictures and written in CIRCO's file layout."""
+"""The demo world: random scenes of coloured shapes, rendered as small pictures and written in CIRCO's file layout."""

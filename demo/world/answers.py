@@ -1,7 +1,8 @@
-"""The rule for right answers, made from a reference scene and its edits; no model has a say in it.
+"""The rule that decides which scenes are targets of a query, given the reference and the edits; no model is involved.
 
-A picture is right if it shows the reference as edited and nothing else: the same background, and the same shapes in
-the same colour, texture and number. Size and place are free, except where the instruction asks for one.
+A picture is correct if it shows the reference with the edits applied and nothing else: the same background, and the
+same shapes in the same colour, texture and number. Size and position may be anything, unless the instruction
+specifies them.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from demo.world.instructions import NUMBERS, Edit
-from demo.world.scenes import CELLS, MOST, SIZES, Item, Scene, arrange
+from demo.world.scenes import CELLS, MAX_COUNT, SIZES, Item, Scene, arrange
 
-TRIES = 200  # arrangements drawn until one has an item where the instruction asks for it
+MAX_TRIES = 200  # arrangements drawn before giving up on a side that the instruction specifies
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What one item of a right answer looks like; an empty size or side is free."""
+class ItemSpec:
+    """What one item of a target must look like; an empty `size` or `side` allows any."""
 
     shape: str
     colour: str
@@ -26,8 +27,8 @@ class Wanted:
     size: str = ""
     side: str = ""
 
-    def fits(self, item: Item) -> bool:
-        """Whether the item is the one wanted."""
+    def matches(self, item: Item) -> bool:
+        """Whether the item satisfies this specification."""
         return (
             (item.shape, item.colour, item.texture) == (self.shape, self.colour, self.texture)
             and item.count in self.counts
@@ -37,17 +38,17 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What a right answer shows: its background and all of its items."""
+class TargetSpec:
+    """What a target must show: its background and all of its items."""
 
     background: str
-    items: tuple[Wanted, ...]
+    items: tuple[ItemSpec, ...]
 
 
-def wish(reference: Scene, edits: tuple[Edit, ...]) -> Wish:
-    """What the reference, edited, must show."""
+def target_spec(reference: Scene, edits: tuple[Edit, ...]) -> TargetSpec:
+    """The specification of the targets: the reference with the edits applied."""
     background = reference.background
-    items = {item.shape: Wanted(item.shape, item.colour, item.texture, (item.count,)) for item in reference.items}
+    items = {item.shape: ItemSpec(item.shape, item.colour, item.texture, (item.count,)) for item in reference.items}
     for edit in edits:
         if edit.kind == "background":
             background = edit.value
@@ -55,14 +56,14 @@ def wish(reference: Scene, edits: tuple[Edit, ...]) -> Wish:
             del items[edit.shape]
         elif edit.kind == "addition":
             colour, texture = edit.value.split()
-            items[edit.shape] = Wanted(edit.shape, colour, texture, (1,))
+            items[edit.shape] = ItemSpec(edit.shape, colour, texture, (1,))
         else:
             items[edit.shape] = _changed(items[edit.shape], edit)
-    return Wish(background, tuple(items.values()))
+    return TargetSpec(background, tuple(items.values()))
 
 
-def _changed(item: Wanted, edit: Edit) -> Wanted:
-    """One wanted item after an edit that keeps it in the picture."""
+def _changed(item: ItemSpec, edit: Edit) -> ItemSpec:
+    """One item's specification after an edit that keeps the item in the picture."""
     count = item.counts[0]
     changed = {
         "colour": lambda: replace(item, colour=edit.value),
@@ -70,7 +71,7 @@ def _changed(item: Wanted, edit: Edit) -> Wanted:
         "texture": lambda: replace(item, texture=edit.value),
         "number": lambda: replace(item, counts=(NUMBERS.index(edit.value),)),
         "amount": lambda: replace(
-            item, counts=tuple(range(count + 1, MOST + 1) if edit.value == "more" else range(1, count))
+            item, counts=tuple(range(count + 1, MAX_COUNT + 1) if edit.value == "more" else range(1, count))
         ),
         "size": lambda: replace(item, size="large" if edit.value == "bigger" else "small"),
         "place": lambda: replace(item, side=edit.value),
@@ -78,23 +79,23 @@ def _changed(item: Wanted, edit: Edit) -> Wanted:
     return changed[edit.kind]()
 
 
-def answers(wanted: Wish, scene: Scene) -> bool:
-    """Whether the scene is a right answer."""
-    if scene.background != wanted.background or len(scene.items) != len(wanted.items):
+def matches(spec: TargetSpec, scene: Scene) -> bool:
+    """Whether the scene is a correct target."""
+    if scene.background != spec.background or len(scene.items) != len(spec.items):
         return False
-    return all(any(want.fits(item) for item in scene.items) for want in wanted.items)
+    return all(any(item_spec.matches(item) for item in scene.items) for item_spec in spec.items)
 
 
-def answer(wanted: Wish, random: Random) -> Scene | None:
-    """One right answer, with what is free drawn at random; None where the grid cannot hold it."""
-    for _ in range(TRIES):
+def sample_target(spec: TargetSpec, random: Random) -> Scene | None:
+    """A random scene that matches; None if no arrangement that was drawn does."""
+    for _ in range(MAX_TRIES):
         items = [
-            Item(want.shape, want.colour, want.texture, want.size or random.choice(SIZES), ()) for want in wanted.items
+            Item(item.shape, item.colour, item.texture, item.size or random.choice(SIZES), ()) for item in spec.items
         ]
-        counts = [random.choice(want.counts) for want in wanted.items]
+        counts = [random.choice(item.counts) for item in spec.items]
         if sum(counts) > CELLS:
             continue
-        scene = arrange(wanted.background, items, counts, random)
-        if answers(wanted, scene):
+        scene = arrange(spec.background, items, counts, random)
+        if matches(spec, scene):
             return scene
     return None

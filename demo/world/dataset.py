@@ -1,8 +1,8 @@
-"""The demo's folder in CIRCO's layout, made from a seed and sizes: pictures, their list, and annotated queries.
+"""Writes the demo dataset in CIRCO's layout from a seed and sizes: pictures, the list of pictures, annotated queries.
 
-Each query brings its own pictures: the reference, its right answers, and near misses that differ from a right answer
-in one colour, background or texture. Filler scenes, one random generator each, make up the rest of the gallery, so
-that a larger gallery leaves earlier pictures and all annotations as they were.
+Each query adds its own pictures to the gallery: the reference, its targets, and near misses that differ from a target
+in one colour, background or texture. Filler scenes make up the rest. Each filler has its own random generator, so a
+larger gallery does not change existing pictures or annotations.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from random import Random
 from typing import Protocol
 
 from cvsi.core.errors import CvsiError
-from demo.world.answers import Wish, answer, answers, wish
+from demo.world.answers import TargetSpec, matches, sample_target, target_spec
 from demo.world.drawing import SIDE, picture
-from demo.world.instructions import LEARNABLE, Edit, aspects_of, draw_edits, phrase, word
+from demo.world.instructions import LEARNABLE, Edit, aspects_of, draw_edits, phrase, write_instruction
 from demo.world.scenes import BACKGROUNDS, COLOURS, TEXTURES, Scene, draw_scene, part_of, variant
 
-# Queries take these kinds of edit in turn; a pair of empty names stands for two learnable kinds drawn at random.
-TURN: tuple[tuple[str, ...], ...] = (
+# Query i has the kinds of edit of entry i (modulo the length); two empty names stand for two random learnable kinds.
+QUERY_KINDS: tuple[tuple[str, ...], ...] = (
     ("colour",),
     ("removal",),
     ("", ""),
@@ -46,49 +46,50 @@ TURN: tuple[tuple[str, ...], ...] = (
     ("addition",),
     ("colour", "number"),
 )
-ANSWERS = {"val": (2, 2, 2, 2, 3, 4), "test": (1, 1, 2)}  # right answers that a query brings, drawn from these
-MISSES = {"val": ("texture", "texture", "colour", "background"), "test": ("texture",)}
+# The number of targets that a query adds to the gallery is drawn from these.
+TARGET_COUNTS = {"val": (2, 2, 2, 2, 3, 4), "test": (1, 1, 2)}
+NEAR_MISSES = {"val": ("texture", "texture", "colour", "background"), "test": ("texture",)}  # the property that differs
 IMAGES = "COCO2017_unlabeled/unlabeled2017"
 
 
-class Sizes(Protocol):
-    """The parameters of the world: its seed, and how many gallery pictures and queries it has."""
+class WorldSettings(Protocol):
+    """The parameters of the world: its seed, the size of the gallery, and the number of queries by split."""
 
     @property
     def seed(self) -> int:
-        """Seeds every draw."""
+        """The seed of all random draws."""
 
     @property
     def gallery(self) -> int:
-        """Pictures in all."""
+        """Number of pictures in the gallery."""
 
     @property
     def val(self) -> int:
-        """Labelled queries."""
+        """Number of labelled queries."""
 
     @property
     def test(self) -> int:
-        """Queries whose answers stay hidden."""
+        """Number of queries whose targets are not written."""
 
 
 @dataclass(frozen=True)
 class Query:
-    """One query: its reference, one right answer as the main target, the edits and their wording, and the rule."""
+    """One query: its reference, its main target, the edits, the instruction, and what a target must show."""
 
     reference: Scene
     target: Scene
     edits: tuple[Edit, ...]
-    text: str
-    wanted: Wish
+    instruction: str
+    spec: TargetSpec
 
 
-def draw(root: Path, settings: Sizes) -> None:
-    """Write the world below `root`; raises CvsiError where the gallery is too small to hold the queries' pictures."""
+def draw(root: Path, settings: WorldSettings) -> None:
+    """Write the world to `root`; raises CvsiError if the gallery is too small for the queries' pictures."""
     queries: dict[str, list[Query]] = {"val": [], "test": []}
     scenes: list[Scene] = []
     for split, number in (("val", settings.val), ("test", settings.test)):
-        for place in range(number):
-            query, pictures = _draw_query(split, place, Random(f"{settings.seed} {split} {place}"))
+        for index in range(number):
+            query, pictures = _draw_query(split, index, Random(f"{settings.seed} {split} {index}"))
             queries[split].append(query)
             scenes += pictures
     if settings.gallery < len(scenes):
@@ -96,77 +97,77 @@ def draw(root: Path, settings: Sizes) -> None:
             f"world.gallery is {settings.gallery}, but the pictures of these queries alone are {len(scenes)}: raise it"
         )
     Random(f"{settings.seed} order").shuffle(scenes)
-    wishes = [query.wanted for split in queries.values() for query in split]
-    scenes += _fillers(scenes, wishes, settings)
+    specs = [query.spec for split in queries.values() for query in split]
+    scenes += _fillers(scenes, specs, settings)
     ids = _ids(settings.seed, len(scenes))
     _write_images(root, scenes, ids)
-    for split, drawn in queries.items():
-        _write_queries(root, split, drawn, scenes, ids)
+    for split, split_queries in queries.items():
+        _write_queries(root, split, split_queries, scenes, ids)
 
 
-def _draw_query(split: str, place: int, random: Random) -> tuple[Query, list[Scene]]:
-    """One query and the scenes that it brings: the reference, the right answers, the near misses."""
-    kinds = TURN[place % len(TURN)]
+def _draw_query(split: str, index: int, random: Random) -> tuple[Query, list[Scene]]:
+    """One query and the scenes that it adds to the gallery: the reference, the targets, the near misses."""
+    kinds = QUERY_KINDS[index % len(QUERY_KINDS)]
     while True:
         reference = draw_scene(random, "world")
-        drawn = tuple(random.sample(LEARNABLE, 2)) if kinds == ("", "") else kinds
-        edits = draw_edits(drawn, reference, random)
+        edit_kinds = tuple(random.sample(LEARNABLE, 2)) if kinds == ("", "") else kinds
+        edits = draw_edits(edit_kinds, reference, random)
         if edits is None:
             continue
-        wanted = wish(reference, edits)
-        right = [scene for _ in range(random.choice(ANSWERS[split])) if (scene := _right(wanted, random))]
-        text = word(edits, reference, "world", random)
-        if right and text and not answers(wanted, reference):
+        spec = target_spec(reference, edits)
+        targets = [scene for _ in range(random.choice(TARGET_COUNTS[split])) if (scene := _draw_target(spec, random))]
+        instruction = write_instruction(edits, reference, "world", random)
+        if targets and instruction and not matches(spec, reference):
             break
-    query = Query(reference, right[0], edits, text, wanted)
-    near = [_near(right[0], how, wanted, random) for how in MISSES[split]]
-    return query, [reference, *right, *(scene for scene in near if scene)]
+    query = Query(reference, targets[0], edits, instruction, spec)
+    near_misses = [_near_miss(targets[0], changed, spec, random) for changed in NEAR_MISSES[split]]
+    return query, [reference, *targets, *(scene for scene in near_misses if scene)]
 
 
-def _right(wanted: Wish, random: Random) -> Scene | None:
-    """A right answer that belongs to the world's part of all scenes."""
-    scene = answer(wanted, random)
+def _draw_target(spec: TargetSpec, random: Random) -> Scene | None:
+    """A random target, or None if it does not belong to the world's part of all scenes."""
+    scene = sample_target(spec, random)
     return scene if scene and part_of(scene.key) == "world" else None
 
 
-def _near(right: Scene, how: str, wanted: Wish, random: Random) -> Scene | None:
-    """A scene of the world that differs from a right answer in one colour, texture or the background."""
+def _near_miss(target: Scene, changed: str, spec: TargetSpec, random: Random) -> Scene | None:
+    """A scene of the world's part that differs from a target in one colour, one texture or the background."""
     for _ in range(20):
-        scene = variant(right, random)
+        scene = variant(target, random)
         at = random.randrange(len(scene.items))
         item = scene.items[at]
-        if how == "background":
+        if changed == "background":
             scene = replace(scene, background=random.choice(BACKGROUNDS))
-        elif how == "colour":
+        elif changed == "colour":
             item = replace(item, colour=random.choice(COLOURS))
         else:
             item = replace(item, texture=random.choice(TEXTURES))
         scene = replace(scene, items=(*scene.items[:at], item, *scene.items[at + 1 :]))
-        if part_of(scene.key) == "world" and scene.key != right.key and not answers(wanted, scene):
+        if part_of(scene.key) == "world" and scene.key != target.key and not matches(spec, scene):
             return scene
     return None
 
 
-def _fillers(scenes: list[Scene], wishes: list[Wish], settings: Sizes) -> list[Scene]:
-    """Scenes that make up the gallery: the i-th depends on the seed and i alone, and answers no query."""
+def _fillers(scenes: list[Scene], specs: list[TargetSpec], settings: WorldSettings) -> list[Scene]:
+    """Scenes that complete the gallery and are no target of any query. Only the seed and i determine the i-th draw."""
     taken = {scene.key for scene in scenes}
     fillers = []
     for number in range(settings.gallery - len(scenes)):
         random = Random(f"{settings.seed} filler {number}")
         scene = draw_scene(random, "world")
-        while scene.key in taken or any(answers(wanted, scene) for wanted in wishes):
+        while scene.key in taken or any(matches(spec, scene) for spec in specs):
             scene = draw_scene(random, "world")
         fillers.append(scene)
     return fillers
 
 
 def _ids(seed: int, number: int) -> list[int]:
-    """Rising image ids with gaps, as CIRCO has them."""
-    return [1000 + 50 * place + Random(f"{seed} id {place}").randrange(50) for place in range(number)]
+    """Increasing image ids with gaps, as in CIRCO."""
+    return [1000 + 50 * index + Random(f"{seed} id {index}").randrange(50) for index in range(number)]
 
 
 def _write_images(root: Path, scenes: list[Scene], ids: list[int]) -> None:
-    """The pictures as PNG files, and the list of them in COCO's format."""
+    """Write the pictures as PNG files, and the list of them in COCO's format."""
     folder = root / IMAGES
     folder.mkdir(parents=True, exist_ok=True)
     images = []
@@ -180,23 +181,23 @@ def _write_images(root: Path, scenes: list[Scene], ids: list[int]) -> None:
 
 
 def _write_queries(root: Path, split: str, queries: list[Query], scenes: list[Scene], ids: list[int]) -> None:
-    """One split's annotations, in CIRCO's format; those of `test` without the answers."""
-    of = dict(zip(scenes, ids, strict=True))
+    """Write one split's annotations in CIRCO's format; for `test` without the targets."""
+    id_of = dict(zip(scenes, ids, strict=True))
     rows = []
-    for place, query in enumerate(queries):
+    for index, query in enumerate(queries):
         kept = query.reference.items[0]
         row: dict[str, object] = {
-            "reference_img_id": of[query.reference],
-            "relative_caption": query.text,
+            "reference_img_id": id_of[query.reference],
+            "relative_caption": query.instruction,
             "shared_concept": phrase(kept.count, kept.colour, kept.shape),
-            "id": place,
+            "id": index,
         }
         if split != "test":
-            right = [of[scene] for scene in scenes if answers(query.wanted, scene)]
-            target = of[query.target]
+            targets = [id_of[scene] for scene in scenes if matches(query.spec, scene)]
+            target = id_of[query.target]
             row["target_img_id"] = target
-            row["gt_img_ids"] = [target, *(image for image in right if image != target)]
-            row["semantic_aspects"] = aspects_of(query.edits, query.text)
+            row["gt_img_ids"] = [target, *(image for image in targets if image != target)]
+            row["semantic_aspects"] = aspects_of(query.edits, query.instruction)
         rows.append(row)
     path = root / "annotations" / f"{split}.json"
     path.parent.mkdir(parents=True, exist_ok=True)

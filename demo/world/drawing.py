@@ -1,6 +1,7 @@
-"""Pictures, made from scenes: 64 by 64 pixels, the same bytes for the same scene.
+"""Renders scenes as pictures of 64 by 64 pixels; the same scene always gives the same bytes.
 
-Each shape is drawn once in each look, four times too large, and shrunk; a picture is then a few pastes.
+Each combination of shape, colour, texture and size is drawn once at four times its size, scaled down and cached; a
+picture is put together by pasting these images.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from demo.world.scenes import Scene
 
 SIDE = 64  # pixels
 CELL = SIDE // 2
-FINE = 4  # shapes are drawn this many times too large, for smooth edges
+OVERSAMPLING = 4  # shapes are drawn at this multiple of their size, so that their edges are smooth
 DIAMETER = {"small": 19, "large": 27}  # pixels
-INK = {
+COLOUR_RGB = {
     "red": (214, 39, 40),
     "green": (44, 150, 44),
     "blue": (40, 80, 210),
@@ -26,7 +27,7 @@ INK = {
     "orange": (250, 140, 20),
     "cyan": (40, 200, 210),
 }
-PAPER = {
+BACKGROUND_RGB = {
     "white": (246, 246, 246),
     "grey": (140, 140, 140),
     "black": (16, 16, 16),
@@ -37,32 +38,32 @@ PAPER = {
 
 def picture(scene: Scene) -> Image.Image:
     """The scene as an RGB image of 64 by 64 pixels."""
-    image = Image.new("RGB", (SIDE, SIDE), PAPER[scene.background])
-    wobble = Random(scene.wobble)
+    image = Image.new("RGB", (SIDE, SIDE), BACKGROUND_RGB[scene.background])
+    jitter = Random(scene.jitter_seed)
     for item in scene.items:
-        look = _look(item.shape, item.colour, item.texture, item.size)
+        sprite = _sprite(item.shape, item.colour, item.texture, item.size)
         for cell in item.cells:
             row, column = divmod(cell, 2)
-            play = CELL - look.width
-            at = (column * CELL + wobble.randint(0, play), row * CELL + wobble.randint(0, play))
-            image.paste(look, at, look)
+            margin = CELL - sprite.width
+            at = (column * CELL + jitter.randint(0, margin), row * CELL + jitter.randint(0, margin))
+            image.paste(sprite, at, sprite)
     return image
 
 
 @cache
-def _look(shape: str, colour: str, texture: str, size: str) -> Image.Image:
-    """One shape in one look, RGBA, cut out along its outline."""
+def _sprite(shape: str, colour: str, texture: str, size: str) -> Image.Image:
+    """One shape with its colour, texture and size as an RGBA image, transparent outside its outline."""
     side = DIAMETER[size]
-    ink = INK[colour]
-    pale = tuple((value + 2 * 255) // 3 if sum(ink) < 500 else value // 3 for value in ink)
-    filled = Image.new("RGB", (side, side), ink)
-    filled.paste(pale, (0, 0), _texture(texture, side))
-    filled.putalpha(_outline(shape, side * FINE).resize((side, side), Image.Resampling.BOX))
+    colour_rgb = COLOUR_RGB[colour]
+    second = tuple((value + 2 * 255) // 3 if sum(colour_rgb) < 500 else value // 3 for value in colour_rgb)
+    filled = Image.new("RGB", (side, side), colour_rgb)
+    filled.paste(second, (0, 0), _texture(texture, side))
+    filled.putalpha(_outline(shape, side * OVERSAMPLING).resize((side, side), Image.Resampling.BOX))
     return filled
 
 
 def _texture(texture: str, side: int) -> Image.Image:
-    """A mask of where the second, paler ink goes: nowhere, in slanting stripes, or in dots."""
+    """A mask of the area in the second colour: empty, diagonal stripes, or dots."""
     mask = Image.new("L", (side, side), 0)
     for y in range(side):
         for x in range(side):
@@ -74,7 +75,7 @@ def _texture(texture: str, side: int) -> Image.Image:
 
 
 def _outline(shape: str, side: int) -> Image.Image:
-    """A mask of the shape, touching the edges of a square of `side` pixels."""
+    """A mask of the shape, which fills a square of `side` pixels."""
     mask = Image.new("L", (side, side), 0)
     pen = ImageDraw.Draw(mask)
     end = side - 1
@@ -101,7 +102,7 @@ def _star(side: int) -> list[tuple[float, float]]:
     middle = side / 2
     corners = []
     for corner in range(10):
-        reach = middle * (1.0 if corner % 2 == 0 else 0.42)
+        radius = middle * (1.0 if corner % 2 == 0 else 0.42)
         angle = math.pi * (corner / 5 - 0.5)
-        corners.append((middle + reach * math.cos(angle), middle + reach * math.sin(angle)))
+        corners.append((middle + radius * math.cos(angle), middle + radius * math.sin(angle)))
     return corners

@@ -1,7 +1,7 @@
-"""Instructions, made from a reference scene: one or two edits, and a relative clause that words them.
+"""Random instructions for a reference scene: one or two edits, expressed as a relative clause.
 
-A clause fits after "a photo of $ that", as CIRCO's captions do. Texts fall into the world's part and the training
-part by their hash, as scenes do, so no instruction of the world was seen in training, whatever the seed.
+A clause can follow "a photo of $ that", like CIRCO's captions. As for scenes, the hash of a text assigns it to the
+world's or the training part, so no instruction of the world was seen in training, independently of the seed.
 """
 
 from __future__ import annotations
@@ -9,10 +9,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from demo.world.scenes import BACKGROUNDS, CELLS, COLOURS, MOST, SHAPES, SIDES, TEXTURES, Item, Part, Scene, part_of
-from demo.world.templates import JOINS, WORDINGS
+from demo.world.scenes import (
+    BACKGROUNDS,
+    CELLS,
+    COLOURS,
+    MAX_COUNT,
+    SHAPES,
+    SIDES,
+    TEXTURES,
+    Item,
+    Part,
+    Scene,
+    part_of,
+)
+from demo.world.templates import CONJUNCTIONS, TEMPLATES
 
-# Each kind of edit with the semantic aspects that its queries carry: CIRCO's name first, then our finer ones.
+# The semantic aspects of each kind of edit: CIRCO's name first, then this project's finer ones.
 ASPECTS = {
     "colour": ("compare_change", "colour"),
     "shape": ("compare_change", "shape"),
@@ -26,13 +38,13 @@ ASPECTS = {
     "place": ("spatial_relations_background", "place"),
 }
 LEARNABLE = ("colour", "shape", "texture", "addition", "removal", "background")
-TRIES = 30  # wordings
+MAX_TRIES = 30  # wordings drawn for one instruction
 NUMBERS = ("no", "one", "two", "three")
 
 
 @dataclass(frozen=True)
 class Edit:
-    """One change: its kind, the shape it speaks of (none for the background), and the new value."""
+    """One change: its kind, the shape that it changes (empty for the background), and the new value."""
 
     kind: str
     shape: str = ""
@@ -53,16 +65,16 @@ def plural(noun: str) -> str:
 
 
 def draw_edit(kind: str, scene: Scene, random: Random) -> Edit | None:
-    """A random edit of that kind that changes the scene, or None where the scene allows none."""
+    """A random edit of that kind that changes the scene, or None if the scene allows none."""
     item = random.choice(scene.items)
     if kind == "background":
         return Edit(kind, "", _other(BACKGROUNDS, scene.background, random))
     if kind == "addition":
         free = [shape for shape in SHAPES if all(shape != taken.shape for taken in scene.items)]
         texture = random.choice(TEXTURES)
-        looks = f"{random.choice(COLOURS)} {texture}"
-        full = len(scene.items) >= MOST or sum(taken.count for taken in scene.items) >= CELLS
-        return None if full else Edit(kind, random.choice(free), looks)
+        value = f"{random.choice(COLOURS)} {texture}"
+        full = len(scene.items) >= MAX_COUNT or sum(taken.count for taken in scene.items) >= CELLS
+        return None if full else Edit(kind, random.choice(free), value)
     if kind == "removal":
         return Edit(kind, item.shape) if len(scene.items) > 1 else None
     value = _value(kind, item, scene, random)
@@ -70,9 +82,9 @@ def draw_edit(kind: str, scene: Scene, random: Random) -> Edit | None:
 
 
 def _value(kind: str, item: Item, scene: Scene, random: Random) -> str:
-    """The new value for an edit of one item; empty where there is none."""
-    room = CELLS - sum(taken.count for taken in scene.items) + item.count
-    numbers = [number for number in range(1, min(MOST, room) + 1) if number != item.count]
+    """The new value for an edit of one item; empty if there is none."""
+    free_cells = CELLS - sum(taken.count for taken in scene.items) + item.count
+    numbers = [number for number in range(1, min(MAX_COUNT, free_cells) + 1) if number != item.count]
     if kind == "colour":
         return _other(COLOURS, item.colour, random)
     if kind == "texture":
@@ -95,7 +107,7 @@ def _other(values: tuple[str, ...], old: str, random: Random) -> str:
 
 
 def draw_edits(kinds: tuple[str, ...], scene: Scene, random: Random) -> tuple[Edit, ...] | None:
-    """One edit of each kind, none of them speaking of the same shape; None where that failed this time."""
+    """One edit of each kind, each of a different shape; None if this draw did not succeed."""
     edits: list[Edit] = []
     for kind in kinds:
         edit = draw_edit(kind, scene, random)
@@ -106,18 +118,25 @@ def draw_edits(kinds: tuple[str, ...], scene: Scene, random: Random) -> tuple[Ed
     return tuple(edits)
 
 
-def word(edits: tuple[Edit, ...], scene: Scene, part: Part, random: Random) -> str | None:
-    """The edits as one relative clause, worded at random; None where no wording tried is in that part of all texts."""
-    for _ in range(TRIES):
-        clauses = [random.choice(WORDINGS[edit.kind]).format(**_words(edit, scene, random)) for edit in edits]
-        text = random.choice(JOINS).join(clauses)
+def write_instruction(edits: tuple[Edit, ...], scene: Scene, part: Part, random: Random) -> str | None:
+    """The edits as one randomly worded relative clause; None if no wording that was tried belongs to the part."""
+    for _ in range(MAX_TRIES):
+        clauses = [
+            random.choice(TEMPLATES[edit.kind]).format(**_template_values(edit, scene, random)) for edit in edits
+        ]
+        text = random.choice(CONJUNCTIONS).join(clauses)
         if part_of(text) == part:
             return text
     return None
 
 
-def _words(edit: Edit, scene: Scene, random: Random) -> dict[str, str]:
-    """What the wordings of one edit can name."""
+def _clause(edit: Edit, scene: Scene, random: Random) -> str:
+    """One edit in a random wording."""
+    return random.choice(TEMPLATES[edit.kind]).format(**_template_values(edit, scene, random))
+
+
+def _template_values(edit: Edit, scene: Scene, random: Random) -> dict[str, str]:
+    """The values for the fields of an edit's templates."""
     if edit.kind == "background":
         return {"value": edit.value}
     if edit.kind == "addition":
@@ -125,25 +144,25 @@ def _words(edit: Edit, scene: Scene, random: Random) -> dict[str, str]:
         return {"new": phrase(1, texture if texture != "plain" else "", colour, edit.shape)}
     item = scene.item(edit.shape)
     colour = random.choice((item.colour, ""))  # an item is named by its shape, with or without its colour
-    its = plural(f"{colour} {edit.shape}".strip())
+    plural_name = plural(f"{colour} {edit.shape}".strip())
     old = {"colour": item.colour, "texture": item.texture}.get(edit.kind, colour)
     count = NUMBERS.index(edit.value) if edit.kind == "number" else item.count
-    looks = {
+    new_words = {
         "colour": (edit.value, edit.shape),
         "shape": (random.choice((item.colour, "")), edit.value),
         "texture": (edit.value, colour, edit.shape),
     }.get(edit.kind, (colour, edit.shape))
     return {
         "old": phrase(item.count, old, edit.shape),
-        "new": phrase(count, *looks),
-        "it": its if item.count > 1 else f"{colour} {edit.shape}".strip(),
-        "its": its,
+        "new": phrase(count, *new_words),
+        "it": plural_name if item.count > 1 else f"{colour} {edit.shape}".strip(),
+        "its": plural_name,
         "value": edit.value,
     }
 
 
 def aspects_of(edits: tuple[Edit, ...], text: str) -> list[str]:
-    """The semantic aspects of a query: CIRCO's names, finer ones, and `learnable` where all its kinds are."""
+    """The semantic aspects of a query: CIRCO's names, finer ones, and `learnable` if all its kinds are learnable."""
     names = [name for edit in edits for name in ASPECTS[edit.kind]]
     if len(edits) > 1:
         names.append("statement_with_conjunction")

@@ -1,10 +1,10 @@
-"""How edits are worded: the relative clauses of each kind, and what joins two of them.
+"""The templates of instructions: relative clauses by kind of edit, and the conjunctions that join two of them.
 
-In a clause `old` and `new` are the item before and after, `it` names it without its number, `its` in the plural, and
-`value` is the bare new word.
+Fields: `old` and `new` are the item before and after the edit, `it` is its name without a number, `its` the same in
+the plural, and `value` is the new value alone.
 """
 
-WORDINGS = {
+TEMPLATES = {
     "colour": (
         "has {new} instead of {old}",
         "shows the {it} in {value}",
@@ -112,4 +112,4 @@ WORDINGS = {
         "has the {it} placed at the {value}",
     ),
 }
-JOINS = (" and ", ", and ", " and also ", " and the photo ")
+CONJUNCTIONS = (" and ", ", and ", " and also ", " and the photo ")

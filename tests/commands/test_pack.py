@@ -1,4 +1,4 @@
-"""Packs of captions and edits: what is written, what a stranger's pack can not do, and what two clones share by one."""
+"""Packs of captions and edits: their content, checks of an untrusted pack, and two clones that share rows by one."""
 
 import hashlib
 import json
@@ -15,56 +15,53 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cvsi.commands import forecast, pack, pack_format, requirements
-from cvsi.commands.pack_readme import card
+from cvsi.commands.pack_readme import readme
 from cvsi.commands.unpack import unpack
 from cvsi.core import params, tables
 from cvsi.core.digest import digest
 from cvsi.core.errors import CvsiError
 from cvsi.core.schema import CAPTIONS, EDITS, STORED_CAPTIONS, STORED_EDITS
 from cvsi.datasets import index
-from cvsi.models import model_id, recipes
-from cvsi.pipeline import editor, edits
-from cvsi.store.rows import Shelf
+from cvsi.models import model_id
+from cvsi.pipeline.captions import caption_job
+from cvsi.pipeline.edits import edit_job, queries_with_captions
+from cvsi.pipeline.prompting import few_shot
+from cvsi.store.rows import RowStore, Store
 from tests.conftest import Workspace, environment
 
-STRANGE = 'a <script>alert("x")</script> | `code` & *stars*\n# no heading'
-AWAY = "away/models"
+UNUSUAL = 'a <script>alert("x")</script> | `code` & *stars*\n# no heading'
+ABSENT = "absent/models"
 
 
 def make(captions: dict[str, list[str]] | None = None) -> None:
     """Index, captions and edits of `toy`, written by hand, in the store and as outputs, as the stages would."""
     content = params.load()
-    dataset = content.dataset("toy")
     index.build("toy", content)
     images = pl.DataFrame(tables.read("index", "toy", "images.parquet"))
     lines = captions or {name: [f"{name} {k}" for k in range(5)] for name in images["image_id"]}
     rows = images.select("image_id", "digest").with_columns(captions=pl.Series([lines[i] for i in images["image_id"]]))
-    recipe = recipes.captions(dataset.captioner, "fp32", content.store)
-    Shelf(content.store, "captions", recipe, STORED_CAPTIONS).add(
-        rows.select(key="digest", captions="captions").to_arrow().cast(STORED_CAPTIONS)
-    )
-    with tables.output("captions", "toy", recipe=recipe) as out:
+    captioning = caption_job("toy", content)
+    captioning.rows().append(rows.select(key="digest", captions="captions").to_arrow().cast(STORED_CAPTIONS))
+    with tables.output("captions", "toy", recipe=captioning.recipe()) as out:
         out.shard(rows.to_arrow(), CAPTIONS)
-    asked = edits.questions("toy")
-    answered = asked.select("key", "query_id", "split").with_columns(
-        edited=pl.Series([[STRANGE], ["a yellow disc"], ["a white disc"]]), added=pl.lit("disc"),
+    queries = queries_with_captions("toy")
+    answered = queries.select("key", "query_id", "split").with_columns(
+        edited=pl.Series([[UNUSUAL], ["a yellow disc"], ["a white disc"]]), added=pl.lit("disc"),
         status=pl.Series(["ok", "ok", "no usable answer: edited"]), answers=pl.Series([["x", "y"]] * 3),
     )  # fmt: skip
-    recipe = recipes.edits(dataset.editor, editor.few_shots(dataset.prompts), "fp32", content.store)
-    Shelf(content.store, "edits", recipe, STORED_EDITS).add(
-        answered.select(STORED_EDITS.names).to_arrow().cast(STORED_EDITS)
-    )
-    with tables.output("edits", "toy", recipe=recipe) as out:
+    editing = edit_job("toy", content)
+    editing.rows().append(answered.select(STORED_EDITS.names).to_arrow().cast(STORED_EDITS))
+    with tables.output("edits", "toy", recipe=editing.recipe()) as out:
         out.shard(answered.to_arrow(), EDITS)
 
 
 @pytest.fixture
 def packed(toy: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pack of `toy`, made once and copied; the working directory is the one that it was made in, or its like."""
+    """A pack of `toy`, made once and copied; the working directory contains it."""
     kept = tmp_path_factory.getbasetemp() / "toy-packed"
     if kept.exists():
         shutil.copytree(kept, toy.path, dirs_exist_ok=True)
@@ -78,16 +75,16 @@ def packed(toy: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def other(packed: Path, toy: Workspace, tmp_path_factory: pytest.TempPathFactory, monkeypatch: Any) -> Workspace:
     """Another person's workspace: the same images and parameters, an empty store, no captioner and no editor."""
-    there = Workspace(tmp_path_factory.mktemp("other"))
-    shutil.copytree(toy.path / "photos", there.path / "photos")
-    shutil.copy(toy.path / "params.yaml", there.path)
-    there.params(
-        datasets__toy__captioner__model=f"{AWAY}/blip2", datasets__toy__editor__model=f"{AWAY}/llama",
-        datasets__demo__captioner__model=f"{AWAY}/blip2",
+    second = Workspace(tmp_path_factory.mktemp("other"))
+    shutil.copytree(toy.path / "photos", second.path / "photos")
+    shutil.copy(toy.path / "params.yaml", second.path)
+    second.params(
+        datasets__toy__captioner__model=f"{ABSENT}/blip2", datasets__toy__editor__model=f"{ABSENT}/llama",
+        datasets__demo__captioner__model=f"{ABSENT}/blip2",
     )  # fmt: skip
-    shutil.copytree(toy.path / "cache" / "toy" / "index", there.path / "cache" / "toy" / "index")
-    monkeypatch.chdir(there.path)
-    return there
+    shutil.copytree(toy.path / "cache" / "toy" / "index", second.path / "cache" / "toy" / "index")
+    monkeypatch.chdir(second.path)
+    return second
 
 
 def stored(workspace: Workspace) -> list[Path]:
@@ -97,7 +94,7 @@ def stored(workspace: Workspace) -> list[Path]:
 
 
 def seal(folder: Path, **changes: Any) -> None:
-    """Write the manifest anew, so that it fits whatever the files now are, as an attacker would."""
+    """Write a new manifest that fits the present files, as an attacker would."""
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     for name in manifest["files"]:
         content = (folder / name).read_bytes()
@@ -111,7 +108,7 @@ def seal(folder: Path, **changes: Any) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest | changes), encoding="utf-8")
 
 
-def test_a_pack_holds_rows_recipes_and_a_card_and_nothing_of_the_machine(
+def test_a_pack_contains_rows_recipes_and_a_readme_and_nothing_of_the_machine(
     packed: Path, toy: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = {file.relative_to(packed).as_posix() for file in packed.rglob("*") if file.is_file()}
@@ -138,7 +135,9 @@ def test_the_same_captions_give_the_same_bytes(packed: Path, toy: Workspace) -> 
         recipe = tables.provenance(Path(f"cache/toy/{kind}"))
         with tables.output(kind, "toy", recipe=recipe) as out:
             last = table.num_rows - 1
-            for row in range(last, -1, -1) if kind == "captions" else range(last + 1):  # edits stand as the queries do
+            for row in (
+                range(last, -1, -1) if kind == "captions" else range(last + 1)
+            ):  # edits are in the order of the queries
                 out.shard(table.slice(row, 1), CAPTIONS if kind == "captions" else EDITS)
     shutil.rmtree("cache/store/captions")
     pack.write("toy", toy.path / "again", params.load())
@@ -160,9 +159,9 @@ def test_shards_have_4096_rows(toy: Workspace) -> None:
     assert pack_format.open_pack(toy.path / "large").manifest.kinds["captions"].rows == 9000
 
 
-def test_a_folder_that_is_there_is_never_written(packed: Path, toy: Workspace) -> None:
+def test_an_existing_folder_is_never_written(packed: Path, toy: Workspace) -> None:
     before = {file: file.read_bytes() for file in packed.rglob("*") if file.is_file()}
-    (toy.path / "link").symlink_to(toy.path / "nowhere")
+    (toy.path / "link").symlink_to(toy.path / "missing")
     for out in (packed, toy.path / "link", Path()):
         with pytest.raises(CvsiError, match="exists already"):
             pack.write("toy", out, params.load())
@@ -173,17 +172,17 @@ def test_a_folder_that_is_there_is_never_written(packed: Path, toy: Workspace) -
     ("spoil", "why"),
     [
         (lambda: shutil.rmtree("cache/toy/edits"), "run the stage edits first"),
-        (lambda: Path("cache/toy/captions/provenance.json").unlink(), "nobody knows what made"),
+        (lambda: Path("cache/toy/captions/provenance.json").unlink(), "so the recipe of these rows is unknown"),
         (lambda: serve("/srv/models/gpt"), "names the model by a path of this machine"),
         (lambda: make({f"{name}.png": ["new"] for name in pack_names()}), None),
-        (lambda: recaption(), "not made from the index and the captions"),
-        (lambda: unsplit(), "not made from the index and the captions"),
+        (lambda: recaption(), "not made from the present index and captions"),
+        (lambda: unsplit(), "not made from the present index and captions"),
     ],
 )
-def test_what_can_not_be_packed_leaves_nothing(toy: Workspace, spoil: Callable[[], Any], why: str | None) -> None:
+def test_a_pack_that_cannot_be_made_leaves_nothing(toy: Workspace, spoil: Callable[[], Any], why: str | None) -> None:
     make()
     spoil()
-    if why is None:  # made anew throughout, which is no fault
+    if why is None:  # all of it is new, which is no error
         pack.write("toy", toy.path / "out", params.load())
         return
     with pytest.raises(CvsiError, match=why):
@@ -202,23 +201,23 @@ def serve(model: str) -> None:
 
 
 def recaption() -> None:
-    """Captions that were made anew while the edits are those of before: two queries have swapped their captions."""
+    """New captions with the edits of the former ones: two queries have swapped their captions."""
     table = pl.read_parquet("cache/toy/captions/part-00000.parquet")
-    asked = edits.questions("toy")
-    first, second = asked["reference_id"][0], asked["reference_id"][1]
+    queries = queries_with_captions("toy")
+    first, second = queries["reference_id"][0], queries["reference_id"][1]
     ids = table["image_id"].replace({first: second, second: first})
     recipe = tables.provenance(Path("cache/toy/captions"))
     with tables.output("captions", "toy", recipe=recipe) as out:
         out.shard(table.with_columns(image_id=ids).to_arrow(), CAPTIONS)
-    # The store has edits of these captions too, with other words than the edits that lie here.
+    # The store has edits of these captions too, and they differ from those of the output.
     rows = (
-        edits.questions("toy")
+        queries_with_captions("toy")
         .select("key")
         .with_columns(
             edited=pl.Series([["other"]] * 3), added=pl.lit("z"), status=pl.lit("ok"), answers=pl.Series([["x"]] * 3)
         )
     )
-    Shelf("cache/store", "edits", tables.provenance(Path("cache/toy/edits")), STORED_EDITS).add(
+    RowStore("cache/store", "edits", tables.provenance(Path("cache/toy/edits")), STORED_EDITS).append(
         rows.to_arrow().cast(STORED_EDITS)
     )
 
@@ -230,7 +229,7 @@ def unsplit() -> None:
         out.shard(table.slice(0, 2), EDITS)
 
 
-def test_edits_that_nothing_in_the_store_speaks_for_are_packed_with_a_warning(
+def test_edits_that_are_not_in_the_store_are_packed_with_a_warning(
     toy: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make()
@@ -239,46 +238,45 @@ def test_edits_that_nothing_in_the_store_speaks_for_are_packed_with_a_warning(
     assert "3 edits of 3 are not in the store" in capsys.readouterr().err
 
 
-def test_someone_without_the_models_finds_every_row(
+def test_without_the_models_every_row_is_used(
     packed: Path, toy: Workspace, other: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content = params.load()
-    dataset = content.dataset("toy")
-    with pytest.raises(CvsiError, match=r"away/models/blip2: no such model folder.*cvsi unpack"):
-        recipes.captions(dataset.captioner, "fp32", content.store)
+    job = caption_job("toy", content)
+    with pytest.raises(CvsiError, match=r"absent/models/blip2: no such model folder.*cvsi unpack"):
+        job.recipe()
     unpack(packed, content)
-    said = capsys.readouterr().out
-    assert "captions: 8 rows added, 0 were there" in said and "edits: 3 rows added, 0 were there" in said
-    assert f"captioner {AWAY}/blip2 is not here; it stands for the pack's from now on" in said
-    assert "toy: captions complete: 8 distinct images" in said
-    assert "toy: edits complete: 3 distinct queries" in said
-    recipe = recipes.captions(dataset.captioner, "fp32", content.store)
+    printed = capsys.readouterr().out
+    assert "captions: 8 rows added, 0 already stored" in printed and "edits: 3 rows added, 0 already stored" in printed
+    assert f"captioner {ABSENT}/blip2 not found; using the pack's rows for it" in printed
+    assert "toy: captions complete: 8 distinct images" in printed
+    assert "toy: edits complete: 3 distinct queries" in printed
     images = pl.DataFrame(tables.read("index", "toy", "images.parquet"))
-    rows = Shelf(content.store, "captions", recipe, STORED_CAPTIONS).take(images["digest"])
+    rows = job.rows().get(images["digest"])
     origin = pl.read_parquet(toy.path / "cache/toy/captions/part-00000.parquet")
     assert rows["captions"].to_pylist() == origin["captions"].to_list()
-    # Nothing new is ever computed under weights that are only known by their digest.
-    with pytest.raises(CvsiError, match="not here, and the store lacks rows of it"):
-        model_id.require(dataset.captioner.model)
+    # No new row is computed under weights of which only the digest is known.
+    with pytest.raises(CvsiError, match="no such model, and the store has no rows of it"):
+        model_id.require(job.settings.model)
     before = stored(other)
     unpack(packed, content)
-    said = capsys.readouterr().out
-    assert "captions: 0 rows added, 8 were there" in said and "edits: 0 rows added, 3 were there" in said
+    printed = capsys.readouterr().out
+    assert "captions: 0 rows added, 8 already stored" in printed and "edits: 0 rows added, 3 already stored" in printed
     assert stored(other) == before
 
 
-def test_rows_that_the_store_has_stay(packed: Path, other: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stored_rows_are_kept(packed: Path, other: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     opened = pack_format.open_pack(packed)
     keys = next(opened.parts("captions"))["key"].to_pylist()
-    shelf = Shelf("cache/store", "captions", opened.recipe("captions"), STORED_CAPTIONS)
-    shelf.add(pa.table({"key": keys[:2], "captions": [["mine"], ["mine"]]}, schema=STORED_CAPTIONS))
+    stored_rows = RowStore("cache/store", "captions", opened.recipe("captions"), STORED_CAPTIONS)
+    stored_rows.append(pa.table({"key": keys[:2], "captions": [["mine"], ["mine"]]}, schema=STORED_CAPTIONS))
     unpack(packed, params.load())
     printed = capsys.readouterr()
-    assert "captions: 6 rows added, 0 were there" in printed.out
-    assert "2 rows in the store differ from the pack's; the store's stay" in printed.err
-    again = Shelf("cache/store", "captions", opened.recipe("captions"), STORED_CAPTIONS)
-    taken = again.take(pl.Series(keys))["captions"].to_pylist()
-    assert taken[:2] == [["mine"], ["mine"]] and taken[2] != ["mine"]
+    assert "captions: 6 rows added, 0 already stored" in printed.out
+    assert "2 rows in the store differ from the pack's; the store's are kept" in printed.err
+    again = RowStore("cache/store", "captions", opened.recipe("captions"), STORED_CAPTIONS)
+    lines = again.get(pl.Series(keys))["captions"].to_pylist()
+    assert lines[:2] == [["mine"], ["mine"]] and lines[2] != ["mine"]
 
 
 def flip(file: Path) -> None:
@@ -323,7 +321,7 @@ def test_a_damaged_pack_adds_nothing(
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"schema": 2}, "schema 2, this cvsi knows up to 1; update cvsi"),
+        ({"schema": 2}, "schema 2, this cvsi reads up to 1; update cvsi"),
         ({"schema": 0}, "schema"),
         ({"schema": "1; DROP"}, "schema"),
         ({"dataset": "../toy"}, "dataset"),
@@ -347,7 +345,7 @@ def test_a_damaged_pack_adds_nothing(
         ({"files": {}}, "names no captions/recipe.json"),
     ],
 )
-def test_a_manifest_is_held_against_its_form(packed: Path, other: Workspace, change: dict[str, Any], why: str) -> None:
+def test_a_manifest_is_validated(packed: Path, other: Workspace, change: dict[str, Any], why: str) -> None:
     seal(packed, **change)
     with pytest.raises(CvsiError, match=why) as caught:
         unpack(packed, params.load())
@@ -356,16 +354,18 @@ def test_a_manifest_is_held_against_its_form(packed: Path, other: Workspace, cha
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{", '{"schema": 1, "schema": 1}', '{"schema": NaN}', "[" * 100_000, "\udcff"]
+    "text",
+    ["", "[]", "{", '{"schema": 1, "schema": 1}', '{"schema": NaN}', "[" * 100_000, "\udcff"],
+    ids=lambda text: ascii(text)[:20],
 )
-def test_a_manifest_that_is_no_json_object_is_a_line(packed: Path, other: Workspace, text: str) -> None:
+def test_a_manifest_that_is_no_json_object_is_one_line(packed: Path, other: Workspace, text: str) -> None:
     (packed / "manifest.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(CvsiError, match=r"manifest\.json"):
         unpack(packed, params.load())
 
 
-def test_a_folder_without_a_manifest_and_one_that_is_not_there(packed: Path, other: Workspace) -> None:
-    for folder in (other.path, other.path / "nowhere"):
+def test_a_folder_without_a_manifest_and_a_missing_one(packed: Path, other: Workspace) -> None:
+    for folder in (other.path, other.path / "missing"):
         with pytest.raises(CvsiError, match="no pack, it has no manifest"):
             unpack(folder, params.load())
 
@@ -394,10 +394,10 @@ def rows(keys: Any, lines: Any, schema: pa.Schema = STORED_CAPTIONS) -> pa.Table
         (rows([*KEYS[:7], None], LINES), "'key' has nulls"),
         (rows(KEYS, [*LINES[:7], None]), "'captions' has nulls"),
         (rows(KEYS, [*LINES[:7], ["a", None]]), "'captions' has nulls"),
-        (rows([*KEYS[:7], "x" * 64], LINES), "no SHA-256"),
-        (rows([*KEYS[:7], KEYS[7].upper()], LINES), "no SHA-256"),
-        (rows([*KEYS[:7], KEYS[7] + "\n"], LINES), "no SHA-256"),
-        (rows([*KEYS[:7], KEYS[0]], LINES), "stand twice"),
+        (rows([*KEYS[:7], "x" * 64], LINES), "not a SHA-256"),
+        (rows([*KEYS[:7], KEYS[7].upper()], LINES), "not a SHA-256"),
+        (rows([*KEYS[:7], KEYS[7] + "\n"], LINES), "not a SHA-256"),
+        (rows([*KEYS[:7], KEYS[0]], LINES), "duplicate"),
         (rows(KEYS[:7], LINES[:7]), "7 rows of captions, the manifest says 8"),
         (rows(KEYS, [["x" * (2 << 20)]] * 8), "more text in one file"),
         (rows(KEYS, [["x" * (1 << 20)] * 80] * 8), "more text in one file"),  # 640 MiB, in a file of some kilobytes
@@ -426,7 +426,7 @@ def test_a_key_in_two_files_and_rows_of_a_later_schema(packed: Path, other: Work
     manifest["kinds"]["captions"]["rows"] = 16
     (packed / "manifest.json").write_text(json.dumps(manifest))
     seal(packed)
-    with pytest.raises(CvsiError, match="stand twice"):
+    with pytest.raises(CvsiError, match="duplicate"):
         unpack(packed, params.load())
     later = pq.read_table(part).replace_schema_metadata({"cvsi.schema": "99"})
     pq.write_table(later, part)
@@ -439,8 +439,9 @@ def test_a_key_in_two_files_and_rows_of_a_later_schema(packed: Path, other: Work
 @pytest.mark.parametrize(
     "text",
     ["[]", '{"a": [1]}', '{"a": {"b": {"c": "d"}}}', '{"a": 1e999}', '{"a": NaN}', '{"a": 1, "a": 1}', "{" * 99_999],
+    ids=lambda text: text[:20],
 )
-def test_a_recipe_that_is_none(packed: Path, other: Workspace, text: str) -> None:
+def test_a_recipe_of_another_form(packed: Path, other: Workspace, text: str) -> None:
     (packed / "captions" / "recipe.json").write_text(text)
     seal(packed)
     with pytest.raises(CvsiError, match=r"recipe\.json"):
@@ -448,7 +449,7 @@ def test_a_recipe_that_is_none(packed: Path, other: Workspace, text: str) -> Non
     assert not stored(other)
 
 
-def test_a_tampered_recipe_is_found_by_its_digest(packed: Path, other: Workspace) -> None:
+def test_a_changed_recipe_is_detected_by_its_digest(packed: Path, other: Workspace) -> None:
     kinds = json.loads((packed / "manifest.json").read_text())["kinds"]
     file = packed / "captions" / "recipe.json"
     file.write_text(file.read_text().replace('"seed": 0', '"seed": 1'))
@@ -462,8 +463,7 @@ def test_files_that_the_manifest_does_not_name_are_not_opened(
     packed: Path, other: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (packed / "captions" / "part-00001.parquet").write_bytes(b"no Parquet")
-    pipe_there = packed / "pipe"
-    os.mkfifo(pipe_there)
+    os.mkfifo(packed / "pipe")
     unpack(packed, params.load())
     assert "2 files that the manifest does not name, not opened" in capsys.readouterr().err
 
@@ -478,9 +478,8 @@ def test_a_footer_whose_paths_are_not_its_columns_is_one_line(packed: Path) -> N
             pack_format.open_pack(packed).check()
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_any_bytes_in_place_of_a_part_are_a_line_or_rows(packed: Path, data: st.DataObject) -> None:
+def test_any_changed_bytes_of_a_part_are_one_line_or_rows(packed: Path, data: st.DataObject) -> None:
     part = packed / "captions" / "part-00000.parquet"
     whole = part.read_bytes()
     content = bytearray(whole)
@@ -498,7 +497,7 @@ def test_any_bytes_in_place_of_a_part_are_a_line_or_rows(packed: Path, data: st.
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "line"),
     [
         (
             {"captioner__precision": "bf16"},
@@ -512,57 +511,59 @@ def test_any_bytes_in_place_of_a_part_are_a_line_or_rows(packed: Path, data: st.
         ),
         (
             {"captioner__model": "./other"},
-            "set model: ./packed/blip2 for the captioner, a folder that need not be there",
+            "set model: ./packed/blip2 for the captioner (the folder may be missing)",
         ),
         ({"editor__max_tokens": 65}, "max_tokens is 65 here, 64 in the pack: set max_tokens: 64 for the editor"),
         ({"prompts": {"edited": "general", "added": "demo_added"}}, "set edited: demo_edited in the dataset's prompts"),
         ({"editor__model": "Qwen/Qwen"}, "the editor is Qwen/Qwen at no revision here"),
     ],
 )
-def test_what_differs_is_said_with_what_to_set(
-    packed: Path, other: Workspace, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], told: str
+def test_each_difference_is_printed_with_the_value_to_set(
+    packed: Path, other: Workspace, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], line: str
 ) -> None:
     other.params(**{f"datasets__toy__{name}": value for name, value in changes.items()})
     unpack(packed, params.load())
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if told in line]
-    assert line.startswith("cvsi: toy: ") and " not found" in line
+    (printed,) = [text for text in capsys.readouterr().out.splitlines() if line in text]
+    assert printed.startswith("cvsi: toy: ") and " not used" in printed
 
 
-def test_what_the_pack_lacks_is_counted(packed: Path, other: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_that_are_missing_in_the_pack_are_counted(
+    packed: Path, other: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copy("photos/red.png", "photos/more.png")
     (other.path / "photos" / "more.png").write_bytes(Path("photos/red.png").read_bytes() + b"\0")
     index.build("toy", params.load())
     unpack(packed, params.load())
-    said = capsys.readouterr().out
-    assert "toy: captions fit, but the store lacks 1 of 9 distinct images" in said
+    printed = capsys.readouterr().out
+    assert "toy: captions fit, but 1 of 9 distinct images are missing in the store" in printed
     shutil.rmtree("cache/toy/index")
     unpack(packed, params.load())
-    assert "toy: captions fit; how many are found is known once it is indexed" in capsys.readouterr().out
+    assert "toy: captions fit; how many are used is known once it is indexed" in capsys.readouterr().out
 
 
-def test_a_name_stands_for_the_weights_of_the_first_pack(
+def test_a_missing_model_gets_the_weights_digest_of_the_first_pack(
     packed: Path, other: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model_id.record(f"{AWAY}/blip2", "f" * 64, "cache/store")
+    model_id.record(f"{ABSENT}/blip2", "f" * 64, Store(Path("cache/store")))
     unpack(packed, params.load())
-    assert "blip2 is not here and stands for other weights (ffffffffffff" in capsys.readouterr().out
+    assert "blip2 not found; used for it are weights ffffffffffff" in capsys.readouterr().out
     other.params(datasets__toy__captioner__model="./second/blip2")
     unpack(packed, params.load())
     assert "toy: captions complete: 8 distinct images" in capsys.readouterr().out
 
 
-def test_a_pack_is_for_the_dataset_of_its_name_and_for_all_where_there_is_none(
+def test_a_pack_is_for_the_dataset_of_its_name_or_else_for_all(
     packed: Path, other: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # demo has the same captioner, so it is told of; its editor is another one, and none of this pack's business.
+    # demo has the same captioner, so a line names it; its editor is another one, which this pack does not concern.
     other.params(
         active=["toy", "demo"],
-        datasets__demo__captioner={"model": f"{AWAY}/blip2", "precision": "fp32", "n": 5},
-        datasets__demo__editor={"engine": "vllm", "model": "demo-away/x/llama", "precision": "fp32"},
+        datasets__demo__captioner={"model": f"{ABSENT}/blip2", "precision": "fp32", "n": 5},
+        datasets__demo__editor={"engine": "vllm", "model": "demo-absent/x/llama", "precision": "fp32"},
     )
     unpack(packed, params.load())
-    said = capsys.readouterr().out
-    assert "demo: captions fit; how many" in said and "demo: edits" not in said and "demo-away" not in said
+    printed = capsys.readouterr().out
+    assert "demo: captions fit; how many" in printed and "demo: edits" not in printed and "demo-absent" not in printed
     content = yaml.safe_load((other.path / "params.yaml").read_text())
     content["datasets"]["mine"] = content["datasets"].pop("toy")
     content |= {"active": ["mine"], "runs": {}}
@@ -571,36 +572,38 @@ def test_a_pack_is_for_the_dataset_of_its_name_and_for_all_where_there_is_none(
     assert "mine: captions fit; how many" in capsys.readouterr().out
 
 
-def test_the_preflight_knows_a_model_that_stands_for_a_packs(packed: Path, other: Workspace) -> None:
+def test_the_preflight_counts_the_rows_of_a_missing_model(packed: Path, other: Workspace) -> None:
     other.params(runs={})
-    before = requirements.look(params.load())
-    assert {f"folder {AWAY}/blip2", f"folder {AWAY}/llama"} <= set(before.missing)
+    before = requirements.collect(params.load())
+    assert {f"folder {ABSENT}/blip2", f"folder {ABSENT}/llama"} <= set(before.missing)
     unpack(packed, params.load())
-    after = requirements.look(params.load())
-    assert not [what for what in after.missing if AWAY in what]
-    assert any(note.startswith(f"captioner {AWAY}/blip2 is not here") for note in after.notes)
+    after = requirements.collect(params.load())
+    assert not [what for what in after.missing if ABSENT in what]
+    assert any(note.startswith(f"captioner {ABSENT}/blip2 is not here") for note in after.notes)
     first = forecast.tasks(params.load(), after)[0]
     assert (first.name, first.kind, first.todo) == ("toy", "images to 5 captions", 0)
 
 
-def test_weights_that_are_there_and_names_of_the_hub_are_never_taken_from_the_store(toy: Workspace) -> None:
-    model_id.record("photos", "f" * 64, "cache/store")
-    model_id.record("owner/name", "f" * 64, "cache/store")
-    assert model_id.identify("photos", None, "cache/store")["weights"] == model_id.content_digest(Path("photos"))
-    assert model_id.identify("owner/name", None, "cache/store") == {"model": "owner/name", "revision": None}
+def test_digests_of_present_weights_and_hub_names_are_not_read_from_the_store(toy: Workspace) -> None:
+    store = Store(Path("cache/store"))
+    model_id.record("photos", "f" * 64, store)
+    model_id.record("owner/name", "f" * 64, store)
+    assert model_id.identify("photos", None, store)["weights"] == model_id.content_digest(Path("photos"))
+    assert model_id.identify("owner/name", None, store) == {"model": "owner/name", "revision": None}
     assert not model_id.is_hub_name("./owner/name") and not model_id.is_hub_name("~/name")
 
 
-def test_the_card_shows_text_as_text(packed: Path) -> None:
+def test_the_readme_shows_text_as_text(packed: Path) -> None:
     page = (packed / "README.md").read_text(encoding="utf-8")
     assert "<script" not in page and "\\u003cscript" in page and "\n# no heading" not in page
     assert page.startswith("# Captions and edits of toy\n")
-    assert "8 images" in page and "40 captions" in page and "3 questions" in page and "1 fell back" in page
+    assert "8 images" in page and "40 captions" in page and "3 edits, each" in page and "1 fell back" in page
     assert "cvsi unpack FOLDER" in page and "nucleus" in page and "no usable answer: edited" in page
-    few_shot = editor.few_shot("demo_edited")
-    assert all(line.strip() in page for line in few_shot.splitlines() if "<" not in line)
+    prompt = few_shot("demo_edited")
+    assert all(line.strip() in page for line in prompt.splitlines() if "<" not in line)
     rows = pl.DataFrame({"key": ["k"], "captions": [["<b>"]]})
-    marked = card("a", {"captions": {"x|y": "`<b>`\n# z"}}, {"captions": "[l](u)"}, {"captions": rows}, {"who": "<i>"})
+    recipes: dict[Any, Any] = {"captions": {"x|y": "`<b>`\n# z"}}
+    marked = readme("a", recipes, {"captions": "[l](u)"}, {"captions": rows}, {"who": "<i>"})
     assert "| x\\|y | \\`&lt;b&gt;\\` \\# z |" in marked and "\\[l\\]\\(u\\)" in marked and "who: &lt;i&gt;" in marked
 
 
@@ -617,12 +620,12 @@ def test_a_clone_without_the_models_gets_the_same_tables_by_a_pack(project: Work
     failed = call(clone, *dvc, code=None)
     assert "demo/weights/blip2: no such model folder" in failed and "Traceback" not in failed
     call(project, "cvsi", "pack", "demo", str(tmp_path / "pack"))
-    said = call(clone, "cvsi", "unpack", str(tmp_path / "pack"))
-    assert "captions: 260 rows added" in said and "captioner demo/weights/blip2 is not here" in said
-    said = call(clone, *dvc)
-    assert ": 260 in the store, 0 to caption" in said and ": 32 in the store, 0 to edit" in said
-    said = call(clone, "cvsi", "unpack", str(tmp_path / "pack"))
-    assert "demo: captions complete" in said and "demo: edits complete" in said
+    printed = call(clone, "cvsi", "unpack", str(tmp_path / "pack"))
+    assert "captions: 260 rows added" in printed and "captioner demo/weights/blip2 not found" in printed
+    printed = call(clone, *dvc)
+    assert ": 260 in the store, 0 to caption" in printed and ": 32 in the store, 0 to edit" in printed
+    printed = call(clone, "cvsi", "unpack", str(tmp_path / "pack"))
+    assert "demo: captions complete" in printed and "demo: edits complete" in printed
     assert clone.bytes_below("demo/captions", "demo/edits") == project.bytes_below("demo/captions", "demo/edits")
     steps = [
         step
@@ -631,11 +634,11 @@ def test_a_clone_without_the_models_gets_the_same_tables_by_a_pack(project: Work
         if step["kind"] in ("captions", "edits")
     ]
     assert len(steps) >= 2 and all(step["computed"] == 0 and step["load_seconds"] == 0 for step in steps)
-    # A new image is not captioned by nothing: the line says what is missing.
+    # A new image needs the model, and the line names it.
     content = yaml.safe_load((clone.path / "params.yaml").read_text())
     clone.params(world__gallery=content["world"]["gallery"] + 1)
     failed = call(clone, *dvc, code=None)
-    assert "demo/weights/blip2: not here, and the store lacks rows of it" in failed
+    assert "demo/weights/blip2: no such model, and the store has no rows of it" in failed
 
 
 def call(workspace: Workspace, *command: str, code: int | None = 0) -> str:

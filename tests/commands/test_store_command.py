@@ -1,6 +1,7 @@
-"""The store's upkeep: what it holds, what outputs use, what goes, and that nobody's work is taken from under them."""
+"""`cvsi store`: sizes, uses by outputs, what is deleted, and that no running process loses rows."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -15,40 +16,54 @@ from cvsi.commands.main import app
 from cvsi.core import tables
 from cvsi.core.errors import CvsiError
 from cvsi.models import model_id
-from cvsi.store.locks import alone
+from cvsi.store.locks import exclusive_lock
+from cvsi.store.rows import Store
 from tests.conftest import project_params
 
 STORE = Path("cache/store")
 
 
-@pytest.fixture(autouse=True)
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two shelves in a store, made by another process; an output is made from one of them."""
-    monkeypatch.chdir(tmp_path)
+def run(code: str, folder: Path = Path()) -> None:
+    """Run some code in a process of its own, which holds the store's shared lock until it ends."""
+    head = "import polars as pl, pyarrow as pa\nfrom cvsi.store.rows import RowStore\n"
+    head += "schema = pa.schema({'key': pa.string(), 'value': pa.string()})\n"
+    subprocess.run([sys.executable, "-c", head + code], cwd=folder, check=True)
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows of two recipes in a store, written by another process."""
+    folder = tmp_path_factory.mktemp("filled")
     code = """
-import pyarrow as pa
-from cvsi.store import Shelf
-schema = pa.schema({"key": pa.string(), "value": pa.string()})
 for model in ("used", "unused"):
-    Shelf("cache/store", "captions", {"model": model}, schema).add(pa.table({"key": ["a"], "value": ["b"]}))
+    rows = RowStore("cache/store", "captions", {"model": model}, schema)
+    rows.append(pa.table({"key": ["a"], "value": ["b"]}))
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    run(code, folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def workspace(filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the filled store, and an output that was made from one of the two recipes."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(filled, tmp_path, dirs_exist_ok=True)
     with tables.output("captions", "toy", recipe={"model": "used"}):
         pass
     return tmp_path
 
 
 def old(days: float) -> None:
-    """Let everything in the store be that many days old."""
-    for place in [*STORE.rglob("*")]:
-        os.utime(place, (time.time() - days * store.DAY,) * 2)
+    """Make everything in the store that many days old."""
+    for path in [*STORE.rglob("*")]:
+        os.utime(path, (time.time() - days * store.DAY,) * 2)
 
 
 def made_by() -> list[str]:
     return sorted(part.made_by for part in store.survey(STORE))
 
 
-def test_what_is_there_who_made_it_and_which_outputs_use_it() -> None:
+def test_sizes_recipes_and_outputs_are_shown() -> None:
     parts = {part.made_by: part for part in store.survey(STORE)}
     assert set(parts) == {"model used", "model unused"}
     assert parts["model used"].by == ("toy/captions",) and parts["model unused"].by == ()
@@ -56,71 +71,73 @@ def test_what_is_there_who_made_it_and_which_outputs_use_it() -> None:
     assert (
         part.kind == "captions"
         and part.files == 2
-        and part.size == sum(file.stat().st_size for file in part.place.iterdir())
+        and part.size == sum(file.stat().st_size for file in part.folder.iterdir())
     )
 
 
-def test_what_nobody_used_for_so_long_goes_and_what_an_output_was_made_from_stays() -> None:
+def test_unused_rows_are_deleted_and_rows_of_an_output_are_kept() -> None:
     assert store.remove(STORE, 1) == []
     old(10)
     assert store.remove(STORE, 11) == []
-    (gone,) = store.remove(STORE, 9)
-    assert gone.made_by == "model unused" and made_by() == ["model used"]
+    (deleted,) = store.remove(STORE, 9)
+    assert deleted.made_by == "model unused" and made_by() == ["model used"]
 
 
-def test_what_stands_for_a_model_that_is_not_here_is_shown_and_stays(workspace: Path) -> None:
-    code = "from cvsi import weights; weights.record('models/absent', '0' * 64, 'cache/store')"
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_the_digest_of_a_missing_model_is_shown_and_kept(workspace: Path) -> None:
+    code = """
+from pathlib import Path
+from cvsi.models.model_id import record
+from cvsi.store.rows import Store
+record("models/absent", "0" * 64, Store(Path("cache/store")))
+"""
+    run(code)
     old(100)
     assert {part.kind for part in store.survey(STORE)} == {"captions", "weights"}
     assert [part.kind for part in store.remove(STORE, 1)] == ["captions"]
-    assert model_id.recorded("models/absent", STORE) == "0" * 64
+    assert model_id.recorded("models/absent", Store(STORE)) == "0" * 64
 
 
-def test_a_stage_that_finds_its_rows_counts_as_a_use() -> None:
+def test_reading_stored_rows_counts_as_a_use() -> None:
     old(10)
-    code = """
-import polars as pl, pyarrow as pa
-from cvsi.store import Shelf
-schema = pa.schema({"key": pa.string(), "value": pa.string()})
-Shelf("cache/store", "captions", {"model": "unused"}, schema).mend(pl.Series(["a"]))
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
+    run('RowStore("cache/store", "captions", {"model": "unused"}, schema).quarantine_corrupt(pl.Series(["a"]))')
     assert store.remove(STORE, 9) == []
 
 
-def test_nothing_goes_while_somebody_has_a_shelf_open() -> None:
+def test_nothing_is_deleted_while_another_process_uses_the_store() -> None:
     old(10)
     code = """
 import sys, pyarrow as pa
-from cvsi.store import Shelf
-Shelf("cache/store", "captions", {"model": "other"}, pa.schema({"key": pa.string()}))
+from cvsi.store.rows import RowStore
+RowStore("cache/store", "captions", {"model": "other"}, pa.schema({"key": pa.string()}))
 print("open", flush=True)
 sys.stdin.read()
 """
     with subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "open\n"
-        with pytest.raises(CvsiError, match="somebody is at work in this store"):
+        with pytest.raises(CvsiError, match="another process uses this store"):
             store.remove(STORE, 9)
-        process.kill()  # the kernel lets go of the lock
+        process.kill()  # the kernel releases the lock
     assert len(store.remove(STORE, 9)) == 1
 
 
-def test_who_opens_a_shelf_waits_for_a_removal() -> None:
+def test_opening_rows_waits_for_a_deletion() -> None:
     code = """
 import pyarrow as pa
-from cvsi.store import Shelf
-Shelf("cache/store", "captions", {}, pa.schema({"key": pa.string()}))
+from cvsi.store.rows import RowStore
+print("opening", flush=True)
+RowStore("cache/store", "captions", {}, pa.schema({"key": pa.string()}))
 """
-    with alone(STORE) as held:
+    with exclusive_lock(STORE) as held:
         assert held
-        process = subprocess.Popen([sys.executable, "-c", code])
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=-1, text=True)
+        assert process.stdout is not None and process.stdout.readline() == "opening\n"
         with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(3)
-    assert process.wait(20) == 0
+            process.wait(1)
+    process.communicate()
+    assert process.returncode == 0
 
 
-def test_only_what_the_store_made_is_touched(tmp_path: Path) -> None:
+def test_only_folders_of_the_store_are_deleted(tmp_path: Path) -> None:
     (STORE / "captions" / "notes").mkdir()
     (STORE / "mine").mkdir()
     outside = tmp_path / "outside"
@@ -135,36 +152,30 @@ def test_only_what_the_store_made_is_touched(tmp_path: Path) -> None:
 
 def test_damaged_files_are_counted_apart() -> None:
     part = next(part for part in store.survey(STORE) if part.by)
-    file = next(part.place.glob("*.parquet"))
+    file = next(part.folder.glob("*.parquet"))
     file.write_bytes(b"")
-    code = """
-import polars as pl, pyarrow as pa
-from cvsi.store import Shelf
-schema = pa.schema({"key": pa.string(), "value": pa.string()})
-Shelf("cache/store", "captions", {"model": "used"}, schema).mend(pl.Series(["a"]))
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
+    run('RowStore("cache/store", "captions", {"model": "used"}, schema).quarantine_corrupt(pl.Series(["a"]))')
     part = next(part for part in store.survey(STORE) if part.by)
     assert (part.files, part.damaged) == (1, 1)
-    (part.place / "recipe.json").write_text("[")
+    (part.folder / "recipe.json").write_text("[")
     assert "?" in made_by()
 
 
 def test_no_store_is_one_line() -> None:
-    with pytest.raises(CvsiError, match="no store there yet"):
+    with pytest.raises(CvsiError, match="no store yet"):
         store.survey(Path("nowhere"))
 
 
 def test_the_command_shows_asks_and_removes(workspace: Path) -> None:
     (workspace / "params.yaml").write_text(yaml.safe_dump(project_params()))
     old(10)
-    run = CliRunner().invoke
-    shown = run(app, ["store"])
+    invoke = CliRunner().invoke
+    shown = invoke(app, ["store"])
     assert "model unused" in shown.output and "toy/captions" in shown.output and "10 days ago" in shown.output
-    refused = run(app, ["store", "--unused-for", "5"], input="n\n")
+    refused = invoke(app, ["store", "--unused-for", "5"], input="n\n")
     assert refused.exit_code == 1 and made_by() == ["model unused", "model used"]
-    assert "1 part removed" in run(app, ["store", "--unused-for", "5"], input="y\n").output
+    assert "1 part deleted" in invoke(app, ["store", "--unused-for", "5"], input="y\n").output
     (STORE / "captions" / ".half-0123.partial").mkdir()
-    assert "0 parts removed" in run(app, ["store", "--unused-for", "5", "--yes"]).output
+    assert "0 parts deleted" in invoke(app, ["store", "--unused-for", "5", "--yes"]).output
     assert not list(STORE.rglob("*.partial"))
     assert made_by() == ["model used"]

@@ -1,4 +1,4 @@
-"""`cvsi summary`: a row a run and labelled split, averages over categories, and what has no metrics yet."""
+"""`cvsi summary`: a row per run and labelled split, averages over categories, and what has no metrics yet."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ import yaml
 from cvsi.commands import summary
 from cvsi.core import params, paths, tables
 from cvsi.core.errors import CvsiError
-from cvsi.datasets.metrics import PROTOCOLS
+from cvsi.datasets.formats import FORMATS
 from tests.conftest import environment, project_params
 
 RUNS = {
@@ -46,10 +46,10 @@ def write(chosen: dict[str, tuple[str, str]]) -> None:
 
 def numbers(form: str, value: float) -> dict[str, float]:
     """Metrics of a format: `value` at the first name, one more at each following."""
-    names = PROTOCOLS[form].names()
-    main = PROTOCOLS[form].main
-    found = {name: value + place for place, name in enumerate(names)}
-    return found | {f"{main} low": value - 1, f"{main} high": value + 9, "queries": 220, "dropped": 0, "fallbacks": 1}
+    protocol = FORMATS.get(form, "test").protocol
+    values = {name: value + index for index, name in enumerate(protocol.names())}
+    main = protocol.main
+    return values | {f"{main} low": value - 1, f"{main} high": value + 9, "queries": 220, "dropped": 0, "fallbacks": 1}
 
 
 def score(run: str, metrics: Any, *submissions: str) -> Path:
@@ -63,22 +63,22 @@ def score(run: str, metrics: Any, *submissions: str) -> Path:
 
 def command(folder: Path, *arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", "from cvsi.cli import main; main()", "summary", *arguments],
+        [sys.executable, "-c", "from cvsi.commands.main import main; main()", "summary", *arguments],
         cwd=folder, env=environment(folder), text=True, capture_output=True,
     )  # fmt: skip
     assert done.returncode == 0 and not done.stderr, done.stderr
     return done.stdout
 
 
-def test_every_run_with_metrics_has_a_row_a_split(runs: Path) -> None:
-    found = summary.collect(params.load())
-    assert [(line.run, line.split) for line in found.runs] == [
+def test_every_run_with_metrics_has_a_row_per_split(runs: Path) -> None:
+    collected = summary.collect(params.load())
+    assert [(line.run, line.split) for line in collected.runs] == [
         ("circo-b", "val"),
         ("dress-b", "val"),
         ("toptee-b", "val"),
         ("shirt-l", "val"),
     ]
-    assert found.runs[0].metrics["mAP@5"] == 20
+    assert collected.runs[0].metrics["mAP@5"] == 20
 
 
 def test_the_average_is_that_of_the_categories_that_were_run_with_a_backbone(runs: Path) -> None:
@@ -94,22 +94,22 @@ def test_two_runs_of_a_category_have_no_average_and_it_says_why(runs: Path) -> N
     content["datasets"]["other"] = content["datasets"]["fashioniq-dress"] | {"root": "data/other"}
     content["runs"]["other-b"] = {"dataset": "other", "backbone": "vit-b-32"}
     Path("params.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-    place = paths.folder("scores", "other", "vit-b-32")
-    place.mkdir(parents=True)
-    (place / "metrics.json").write_text(json.dumps({"val": numbers("fashioniq", 1.0)}), encoding="utf-8")
-    found = summary.collect(params.load())
-    assert not found.averages
-    assert found.without[-1].run == "average of dress, toptee, vit-b-32"
-    assert found.without[-1].why == "a category has several runs: dress-b, other-b, toptee-b"
+    folder = paths.folder("scores", "other", "vit-b-32")
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text(json.dumps({"val": numbers("fashioniq", 1.0)}), encoding="utf-8")
+    collected = summary.collect(params.load())
+    assert not collected.averages
+    assert collected.without[-1].run == "average of dress, toptee, vit-b-32"
+    assert collected.without[-1].why == "a category has several runs: dress-b, other-b, toptee-b"
 
 
 def test_a_run_without_metrics_says_why(runs: Path) -> None:
-    found = summary.collect(params.load())
-    assert [(item.run, item.why) for item in found.without] == [
-        ("cirr-b", "no labelled split; its submission lies in cache/cirr-test1/vit-b-32/scores/submissions"),
+    collected = summary.collect(params.load())
+    assert [(item.run, item.why) for item in collected.without] == [
+        ("cirr-b", "no labelled split; its submission is in cache/cirr-test1/vit-b-32/scores/submissions"),
         ("later", "no scores yet; dvc repro makes cache/circo/vit-l-14/scores"),
     ]
-    assert list(found.submissions) == ["cirr-b"] and len(found.submissions["cirr-b"]) == 2
+    assert list(collected.submissions) == ["cirr-b"] and len(collected.submissions["cirr-b"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_run_without_metrics_says_why(runs: Path) -> None:
         ("{", "metrics.json: .*; run the stage scores again"),
         ('{"val": {"mAP@5": "many"}}', "metrics.json: val.mAP@5: .*'many'"),
         ('{"val": {"mAP@5": NaN}}', "metrics.json: val.mAP@5: .*finite"),
-        ('{"val": {"mAP@5": 1.0}}', "metrics.json: split val lacks mAP@10, .*queries"),
+        ('{"val": {"mAP@5": 1.0}}', "metrics.json: split val without mAP@10, queries"),
     ],
 )
 def test_a_broken_file_is_one_line(runs: Path, content: str, expected: str) -> None:
@@ -152,7 +152,7 @@ def test_an_average_over_other_captions_is_a_warning(runs: Path) -> None:
     (line,) = summary.collect(params.load()).doubts
     assert line == "the average of dress-b and toptee-b is over runs that differ in captioner"
     done = subprocess.run(
-        [sys.executable, "-c", "from cvsi.cli import main; main()", "summary"],
+        [sys.executable, "-c", "from cvsi.commands.main import main; main()", "summary"],
         cwd=runs, env=environment(runs), text=True, capture_output=True,
     )  # fmt: skip
     assert done.stderr == f"cvsi: warning: {line}\n" and "average of dress" in done.stdout
@@ -162,7 +162,7 @@ def test_a_recipe_of_a_later_schema_is_a_warning(runs: Path) -> None:
     with tables.output("edits", "circo", recipe={"schema": 7}):
         pass
     (line,) = summary.collect(params.load()).doubts
-    assert line.startswith("circo-b: cache/circo/edits/provenance.json: schema version 7, this cvsi knows up to ")
+    assert line.startswith("circo-b: cache/circo/edits/provenance.json: schema version 7, this cvsi reads up to ")
 
 
 def test_nothing_scored_is_no_error(runs: Path) -> None:
@@ -171,5 +171,5 @@ def test_nothing_scored_is_no_error(runs: Path) -> None:
 
 
 def test_summary_loads_no_torch() -> None:
-    code = "import sys, cvsi.summary; sys.exit('torch' in sys.modules)"
+    code = "import sys, cvsi.commands.summary; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -20,14 +20,16 @@ from PIL import Image
 from cvsi.commands import sweep, sweep_grid, sweep_ranks
 from cvsi.core import params, schema
 from cvsi.core.errors import CvsiError
-from cvsi.core.params import Fusion
-from cvsi.datasets.metrics import PROTOCOLS
+from cvsi.datasets.formats import FORMATS
+from cvsi.datasets.metrics import Protocol
+from cvsi.evaluation.fusion import Form
 from tests.conftest import Workspace, environment
 from tests.imports import ROOT
 
 WIDTH, IMAGES, COPIES = 24, 700, 200
 SPLITS = {"val": 37, "dev": 20, "hidden": 5}
 OWN = {"edited": 0.6, "pseudo": 0.4}
+COMPONENTS = sweep_grid.Components(schema.QUERY_PARTS, schema.GALLERY_PARTS)
 Row = dict[str, Any]
 World = Callable[[str], Workspace]
 
@@ -41,12 +43,12 @@ def column(matrix: np.ndarray, kind: Any = np.float32) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(matrix.astype(kind).reshape(-1)), matrix.shape[1])
 
 
-def questions(random: np.random.Generator, ids: list[str], form: str) -> list[Row]:
-    """Queries of which some have their main target barred, and for CIRR's format a group."""
+def query_rows(random: np.random.Generator, ids: list[str], form: str) -> list[Row]:
+    """Queries of which some have their main target excluded, and for CIRR's format a group."""
     rows = []
     for split, number in SPLITS.items():
         for query in range(number):
-            chosen = [ids[place] for place in random.choice(len(ids), 9, replace=False)]
+            chosen = [ids[index] for index in random.choice(len(ids), 9, replace=False)]
             targets = chosen[1:2] if form == "cirr" else chosen[1 : 2 + query % 4]
             plain = split == "hidden" or query % 7 != 3
             rows.append(
@@ -73,26 +75,26 @@ def world(toy: Workspace) -> World:
         (cache / "index").mkdir(parents=True)
         columns = [ids, ids, ["0" * 64] * IMAGES, [4] * IMAGES, [4] * IMAGES, [True] * IMAGES]
         pq.write_table(pa.table(columns, schema=schema.IMAGES), cache / "index/images.parquet")
-        rows = questions(random, ids, form)
+        rows = query_rows(random, ids, form)
         pq.write_table(pa.Table.from_pylist(rows, schema.QUERIES), cache / "index/queries.parquet")
         copied = np.arange(IMAGES)
         copied[random.permutation(IMAGES)[:COPIES]] = random.integers(IMAGES, size=COPIES)
         gallery = {part: units(random, IMAGES)[copied] for part in schema.GALLERY_PARTS}
-        place = cache / "tiny/gallery_vectors"
-        place.mkdir(parents=True)
+        folder = cache / "tiny/gallery_vectors"
+        folder.mkdir(parents=True)
         for number, start in enumerate(range(0, IMAGES, 300)):
             here = slice(start, start + 300)
             parts = {part: column(matrix[here], np.float16) for part, matrix in gallery.items()}
-            pq.write_table(pa.table({"image_id": ids[here]} | parts), place / f"part-{number}.parquet")
-        place = cache / "tiny/query_vectors"
-        place.mkdir(parents=True)
+            pq.write_table(pa.table({"image_id": ids[here]} | parts), folder / f"part-{number}.parquet")
+        folder = cache / "tiny/query_vectors"
+        folder.mkdir(parents=True)
         keys = {name: [row[name] for row in rows] for name in ("query_id", "split")}
         aims = [ids.index((row["target_ids"] or ids[:1])[-1]) for row in rows]
         parts = {
             part: column(gallery["image"][aims] + (1 + number / 3) * units(random, len(rows)))
             for number, part in enumerate(schema.QUERY_PARTS)
         }
-        pq.write_table(pa.table(keys | parts), place / "all.parquet")
+        pq.write_table(pa.table(keys | parts), folder / "all.parquet")
         return toy
 
     return make
@@ -104,33 +106,41 @@ class Truth:
     def __init__(self, workspace: Workspace, form: str) -> None:
         cache, self.form = workspace.path / "cache/toy", form
         gallery = pa.concat_tables(pq.read_table(file) for file in sorted((cache / "tiny/gallery_vectors").glob("*")))
-        asked = pq.read_table(cache / "tiny/query_vectors/all.parquet")
+        queries = pq.read_table(cache / "tiny/query_vectors/all.parquet")
         self.queries = pq.read_table(cache / "index/queries.parquet").to_pylist()
         self.ids = gallery["image_id"].to_pylist()
-        self.asked = {part: np.array(asked[part].to_pylist()) for part in schema.QUERY_PARTS}
+        self.query_parts = {part: np.array(queries[part].to_pylist()) for part in schema.QUERY_PARTS}
         self.gallery = {part: np.array(gallery[part].to_pylist()) for part in schema.GALLERY_PARTS}
 
     def metrics(self, split: str, weights: Row) -> dict[str, float]:
-        left = np.sum([weights[part] * matrix for part, matrix in self.asked.items()], axis=0)
+        left = np.sum([weights[part] * matrix for part, matrix in self.query_parts.items()], axis=0)
         right = np.sum([weights[part] * matrix for part, matrix in self.gallery.items()], axis=0)
-        found: dict[str, list[float]] = {}
+        values_of: dict[str, list[float]] = {}
         for row, values in zip(self.queries, np.round(left @ right.T, 12), strict=True):
             if row["split"] == split:
-                order = [self.ids[place] for place in np.argsort(-values, kind="stable")]
+                order = [self.ids[index] for index in np.argsort(-values, kind="stable")]
                 ranked = [image for image in order if image not in row["exclude_ids"]]
                 group = [image for image in ranked if image in row["group_ids"]]
-                for metric, value in judge_one(self.form, row["target_ids"], ranked, group).items():
-                    found.setdefault(metric, []).append(100 * value)
-        return {metric: float(np.mean(values)) for metric, values in found.items()}
+                for metric, value in evaluate_one(self.form, row["target_ids"], ranked, group).items():
+                    values_of.setdefault(metric, []).append(100 * value)
+        return {metric: float(np.mean(values)) for metric, values in values_of.items()}
 
 
-def judge_one(form: str, targets: list[str], order: list[str], group: list[str]) -> dict[str, float]:
-    protocol, found = PROTOCOLS[form], {}
-    for k in protocol.average_precision:
-        hits = [rank for rank, image in enumerate(order[:k], start=1) if image in targets]
-        found[f"mAP@{k}"] = sum((n + 1) / rank for n, rank in enumerate(hits)) / min(len(targets), k)
-    found |= {f"Recall@{k}": float(targets[0] in order[:k]) for k in protocol.recall}
-    return found | {f"Recall_subset@{k}": float(targets[0] in group[:k]) for k in protocol.subset_recall}
+def protocol_of(form: str) -> Protocol:
+    return FORMATS.get(form, "test").protocol
+
+
+def evaluate_one(form: str, targets: list[str], order: list[str], group: list[str]) -> dict[str, float]:
+    values = {}
+    for name in protocol_of(form).names():
+        kind, _, cut = name.partition("@")
+        k = int(cut)
+        if kind == "mAP":
+            hits = [rank for rank, image in enumerate(order[:k], start=1) if image in targets]
+            values[name] = sum((n + 1) / rank for n, rank in enumerate(hits)) / min(len(targets), k)
+        else:
+            values[name] = float(targets[0] in (group if kind == "Recall_subset" else order)[:k])
+    return values
 
 
 def frame_of(workspace: Workspace) -> pl.DataFrame:
@@ -156,8 +166,8 @@ def test_every_weighting_has_the_metrics_of_the_definition(world: World, form: s
     workspace = world(form)
     sweep.build("toy", "tiny", params.load(), step=0.5)
     frame = frame_of(workspace)
-    metrics, known = PROTOCOLS[form].names(), Truth(workspace, form)
-    assert frame.columns == ["split", "name", *sweep_grid.PARTS, *metrics]
+    metrics, known = protocol_of(form).names(), Truth(workspace, form)
+    assert frame.columns == ["split", "name", *COMPONENTS.names, *metrics]
     assert frame["split"].unique(maintain_order=True).to_list() == ["dev", "val"]
     # Six mixes of three query parts times three of the gallery's; edited, pseudo and image are among them.
     assert frame.height == 2 * (18 + 4)
@@ -165,7 +175,7 @@ def test_every_weighting_has_the_metrics_of_the_definition(world: World, form: s
     for row in frame.to_dicts():
         wanted = known.metrics(row["split"], row)
         assert {metric: row[metric] for metric in metrics} == pytest.approx(wanted, abs=1e-9), row
-        distinct.add(round(row[PROTOCOLS[form].main], 6))
+        distinct.add(round(row[protocol_of(form).main], 6))
     assert len(distinct) > 10 and 0 < min(frame["Recall@50"]), "the vectors make the comparison empty"
 
 
@@ -181,7 +191,7 @@ def test_the_published_weights_score_as_in_the_stage(world: World, form: str) ->
             "image": 0.8,
             "caption": 0.2,
         }
-        names = PROTOCOLS[form].names()
+        names = protocol_of(form).names()
         assert {name: own[name] for name in names} == pytest.approx({name: values[name] for name in names}, abs=1e-9)
 
 
@@ -193,8 +203,8 @@ def test_little_memory_changes_no_number(world: World) -> None:
     assert sweep_ranks.group_size(parts, IMAGES, 1) == sweep_ranks.QUERIES < SPLITS["dev"]
     assert sweep_ranks.group_size(parts, IMAGES, sweep.MEMORY) > max(SPLITS.values())
     small = sweep.build("toy", "tiny", settings, step=0.5, memory=1)
-    keys = ["split", *sweep_grid.PARTS]
-    first, second = (found.frame.sort(keys).select(pl.exclude("name")) for found in (whole, small))
+    keys = ["split", *COMPONENTS.names]
+    first, second = (outcome.frame.sort(keys).select(pl.exclude("name")) for outcome in (whole, small))
     assert first.select(keys).equals(second.select(keys))
     assert np.abs(first.drop(keys).to_numpy() - second.drop(keys).to_numpy()).max() < 1e-9
 
@@ -204,46 +214,47 @@ def test_little_memory_changes_no_number(world: World) -> None:
     seed=st.integers(0, 10_000),
     queries=st.integers(1, 20),
     images=st.integers(1, 40),
-    barred=st.integers(0, 8),
+    excluded=st.integers(0, 8),
     block=st.integers(1, 16),
 )
-def test_ranks_equal_a_stable_sort(seed: int, queries: int, images: int, barred: int, block: int) -> None:
+def test_ranks_equal_a_stable_sort(seed: int, queries: int, images: int, excluded: int, block: int) -> None:
     random = np.random.default_rng(seed)
     # Small integers: exact in float32, and full of ties.
     parts = random.integers(-2, 3, (queries, 3, 2, images)).astype(np.float32)
     left, right = random.integers(-2, 3, 3).astype(np.float32), random.integers(-2, 3, (4, 2)).astype(np.float32)
     targets = random.integers(-1, images, (queries, 3))
-    pairs = np.stack([random.integers(queries, size=barred), random.integers(images, size=barred)], axis=1)
+    pairs = np.stack([random.integers(queries, size=excluded), random.integers(images, size=excluded)], axis=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweep_ranks, "BLOCK", block)
-        found = sweep_ranks.ranks(*(torch.from_numpy(array) for array in (parts, left, right, targets, pairs))).numpy()
+        arrays = (torch.from_numpy(array) for array in (parts, left, right, targets, pairs))
+        computed = sweep_ranks.ranks(*arrays).numpy()
     scores = np.einsum("qasn,a,ws->qwn", parts, left, right)
     scores[pairs[:, 0], :, pairs[:, 1]] = -np.inf
     order = np.argsort(-scores, axis=2, kind="stable")
     ranks = np.argsort(order, axis=2)
-    for query, weighting, place in np.ndindex(queries, 4, 3):
-        target = targets[query, place]
+    for query, weighting, index in np.ndindex(queries, 4, 3):
+        target = targets[query, index]
         ranked = target >= 0 and scores[query, weighting, target] > -np.inf
         wanted = ranks[query, weighting, target] if ranked else sweep_ranks.UNRANKED
-        assert found[query, weighting, place] == wanted
+        assert computed[query, weighting, index] == wanted
 
 
 def test_the_grid_is_the_simplex_times_the_gallery() -> None:
-    table = sweep_grid.points(["edited", "pseudo", "reference"], 0.1)
+    table = sweep_grid.points(COMPONENTS, ["edited", "pseudo", "reference"], 0.1)
     assert table.shape == (66 * 11, 7) == np.unique(table, axis=0).shape
     assert np.allclose(table[:, :5].sum(axis=1), 1) and np.allclose(table[:, 5:].sum(axis=1), 1)
     assert (table >= 0).all() and not table[:, 3:5].any()
     assert 0.6 in table and 0.3 in table, "weights are not those that one writes"
-    assert sweep_grid.points(["edited"], 1.0).tolist() == [[1, 0, 0, 0, 0, 0, 1], [1, 0, 0, 0, 0, 1, 0]]
+    assert sweep_grid.points(COMPONENTS, ["edited"], 1.0).tolist() == [[1, 0, 0, 0, 0, 0, 1], [1, 0, 0, 0, 0, 1, 0]]
 
 
 def test_a_name_is_put_on_the_grid_or_gets_a_row() -> None:
-    def weighting(query: dict[str, float]) -> Fusion:
-        return Fusion.model_validate({"query": query, "gallery": {"image": 1.0}})
+    def weighting(query: dict[str, float]) -> Form:
+        return Form(query=query, gallery={"image": 1.0})
 
-    table = sweep_grid.points(["edited", "pseudo"], 0.5)
+    table = sweep_grid.points(COMPONENTS, ["edited", "pseudo"], 0.5)
     named = {"cvsi": weighting({"edited": 0.5, "pseudo": 0.5}), "same": weighting({"pseudo": 0.5, "edited": 0.5})}
-    names, rows = sweep_grid.with_named(table, named | {"other": weighting({"source": -0.3})})
+    names, rows = sweep_grid.with_named(COMPONENTS, table, named | {"other": weighting({"source": -0.3})})
     assert len(rows) == len(table) + 1 and sorted(filter(None, names)) == ["cvsi, same", "other"]
     assert rows[names.index("cvsi, same")].tolist() == [0.5, 0.5, 0, 0, 0, 1, 0]
     assert rows[-1].tolist() == [0, 0, 0, -0.3, 0, 1, 0]
@@ -252,7 +263,7 @@ def test_a_name_is_put_on_the_grid_or_gets_a_row() -> None:
 @pytest.mark.parametrize("step", [0.3, 0.0, -0.1, 2.0, float("nan"), 1e-9])
 def test_a_step_that_does_not_divide_one(step: float) -> None:
     with pytest.raises(CvsiError, match="must divide 1"):
-        sweep_grid.points(["edited"], step)
+        sweep_grid.points(COMPONENTS, ["edited"], step)
 
 
 def test_a_step_that_is_too_fine_is_refused_before_anything_is_read(toy: Workspace) -> None:
@@ -264,22 +275,22 @@ def test_a_step_that_is_too_fine_is_refused_before_anything_is_read(toy: Workspa
 
 def test_parts_that_do_not_exist_or_are_not_there(world: World) -> None:
     workspace = world("circo")
-    refused("no part 'caption'; there are: edited, pseudo", parts=["caption"])
-    place = workspace.path / "cache/toy/tiny"
-    asked = pq.read_table(place / "query_vectors/all.parquet")
-    pq.write_table(asked.drop_columns(["reference"]), place / "query_vectors/all.parquet")
-    refused("query_vectors: no column 'reference'; name other --parts", step=0.5)
-    for file in (place / "gallery_vectors").glob("*"):
+    refused("no query component 'caption'; there are: edited, pseudo", parts=["caption"])
+    folder = workspace.path / "cache/toy/tiny"
+    table = pq.read_table(folder / "query_vectors/all.parquet")
+    pq.write_table(table.drop_columns(["reference"]), folder / "query_vectors/all.parquet")
+    refused("--parts: no query component 'reference'; there are: edited, pseudo", step=0.5)
+    for file in (folder / "gallery_vectors").glob("*"):
         pq.write_table(pq.read_table(file).drop_columns(["caption"]), file)
     refused("gallery_vectors: no column 'caption'", parts=["edited"], step=0.5)
 
 
-def test_a_missing_part_that_nobody_asked_for_takes_its_weightings_away(world: World) -> None:
+def test_a_method_that_needs_a_missing_column_is_left_out(world: World) -> None:
     workspace = world("circo")
     file = workspace.path / "cache/toy/tiny/query_vectors/all.parquet"
     pq.write_table(pq.read_table(file).drop_columns(["source", "instruction"]), file)
-    found = sweep.build("toy", "tiny", params.load(), step=0.5)
-    assert set(found.frame["name"]) == {"", "cvsi", "edited", "pseudo", "image"}
+    outcome = sweep.build("toy", "tiny", params.load(), step=0.5)
+    assert set(outcome.frame["name"]) == {"", "cvsi", "edited", "pseudo", "image"}
 
 
 def test_numbers_that_are_not_finite(world: World) -> None:
@@ -288,7 +299,7 @@ def test_numbers_that_are_not_finite(world: World) -> None:
     table = pq.read_table(file)
     bad = column(np.full((table.num_rows, WIDTH), np.inf))
     pq.write_table(table.set_column(table.column_names.index("pseudo"), "pseudo", bad), file)
-    refused("query_vectors: vectors hold numbers that are not finite", step=0.5)
+    refused("query_vectors: vectors with numbers that are not finite", step=0.5)
 
 
 def test_a_dataset_without_labels(world: World) -> None:
@@ -341,9 +352,9 @@ def test_files_are_whole_and_the_same_each_time(world: World) -> None:
 def test_pictures_of_any_number_of_parts(world: World, parts: list[str]) -> None:
     workspace = world("circo")
     workspace.params(datasets__toy__fusion={"query": {"edited": 1.0}, "gallery": {"image": 1.0}})
-    found = sweep.build("toy", "tiny", params.load(), parts, 0.5)
+    outcome = sweep.build("toy", "tiny", params.load(), parts, 0.5)
     assert (workspace.path / "cache/toy/tiny/sweep/sweep.png").stat().st_size > 10_000
-    assert "cvsi, edited" in set(found.frame["name"])
+    assert "cvsi, edited" in set(outcome.frame["name"])
 
 
 def test_dvc_draws_the_plot(world: World) -> None:

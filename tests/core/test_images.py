@@ -1,4 +1,4 @@
-"""Opening and padding of odd images."""
+"""Opening of images of every mode, orientation and state."""
 
 import io
 from pathlib import Path
@@ -9,7 +9,6 @@ from PIL import Image
 
 from cvsi.core.errors import CvsiError
 from cvsi.core.images import Unreadable, decode, load
-from cvsi.models.clip import target_pad
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -31,7 +30,7 @@ def test_cmyk_and_sixteen_bit() -> None:
     assert values.tolist() == pytest.approx(list(range(256)), abs=1)
 
 
-def test_an_exif_rotated_image_stands_upright() -> None:
+def test_an_image_is_turned_by_its_exif_orientation() -> None:
     image = Image.new("RGB", (8, 4), "white")
     exif = image.getexif()
     exif[0x0112] = 6
@@ -43,7 +42,7 @@ def test_an_exif_rotated_image_stands_upright() -> None:
     [(b"", "empty file"), (b"hello", "not an image"), (encoded(Image.new("RGB", (64, 64)), "JPEG")[:300], "Truncated")],
     ids=["empty", "text", "cut"],
 )
-def test_unreadable_bytes_say_why(data: bytes, reason: str) -> None:
+def test_unreadable_bytes_give_a_reason(data: bytes, reason: str) -> None:
     with pytest.raises(Unreadable, match=reason):
         decode(data)
 
@@ -59,26 +58,6 @@ def test_a_bomb_is_refused_before_it_is_decoded() -> None:
     huge = huge[: start + 17] + struct.pack(">I", crc) + huge[start + 21 :]
     with pytest.raises(Unreadable, match="pixels"):
         decode(huge)
-
-
-def padded_size(width: int, height: int) -> tuple[int, int]:
-    """The published rule, written a second time."""
-    longest, shortest = max(width, height), min(width, height)
-    if longest / shortest < 1.25:
-        return width, height
-    sides = [max(int((longest / 1.25 - side) / 2), 0) for side in (width, height)]
-    return width + 2 * sides[0], height + 2 * sides[1]
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 20), (20, 1), (64, 64), (100, 81), (100, 80), (100, 79), (640, 427)])
-def test_target_pad_follows_the_published_rule(size: tuple[int, int]) -> None:
-    padded = target_pad(Image.new("RGB", size, "white"))
-    assert padded.size == padded_size(*size)
-    pixels = np.asarray(padded)
-    inner = np.zeros(pixels.shape[:2], dtype=bool)
-    left, top = (padded.width - size[0]) // 2, (padded.height - size[1]) // 2
-    inner[top : top + size[1], left : left + size[0]] = True
-    assert (pixels[inner] == 255).all() and (pixels[~inner] == 0).all()
 
 
 def test_a_file_that_changed_since_it_was_indexed(tmp_path: Path) -> None:

@@ -15,28 +15,35 @@ from tests.imports import ROOT
 def test_the_project_file_is_valid_and_only_demo_is_active() -> None:
     settings = params.load(ROOT / "params.yaml")
     assert settings.active == ("demo",)
-    assert settings.dataset("demo").fusion.query.edited == 0.6
-    assert settings.dataset("demo").fusion.query.reference == 0
+    assert settings.dataset("demo").own == {}
+    assert settings.dataset("fashioniq-dress").own == {"category": "dress"}  # the key of its format alone
+    assert settings.used_datasets == ["demo"] and settings.used_backbones == ["tiny"]
 
 
-def change(content: dict[str, Any], place: str, value: Any) -> None:
-    *places, last = place.split(".")
-    for step in places:
-        content = content[step]
+def change(content: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        content = content[parent]
     content[last] = value
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "expected"),
+    ("key", "value", "expected"),
     [
-        ("datasets.demo.captoner", {}, "datasets.demo.captoner: unknown key"),
         ("fusion", 1, "fusion: unknown key"),
-        ("datasets.demo.captioner.n", 0, "datasets.demo.captioner.n: Input should be greater than 0 (got 0)"),
-        ("datasets.demo.captioner.top_p", 1.5, "less than or equal to 1 (got 1.5)"),
-        ("datasets.demo.fusion.query.edited", float("nan"), "datasets.demo.fusion.query.edited"),
-        ("datasets.demo.fusion.query.edited", "much", "(got 'much')"),
+        (
+            "datasets.demo.captioner",
+            "blip2",
+            "datasets.demo.captioner: Input should be a valid dictionary (got 'blip2')",
+        ),
+        (
+            "datasets.demo.fusion",
+            1,
+            "datasets.demo.fusion: must be weights (query and gallery) or the name of a method",
+        ),
+        ("datasets.demo.prompts", {"editd": "general"}, "datasets.demo.prompts.editd: unknown key"),
         ("datasets.demo.bad_images", "ignore", "datasets.demo.bad_images: Input should be 'stop' or 'drop'"),
-        ("datasets.demo.format", "coco", "datasets.demo.format"),
+        ("datasets.demo.format", ["circo"], "datasets.demo.format: Input should be a valid string"),
         ("active", ["nothing"], "active names 'nothing'"),
         ("runs.demo-tiny.backbone", "huge", "runs.demo-tiny names backbone 'huge'"),
         ("compute.device", "tpu", "compute.device"),
@@ -46,9 +53,9 @@ def change(content: dict[str, Any], place: str, value: Any) -> None:
         ("runs", {"../up": {"dataset": "demo", "backbone": "tiny"}}, "runs.../up"),
     ],
 )
-def test_one_line_names_key_and_value(tmp_path: Path, place: str, value: Any, expected: str) -> None:
+def test_one_line_names_key_and_value(tmp_path: Path, key: str, value: Any, expected: str) -> None:
     content = project_params()
-    change(content, place, value)
+    change(content, key, value)
     file = tmp_path / "params.yaml"
     file.write_text(yaml.safe_dump(content), encoding="utf-8")
     with pytest.raises(CvsiError) as error:
@@ -82,3 +89,17 @@ def test_unknown_names_list_the_known_ones() -> None:
         settings.dataset("flickr")
     with pytest.raises(CvsiError, match=r"no backbone 'huge'; there are: .*tiny"):
         settings.backbone("huge")
+
+
+class Own(params.Settings):
+    number: int = 1
+
+
+def test_a_block_is_checked_by_what_it_belongs_to() -> None:
+    assert params.checked(Own, {"number": 2}, "datasets.demo") == Own(number=2)
+    with pytest.raises(CvsiError) as error:
+        params.checked(Own, {"number": "x", "nubmer": 2}, "datasets.demo")
+    assert str(error.value) == (
+        "params.yaml: datasets.demo.number: Input should be a valid integer, unable to parse string as an integer "
+        "(got 'x'); datasets.demo.nubmer: unknown key"
+    )

@@ -1,4 +1,4 @@
-"""The one Parquet writer and outputs that are whole or absent."""
+"""The Parquet writer, and outputs that are complete or absent."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cvsi.core import tables
@@ -18,36 +18,35 @@ ROWS = st.lists(st.tuples(st.text(max_size=5), st.lists(st.text(max_size=3), max
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=ROWS, cut=st.integers(0, 20))
-def test_equal_rows_give_equal_bytes_however_they_came(
+def test_equal_rows_give_equal_bytes_from_any_table(
     tmp_path: Path, rows: list[tuple[str, list[str]]], cut: int
 ) -> None:
     names, lists = [name for name, _ in rows], [values for _, values in rows]
     plain = pa.table({"name": names, "list": lists}, schema=SCHEMA)
     pieces = pa.concat_tables([plain.slice(0, cut), plain.slice(cut)]).replace_schema_metadata({"from": "elsewhere"})
     frame = pl.DataFrame({"list": lists, "name": names}, schema={"list": pl.List(pl.String), "name": pl.String})
-    found = []
+    written = []
     for number, table in enumerate((plain, pieces, frame.to_arrow())):
         with tables.output("stage", f"set{number}") as out:
             out.shard(table, SCHEMA)
-        found.append(next(Path(f"cache/set{number}/stage").glob("*.parquet")).read_bytes())
-    assert found[0] == found[1] == found[2]
-    assert pq.read_table(pa.BufferReader(found[0])).equals(plain)
+        written.append(next(Path(f"cache/set{number}/stage").glob("*.parquet")).read_bytes())
+    assert written[0] == written[1] == written[2]
+    assert pq.read_table(pa.BufferReader(written[0])).equals(plain)
 
 
-def test_an_output_is_absent_until_it_is_whole() -> None:
+def test_an_output_is_absent_until_it_is_complete() -> None:
     with tables.output("stage", "toy", recipe={"model": "m"}) as out:
         out.json("a.json", {"b": 1})
         assert not Path("cache/toy/stage").exists()
     assert sorted(path.name for path in Path("cache/toy/stage").iterdir()) == ["a.json", "provenance.json"]
 
 
-def test_a_failure_keeps_the_old_output_and_leaves_nothing_half() -> None:
+def test_a_failure_keeps_the_old_output_and_leaves_nothing_incomplete() -> None:
     with tables.output("stage", "toy") as out:
         out.json("a.json", 1)
     with pytest.raises(RuntimeError), tables.output("stage", "toy") as out:
@@ -93,16 +92,16 @@ def test_a_table_of_a_later_schema_is_one_line(version: str) -> None:
 def test_an_output_carries_its_recipe_and_version() -> None:
     with tables.output("scores", "toy", recipe={"fusion": {"query": 1}}):
         pass
-    place = Path("cache/toy/scores")
-    file = place / "provenance.json"
+    folder = Path("cache/toy/scores")
+    file = folder / "provenance.json"
     assert json.loads(file.read_text()) == {"schema": 1, "fusion": {"query": 1}}
-    assert tables.provenance(place) == {"fusion": {"query": 1}}
+    assert tables.provenance(folder) == {"fusion": {"query": 1}}
     for text, words in (('{"schema": 2}', "schema version 2"), ("[]", "not a JSON object"), ("{", "not readable JSON")):
         file.write_text(text)
         with pytest.raises(CvsiError, match=words):
-            tables.provenance(place)
+            tables.provenance(folder)
     file.unlink()
-    assert tables.provenance(place) == {}
+    assert tables.provenance(folder) == {}
 
 
 def test_not_a_number_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""A thousand odd and broken images through the real stages: nothing crashes, hangs, fills the memory or gets lost."""
+"""A thousand odd and broken images through the real stages: no crash, no hang, bounded memory, every file listed."""
 
 import hashlib
 import os
@@ -14,10 +14,9 @@ import pytest
 from PIL import Image
 
 from benchmarks.measure import process, script
-from cvsi.core.images import MAX_FILE, SUFFIXES, Unreadable, contents, decode
-from cvsi.core.rooms import Room
+from cvsi.core.images import MAX_FILE, SUFFIXES, MemoryBudget, Unreadable, contents, decode
 from tests.conftest import Workspace, environment, write_queries
-from tests.core import malformed_images as odd_images
+from tests.core import malformed_images
 from tests.imports import ROOT
 
 SECONDS = 300
@@ -25,20 +24,20 @@ MAX_MEMORY = 3 << 30
 
 
 @pytest.fixture(scope="module")
-def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of odd files, without those that take long to open."""
-    folder = tmp_path_factory.mktemp("odd") / "photos"
-    odd_images.make(folder)
+def malformed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of malformed files, without those that take long to open."""
+    folder = tmp_path_factory.mktemp("malformed") / "photos"
+    malformed_images.make(folder)
     return folder
 
 
 def measured(workspace: Workspace, stage: str, *arguments: str) -> str:
-    """Run a stage to its end within time and memory; what it said on both streams."""
+    """Run a stage to its end within time and memory; its output on both streams."""
     ended = process([*script(stage), *arguments], workspace.path, **environment(workspace.path))
     sys.stdout.write(f"{stage}: {ended.peak / 2**30:.2f} GiB, {ended.seconds:.0f} s\n")
     assert ended.peak < MAX_MEMORY, f"{stage}: {ended.peak:,} bytes"
     assert ended.seconds < SECONDS, f"{stage}: {ended.seconds:.0f} s"
-    return ended.said
+    return ended.output
 
 
 def shown(path: str) -> str:
@@ -48,23 +47,23 @@ def shown(path: str) -> str:
 
 def listed(folder: Path) -> set[str]:
     """Every file of an image suffix below a folder, links included, as the tables name it."""
-    found = set()
-    for place, _, names in os.walk(folder):
-        below = Path(place).relative_to(folder)
-        found |= {shown(str(below / name)) for name in names if Path(name).suffix.lower() in SUFFIXES}
-    return found
+    paths = set()
+    for parent, _, names in os.walk(folder):
+        below = Path(parent).relative_to(folder)
+        paths |= {shown(str(below / name)) for name in names if Path(name).suffix.lower() in SUFFIXES}
+    return paths
 
 
 @pytest.mark.timeout(3 * SECONDS + 300)
-def test_a_thousand_odd_files_are_embedded_or_listed_with_a_reason(
-    toy: Workspace, odd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_thousand_malformed_files_are_embedded_or_listed_with_a_reason(
+    toy: Workspace, malformed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "photos"
-    for file in odd.iterdir():
+    for file in malformed.iterdir():
         os.link(file, folder / file.name)
-    odd_images.large(folder)
-    odd_images.beside(folder, tmp_path / "out")
-    commands = tmp_path / "commands"  # a Ghostscript that would be found out
+    malformed_images.large(folder)
+    malformed_images.beside(folder, tmp_path / "out")
+    commands = tmp_path / "commands"  # a Ghostscript that leaves a trace
     commands.mkdir()
     for name in ("gs", "magick", "convert"):
         (commands / name).write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
@@ -76,8 +75,8 @@ def test_a_thousand_odd_files_are_embedded_or_listed_with_a_reason(
         datasets__toy__bad_images="drop", datasets__toy__missing_images="drop", datasets__toy__captioner=captioner,
         compute={"workers": 1, "caption_batch": 32, "image_batch": 32, "block_batches": 16},
     )  # fmt: skip
-    said = measured(toy, "index", "toy")
-    assert "1 other file ignored" in said and "\x1b" not in said
+    printed = measured(toy, "index", "toy")
+    assert "1 other file ignored" in printed and "\x1b" not in printed
     images, dropped = (pl.read_parquet(f"cache/toy/index/{name}.parquet") for name in ("images", "dropped"))
     everything = listed(folder)
     assert len(everything) > 1000
@@ -103,66 +102,70 @@ def test_a_thousand_odd_files_are_embedded_or_listed_with_a_reason(
     assert not (tmp_path / "ran").exists()
 
 
-def test_the_same_seed_makes_the_same_files(odd: Path, tmp_path: Path) -> None:
-    odd_images.make(tmp_path / "again")
-    found = [
-        {file.name: hashlib.sha256(file.read_bytes()).digest() for file in sorted(place.iterdir())}
-        for place in (odd, tmp_path / "again")
+def test_the_same_seed_makes_the_same_files(malformed: Path, tmp_path: Path) -> None:
+    malformed_images.make(tmp_path / "again")
+    digests = [
+        {file.name: hashlib.sha256(file.read_bytes()).digest() for file in sorted(folder.iterdir())}
+        for folder in (malformed, tmp_path / "again")
     ]
-    assert found[0] == found[1] and len(found[0]) > 1000
+    assert digests[0] == digests[1] and len(digests[0]) > 1000
 
 
 MANY_CORES = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from cvsi.pictures import contents, use, target_pad
+from PIL import ImageOps
+from cvsi.core.images import contents, use
+def padded(image):
+    side = max(image.size)  # a square is more than any preprocessing makes
+    return ImageOps.expand(image, ((side - image.width) // 2, (side - image.height) // 2))
 def size(path):
     with contents(path) as data:
-        return use(data, lambda image: target_pad(image).size)
+        return use(data, lambda image: padded(image).size)
 with ThreadPoolExecutor(64) as pool:
     print(len(list(pool.map(size, sorted(Path(sys.argv[1]).iterdir())))))
 """
 
 
-def test_many_cores_take_no_more_memory_than_the_largest_picture(tmp_path: Path) -> None:
-    odd_images.large(tmp_path)
+def test_many_threads_take_no_more_memory_than_the_largest_image(tmp_path: Path) -> None:
+    malformed_images.large(tmp_path)
     ended = process([sys.executable, "-c", MANY_CORES, str(tmp_path)], ROOT)
-    assert int(ended.said) == 6 and ended.peak < 1_900_000_000 and ended.seconds < SECONDS
+    assert int(ended.output) == 6 and ended.peak < 1_900_000_000 and ended.seconds < SECONDS
 
 
-def test_what_does_not_fit_beside_others_waits_and_what_fits_nowhere_goes_alone() -> None:
-    room, inside, most = Room(10), [0], [0]
+def test_a_reservation_waits_for_free_memory_and_one_larger_than_the_budget_runs_alone() -> None:
+    budget, reserved, most = MemoryBudget(10), [0], [0]
     lock = threading.Lock()
 
     def work(amount: int) -> None:
-        with room.taken(amount):
+        with budget.reserve(amount):
             with lock:
-                inside[0] += min(amount, 10)
-                most[0] = max(most[0], inside[0])
+                reserved[0] += min(amount, 10)
+                most[0] = max(most[0], reserved[0])
             threading.Event().wait(0.001)
             with lock:
-                inside[0] -= min(amount, 10)
+                reserved[0] -= min(amount, 10)
 
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(work, [3, 4, 99, 1, 10, 7] * 20))
     assert 7 <= most[0] <= 10
 
 
-def test_room_is_given_back_after_an_error() -> None:
-    room = Room(10)
+def test_a_reservation_ends_with_an_error() -> None:
+    budget = MemoryBudget(10)
     for _ in range(3):
-        with pytest.raises(KeyError), room.taken(8):
+        with pytest.raises(KeyError), budget.reserve(8):
             raise KeyError
-    with room.taken(10):
+    with budget.reserve(10):
         pass
 
 
 @pytest.mark.parametrize(
     "name", ["bomb-scans.jpg", "bomb-comment.gif", "bomb-tile.tif", "bomb-text.png", "1x10000.png"]
 )
-def test_a_bomb_is_refused_within_a_second(odd: Path, name: str) -> None:
-    data = (odd / name).read_bytes()
+def test_a_bomb_is_refused_within_a_second(malformed: Path, name: str) -> None:
+    data = (malformed / name).read_bytes()
     before = resource.getrusage(resource.RUSAGE_THREAD)
     with pytest.raises(Unreadable):
         decode(data)
@@ -177,17 +180,17 @@ def test_a_file_too_large_to_read_is_refused_unread(tmp_path: Path) -> None:
         pass
 
 
-def test_a_picture_with_broken_exif_data_stands_as_it_was_stored(odd: Path) -> None:
-    for file in odd.glob("torn-exif-*.jpg"):
-        assert sorted(decode(file.read_bytes()).size) == sorted(odd_images.SIZE)
+def test_an_image_with_broken_exif_data_stays_as_it_was_stored(malformed: Path) -> None:
+    for file in malformed.glob("torn-exif-*.jpg"):
+        assert sorted(decode(file.read_bytes()).size) == sorted(malformed_images.SIZE)
 
 
 @pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tif"])
 @pytest.mark.parametrize("turn", range(1, 9))
-def test_orientations_are_pillows(odd: Path, kind: str, turn: int) -> None:
+def test_orientations_are_pillows(malformed: Path, kind: str, turn: int) -> None:
     from PIL import ImageOps
 
-    file = odd / f"turned-{turn}.{kind}"
+    file = malformed / f"turned-{turn}.{kind}"
     with Image.open(file) as image:
         wanted = ImageOps.exif_transpose(image).convert("RGB")
     assert np.array_equal(np.asarray(decode(file.read_bytes())), np.asarray(wanted))

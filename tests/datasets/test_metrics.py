@@ -1,12 +1,21 @@
-"""Metrics against values worked out by hand, the interval against its own definition."""
+"""Metrics of ranks against values worked out by hand."""
 
 import numpy as np
 import polars as pl
 import pytest
 
 from cvsi.datasets import metrics
+from cvsi.datasets.formats import FORMATS
 
 HITS = np.array([[1, 0, 1, 0, 0, 0], [0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 0]], dtype=bool)
+TABLE = pl.DataFrame(
+    {
+        "target_ids": [["a", "b"], ["c"], ["d", "e", "f"]],
+        "target_ranks": [[3, 1], [6], [None, 2, None]],
+        "group_rank": [2, None, 4],
+    },
+    schema={"target_ids": pl.List(pl.String), "target_ranks": pl.List(pl.Int32), "group_rank": pl.Int32},
+)
 
 
 def test_average_precision_by_hand() -> None:
@@ -23,48 +32,48 @@ def test_average_precision_is_one_only_for_a_perfect_start() -> None:
     assert metrics.average_precision(perfect[:, ::-1], np.array([3]), 4)[0] < 0.7
 
 
-def test_recall_counts_the_first_target_alone() -> None:
-    assert metrics.recall(HITS, 5).tolist() == [1, 0, 0]
-    assert metrics.recall(HITS, 6).tolist() == [1, 1, 0]
+def test_ranks_become_hits_within_the_cut_off() -> None:
+    assert metrics.hits(TABLE, 3).astype(int).tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
+    assert metrics.hits(TABLE.head(0), 3).shape == (0, 3)
 
 
-def test_per_query_is_in_percent_and_uses_each_its_own_hits() -> None:
-    protocol = metrics.Protocol("mAP@5", average_precision=(5,), recall=(1,), subset_recall=(1, 2))
-    main = np.array([[0, 0, 1, 0, 0]], dtype=bool)
-    hits = np.array([[1, 0, 1, 0, 0]], dtype=bool)
-    found = metrics.per_query(protocol, hits, main, np.array([2]), np.array([2]))
-    assert {name: value.tolist() for name, value in found.items()} == {
-        "mAP@5": [pytest.approx(100 * (1 + 2 / 3) / 2)],
-        "Recall@1": [0],
-        "Recall_subset@1": [0],
-        "Recall_subset@2": [100],
+def test_each_metric_is_in_percent_and_reads_its_own_ranks() -> None:
+    protocol = metrics.Protocol(
+        "mAP@5", (*metrics.mean_average_precision(5), *metrics.recall(1, 3), *metrics.subset_recall(2, 4))
+    )
+    values = {name: value.tolist() for name, value in protocol.values(TABLE).items()}
+    assert values == {
+        # Of the third query, whose main target is beyond the table, one of three targets is at rank 2.
+        "mAP@5": pytest.approx([100 * (1 + 2 / 3) / 2, 0, 100 * (1 / 2) / 3]),
+        "Recall@1": [0, 0, 0],  # the first target alone counts
+        "Recall@3": [100, 0, 0],
+        "Recall_subset@2": [100, 0, 0],  # a query without a group has no rank in it
+        "Recall_subset@4": [100, 0, 100],
+    }
+    assert protocol.names() == list(values)
+
+
+def test_a_query_without_a_target_rank_is_no_hit() -> None:
+    none = pl.DataFrame({"ranks": [None, 1]}, schema={"ranks": pl.Int32})["ranks"]
+    assert metrics.within(none, 10).tolist() == [0, 100]
+
+
+def test_cut_offs_are_those_of_the_main_metric_and_of_its_kind_within_a_group() -> None:
+    cut_offs = {name: FORMATS.get(name, "test").protocol.cut_offs() for name in ("circo", "cirr", "fashioniq")}
+    assert cut_offs == {
+        "circo": ["mAP@5", "mAP@25", "mAP@50"],
+        "cirr": ["Recall@1", "Recall@10", "Recall@50", "Recall_subset@1", "Recall_subset@2", "Recall_subset@3"],
+        "fashioniq": ["Recall@1", "Recall@5", "Recall@50"],
     }
 
 
-def test_the_interval_covers_the_mean_and_shrinks_with_more_queries() -> None:
-    random = np.random.default_rng(0)
-    few, many = random.random(20) * 100, random.random(2000) * 100
-    low, high = metrics.interval(few)
-    assert low < few.mean() < high
-    narrow = metrics.interval(many)
-    assert narrow[1] - narrow[0] < (high - low) / 4
-    # The normal approximation of a mean's 95% interval.
-    assert narrow[1] - narrow[0] == pytest.approx(2 * 1.96 * many.std() / np.sqrt(2000), rel=0.1)
-    assert metrics.interval(few) == (low, high)
-
-
-def test_aspects_average_their_own_queries() -> None:
-    protocol = metrics.PROTOCOLS["circo"]
-    values = {protocol.main: np.array([100.0, 50.0, 0.0])}
-    found = metrics.summarise(
-        protocol, values, pl.Series([["number", "change"], ["change"], []], dtype=pl.List(pl.String))
-    )
-    assert found["mAP@10"] == 50
-    assert found["mAP@10/number"] == 100
-    assert found["mAP@10/change"] == 75
-    assert not any("None" in name or "null" in name for name in found)
-
-
-def test_the_protocol_of_circo() -> None:
-    protocol = metrics.PROTOCOLS["circo"]
-    assert protocol.average_precision == protocol.recall == (5, 10, 25, 50)
+def test_the_protocols_of_the_benchmarks() -> None:
+    protocols = {name: FORMATS.get(name, "test").protocol for name in ("circo", "cirr", "fashioniq")}
+    assert {name: protocol.main for name, protocol in protocols.items()} == {
+        "circo": "mAP@10", "cirr": "Recall@5", "fashioniq": "Recall@10",
+    }  # fmt: skip
+    assert protocols["circo"].names() == [f"{kind}@{k}" for kind in ("mAP", "Recall") for k in (5, 10, 25, 50)]
+    assert protocols["fashioniq"].names() == [f"Recall@{k}" for k in (1, 5, 10, 50)]
+    assert protocols["cirr"].names() == [
+        *(f"Recall@{k}" for k in (1, 5, 10, 50)), *(f"Recall_subset@{k}" for k in (1, 2, 3)),
+    ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The demo's shipped weights: they load as the big models do, fit in git, and never saw the world's part."""
+"""The demo's shipped weights: they load as large models do, fit in git, and were not trained on the world's part."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoTokenizer, Blip2ForConditionalGeneration, LlamaForCausalLM
 
 from cvsi.models.phi import load
-from cvsi.pipeline.editor import ADDED_CUE, EDITED_CUE
-from demo.clip import CONTEXT, VOCABULARY, WIDTH, Words, encode_text, patches
+from cvsi.pipeline.prompting import ADDED_CUE, EDITED_CUE
+from demo.clip import CONTEXT, VOCABULARY, WIDTH, CompactTokenizer, encode_text, patches
 from demo.common import size_in_mb
-from demo.editor import asked, reply
-from demo.texts import Composed, added, caption, compose, edited, near, parts_said
-from demo.world.answers import answer, wish
+from demo.editor import build_example, generate
+from demo.texts import Composed, added, caption, caption_claims, compose, edited, near_miss
+from demo.world.answers import sample_target, target_spec
 from demo.world.dataset import _draw_query
 from demo.world.drawing import picture
 from demo.world.instructions import Edit
@@ -37,7 +37,7 @@ def clip() -> open_clip.CLIP:
     return model.float().eval()
 
 
-def test_the_weights_fit_in_git_and_hold_no_pickle() -> None:
+def test_the_weights_fit_in_git_and_contain_no_pickle() -> None:
     assert size_in_mb(WEIGHTS) <= 25
     assert {path.suffix for path in WEIGHTS.rglob("*") if path.is_file()} <= {".safetensors", ".json", ".jinja"}
 
@@ -48,7 +48,7 @@ def test_figures_were_measured_in_the_run_that_made_the_weights() -> None:
     assert figures["training"]["processor minutes of the longer process"] <= 45
 
 
-def test_clip_has_its_own_vocabulary_and_tells_pictures_apart(clip: open_clip.CLIP) -> None:
+def test_clip_has_its_own_vocabulary_and_matches_pictures_and_texts(clip: open_clip.CLIP) -> None:
     tokenizer = open_clip.get_tokenizer(f"local-dir:{WEIGHTS / 'clip'}")
     assert clip.token_embedding.weight.shape == (VOCABULARY, WIDTH)
     assert tokenizer(["a red circle"]).shape == (1, CONTEXT)
@@ -56,7 +56,7 @@ def test_clip_has_its_own_vocabulary_and_tells_pictures_apart(clip: open_clip.CL
     scenes = [draw_scene(random, "world") for _ in range(20)]
     _, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{WEIGHTS / 'clip'}")
     pixels = torch.stack([preprocess(picture(scene)) for scene in scenes])
-    texts = [f"{', '.join(part for part in parts_said(caption(s, random)))} on {s.background}" for s in scenes]
+    texts = [f"{', '.join(part for part in caption_claims(caption(s, random)))} on {s.background}" for s in scenes]
     with torch.no_grad():
         scores = clip.encode_image(pixels, normalize=True) @ clip.encode_text(tokenizer(texts), normalize=True).T
     assert (scores.argmax(-1) == torch.arange(20)).float().mean() > 0.7
@@ -69,19 +69,19 @@ def test_the_training_text_tower_is_open_clips(clip: open_clip.CLIP) -> None:
     with torch.no_grad():
         assert torch.allclose(encode_text(clip, rows), clip.encode_text(rows), atol=1e-5)
         assert torch.allclose(encode_text(clip, rows[:, :20]), clip.encode_text(rows), atol=1e-5)
-    words = Words()
+    words = CompactTokenizer()
     assert [words.ids[token] for token in words(texts)[0][:8]] == rows[0][:8].tolist()
 
 
-def test_blip2_loads_with_clips_eyes_and_names_a_plain_scene(clip: open_clip.CLIP) -> None:
+def test_blip2_loads_with_clips_image_tower_and_names_a_plain_scene(clip: open_clip.CLIP) -> None:
     folder = WEIGHTS / "blip2"
     model = Blip2ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
-    tokenizer, eyes = AutoTokenizer.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
+    tokenizer, processor = AutoTokenizer.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
     scene = Scene("grey", (Item("square", "red", "plain", "large", (0,)),))
-    pixels = eyes(images=picture(scene), return_tensors="pt")["pixel_values"]
+    pixels = processor(images=picture(scene), return_tensors="pt")["pixel_values"]
     with torch.no_grad():
-        seen = model.vision_model(pixels).last_hidden_state
-        assert torch.allclose(seen, patches(clip, pixels), atol=2e-2)  # half precision on disk
+        hidden = model.vision_model(pixels).last_hidden_state
+        assert torch.allclose(hidden, patches(clip, pixels), atol=2e-2)  # half precision on disk
         tokens = model.generate(pixels, max_new_tokens=30)
     assert "red square" in tokenizer.decode(tokens[0], skip_special_tokens=True)
 
@@ -93,33 +93,36 @@ def test_the_editor_answers_both_tasks_for_scenes_of_one_item() -> None:
     drawn = (compose(random, hard=0.0) for _ in range(400))
     examples = [one for one in drawn if len(one.source.items) == 1 and len(one.edits) == 1][:20]
     for cue in (EDITED_CUE, ADDED_CUE):
-        pairs = [asked(one, [caption(one.source, random) for _ in range(5)], cue) for one in examples]
-        answers = reply(model, tokenizer, [question for question, _ in pairs])
+        pairs = [build_example(one, [caption(one.source, random) for _ in range(5)], cue) for one in examples]
+        answers = generate(model, tokenizer, [question for question, _ in pairs])
         right = [answer == gold.strip() for answer, (_, gold) in zip(answers, pairs, strict=True)]
         assert sum(right) > 12, list(zip(answers, pairs, strict=True))
 
 
 def test_phi_loads_into_the_pipelines_own_module() -> None:
     assert set(load_file(WEIGHTS / "phi.safetensors")) == {
-        f"layers.{place}.{name}" for place in (0, 3, 6) for name in ("weight", "bias")
+        f"layers.{number}.{name}" for number in (0, 3, 6) for name in ("weight", "bias")
     }
     phi = load(str(WEIGHTS / "phi.safetensors"), WIDTH, WIDTH)
     assert phi(torch.zeros(2, WIDTH)).shape == (2, WIDTH)
 
 
 def test_gold_answers_follow_from_the_scene() -> None:
-    target = answer(wish(SCENE, EDITS), Random(0))
+    target = sample_target(target_spec(SCENE, EDITS), Random(0))
     assert target is not None
     example = Composed(SCENE, EDITS, "has the circle in green and is on a pink background", target)
     assert edited(example) == "a green circle and a blue star on a pink background"
     assert added(example) == "a green circle and a pink background"
     gone = Composed(
-        SCENE, (Edit("removal", "star"),), "has no star", answer(wish(SCENE, EDITS[:0]), Random(0)) or SCENE
+        SCENE,
+        (Edit("removal", "star"),),
+        "has no star",
+        sample_target(target_spec(SCENE, EDITS[:0]), Random(0)) or SCENE,
     )
     assert added(gone) == "nothing new"
 
 
-def test_captions_say_neither_texture_nor_size() -> None:
+def test_captions_have_neither_texture_nor_size() -> None:
     random = Random(1)
     for _ in range(200):
         text = caption(draw_scene(random), random)
@@ -128,12 +131,12 @@ def test_captions_say_neither_texture_nor_size() -> None:
 
 @pytest.mark.parametrize("seed", [1, 2, 77])
 def test_training_and_world_share_no_scene_and_no_instruction(seed: int) -> None:
-    for place in range(30):
-        query, scenes = _draw_query("val", place, Random(f"{seed} val {place}"))
+    for number in range(30):
+        query, scenes = _draw_query("val", number, Random(f"{seed} val {number}"))
         assert {part_of(scene.key) for scene in scenes} == {"world"}
-        assert part_of(query.text) == "world"
+        assert part_of(query.instruction) == "world"
     random = Random(seed)
     for _ in range(50):
         example = compose(random)
-        used = [example.source, example.target, near(example.source, random)]
+        used = [example.source, example.target, near_miss(example.source, random)]
         assert {part_of(one.key) for one in used} == {part_of(example.clause)} == {"training"}

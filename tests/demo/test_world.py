@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from cvsi.core.errors import CvsiError
-from demo.world.answers import answer, answers, wish
+from demo.world.answers import matches, sample_target, target_spec
 from demo.world.dataset import IMAGES, draw
 from demo.world.drawing import picture
-from demo.world.instructions import ASPECTS, LEARNABLE, Edit, aspects_of, draw_edits, phrase, word
+from demo.world.instructions import ASPECTS, LEARNABLE, Edit, aspects_of, draw_edits, phrase, write_instruction
 from demo.world.scenes import Item, Scene, draw_scene, part_of, variant
 
 
@@ -44,8 +44,8 @@ def digests(root: Path) -> dict[str, str]:
 
 def rows(root: Path, split: str = "val") -> list[dict[str, object]]:
     """One split's annotations."""
-    found: list[dict[str, object]] = json.loads((root / "annotations" / f"{split}.json").read_text())
-    return found
+    queries: list[dict[str, object]] = json.loads((root / "annotations" / f"{split}.json").read_text())
+    return queries
 
 
 @pytest.fixture(scope="module")
@@ -80,45 +80,45 @@ def changed(**looks: str) -> Scene:
     ],
 )
 def test_each_kind_of_edit_has_its_right_answer_and_the_reference_is_none(edit: Edit, right: Scene) -> None:
-    wanted = wish(SCENE, (edit,))
-    assert answers(wanted, right)
-    assert not answers(wanted, SCENE)
+    spec = target_spec(SCENE, (edit,))
+    assert matches(spec, right)
+    assert not matches(spec, SCENE)
     assert edit.kind in ASPECTS
 
 
 def test_size_and_place_are_free_and_nothing_else_is() -> None:
-    wanted = wish(SCENE, (Edit("background", "", "pink"),))
+    spec = target_spec(SCENE, (Edit("background", "", "pink"),))
     right = replace(SCENE, background="pink")
-    assert all(answers(wanted, variant(right, Random(seed))) for seed in range(10))
+    assert all(matches(spec, variant(right, Random(seed))) for seed in range(10))
     extra = replace(right, items=(*right.items, Item("ring", "red", "plain", "small", (0,))))
     fewer = replace(right, items=right.items[:1])
     for wrong in (changed(colour="blue"), changed(texture="dotted"), changed(shape="ring"), extra, fewer):
-        assert not answers(wanted, replace(wrong, background="pink"))
+        assert not matches(spec, replace(wrong, background="pink"))
 
 
-def test_drawn_answers_answer_and_edits_of_two_speak_of_different_shapes() -> None:
+def test_sampled_targets_match_and_two_edits_are_about_different_shapes() -> None:
     random = Random(3)
     kinds = sorted(ASPECTS)
-    seen = 0
+    drawn = 0
     for _ in range(2000):
         reference = draw_scene(random)
         edits = draw_edits(tuple(random.sample(kinds, 2)), reference, random)
         if edits is None:
             continue
-        wanted = wish(reference, edits)
-        found = answer(wanted, random)
-        seen += 1
-        assert found is None or answers(wanted, found)
-        assert not answers(wanted, reference)
+        spec = target_spec(reference, edits)
+        target = sample_target(spec, random)
+        drawn += 1
+        assert target is None or matches(spec, target)
+        assert not matches(spec, reference)
         assert len({edit.shape for edit in edits}) == 2
-    assert seen > 500
+    assert drawn > 500
 
 
 def test_texts_are_relative_clauses_of_their_part() -> None:
     random = Random(4)
     edits = (Edit("colour", "circle", "green"), Edit("background", "", "pink"))
     for part in ("world", "training"):
-        texts = {word(edits, SCENE, part, random) for _ in range(50)}
+        texts = {write_instruction(edits, SCENE, part, random) for _ in range(50)}
         assert len(texts) > 10
         assert all(text and part_of(text) == part and "green" in text and "pink" in text for text in texts)
     assert aspects_of(edits, "is green") == [

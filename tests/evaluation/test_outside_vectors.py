@@ -57,7 +57,7 @@ class World:
     queries: list[Row]
     form: Form
     gallery: dict[str, np.ndarray] = field(default_factory=dict)
-    asked: dict[str, np.ndarray] = field(default_factory=dict)
+    components: dict[str, np.ndarray] = field(default_factory=dict)
     copies: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
 
@@ -70,7 +70,7 @@ def question(number: object, split: str, reference: str, targets: list[str], **m
 def circo(random: np.random.Generator, annotations: Path | None) -> tuple[list[str], list[Row]]:
     if annotations is None:
         images = [str(1 + 5 * number) for number in range(123_403)]
-        drawn = [[images[place] for place in random.integers(0, 123_403, 9)] for _ in range(1_020)]
+        drawn = [[images[position] for position in random.integers(0, 123_403, 9)] for _ in range(1_020)]
         val = [
             question(n, "val", r[0], list(dict.fromkeys(r[1 : 2 + n % 8])), aspects=[*{ASPECTS[n % 4], ASPECTS[n % 3]}])
             for n, r in enumerate(drawn[:220])
@@ -91,19 +91,19 @@ def circo(random: np.random.Generator, annotations: Path | None) -> tuple[list[s
 
 def cirr(random: np.random.Generator, annotations: Path | None, split: str) -> tuple[list[str], list[Row]]:
     if annotations is not None and split == "test1":
-        place = annotations / "CIRR" / "cirr"
-        images = list(json.loads((place / "image_splits/split.rc2.test1.json").read_text()))
-        asked = json.loads((place / "captions/cap.rc2.test1.json").read_text())
+        folder = annotations / "CIRR" / "cirr"
+        images = list(json.loads((folder / "image_splits/split.rc2.test1.json").read_text()))
+        annotated = json.loads((folder / "captions/cap.rc2.test1.json").read_text())
         return images, [
             question(q["pairid"], split, own, [], exclude_ids=[own], group_ids=q["img_set"]["members"])
-            for q in asked
+            for q in annotated
             for own in [q["reference"]]
         ]
     numbers = {"val": (2_297, 4_181), "test1": (2_315, 4_148)}[split]
     images = [f"{split}-{number}-0-img{number % 2}" for number in range(numbers[0])]
     rows = []
     for number in range(numbers[1]):
-        group = [images[place] for place in random.choice(len(images), 6, replace=False)]
+        group = [images[position] for position in random.choice(len(images), 6, replace=False)]
         targets = [group[1 + number % 5]] if split == "val" else []
         rows.append(question(3 * number, split, group[0], targets, exclude_ids=[group[0]], group_ids=group))
     return images, rows
@@ -111,10 +111,10 @@ def cirr(random: np.random.Generator, annotations: Path | None, split: str) -> t
 
 def fashioniq(random: np.random.Generator, annotations: Path | None, category: str) -> tuple[list[str], list[Row]]:
     if annotations is not None and category == "dress":
-        place = annotations / "FASHIONIQ"
-        images = json.loads((place / "image_splits/split.dress.val.json").read_text())
-        asked = json.loads((place / "captions/cap.dress.val.json").read_text())
-        return images, [question(n, "val", q["candidate"], [q["target"]]) for n, q in enumerate(asked)]
+        folder = annotations / "FASHIONIQ"
+        images = json.loads((folder / "image_splits/split.dress.val.json").read_text())
+        annotated = json.loads((folder / "captions/cap.dress.val.json").read_text())
+        return images, [question(n, "val", q["candidate"], [q["target"]]) for n, q in enumerate(annotated)]
     numbers = {"dress": (3_817, 2_017), "shirt": (6_346, 2_038)}[category]
     images = [f"B{number:09X}" for number in range(numbers[0])]
     pairs = [random.choice(len(images), 2, replace=False) for _ in range(numbers[1])]
@@ -131,22 +131,22 @@ def world(name: str, annotations: Path | None) -> World:
     makers = {"circo": circo, "cirr": cirr, "fashioniq": fashioniq}
     kind, _, part = name.partition("-")
     images, queries = makers[kind](random, annotations, *([part] if part else []))  # type: ignore[operator]
-    found = World(images, queries, FORMS[name])
-    number, places = len(images), {image: place for place, image in enumerate(images)}
+    made = World(images, queries, FORMS[name])
+    number, positions = len(images), {image: position for position, image in enumerate(images)}
     # Some images have another's numbers, and more of them than a ranking keeps have those of the first query's target.
-    often = places[(queries[0]["target_ids"] or [images[7]])[0]]
+    often = positions[(queries[0]["target_ids"] or [images[7]])[0]]
     chosen = random.permutation(np.delete(np.arange(number), often))[: number // 20 + 150]
-    found.copies = np.arange(number)
-    found.copies[chosen] = random.choice(np.setdiff1d(np.arange(number), chosen), len(chosen))
-    found.copies[chosen[:150]] = often
+    made.copies = np.arange(number)
+    made.copies[chosen] = random.choice(np.setdiff1d(np.arange(number), chosen), len(chosen))
+    made.copies[chosen[:150]] = often
     image = unit(random.normal(size=(number, WIDTH)))
     caption = unit(random.normal(size=(number, WIDTH)) + image) * (1.0 if kind == "fashioniq" else 0.9)
-    found.gallery = {p: m.astype(found.form.vectors)[found.copies] for p, m in (("image", image), ("caption", caption))}
-    aims = [places[(row["target_ids"] or row["group_ids"][1:] or images[:1])[0]] for row in queries]
-    for place, part in enumerate(found.form.parts):
-        drawn = unit(random.normal(size=(len(queries), WIDTH))) * ((1 if kind == "circo" else 2) + place / 2)
-        found.asked[part] = unit(found.gallery["image"][aims].astype(np.float64) + drawn).astype(np.float32)
-    return found
+    made.gallery = {p: m.astype(made.form.vectors)[made.copies] for p, m in (("image", image), ("caption", caption))}
+    aims = [positions[(row["target_ids"] or row["group_ids"][1:] or images[:1])[0]] for row in queries]
+    for number, part in enumerate(made.form.parts):
+        drawn = unit(random.normal(size=(len(queries), WIDTH))) * ((1 if kind == "circo" else 2) + number / 2)
+        made.components[part] = unit(made.gallery["image"][aims].astype(np.float64) + drawn).astype(np.float32)
+    return made
 
 
 def column(matrix: np.ndarray, loose: bool) -> pa.Array:
@@ -183,23 +183,23 @@ def write(cache: Path, made: World) -> None:
         listed = form.lists(pa.large_string() if pa.types.is_large_string(form.strings) else pa.string())
         columns[name] = pa.array(values, listed) if isinstance(value, list) else texts(values, form)
     pq.write_table(pa.table(columns), cache / "index" / "queries.parquet")
-    place = cache / BACKBONE / "gallery_vectors"
-    place.mkdir(parents=True)
+    folder = cache / BACKBONE / "gallery_vectors"
+    folder.mkdir(parents=True)
     for number, start in enumerate(range(0, len(made.images), form.shard)):
         rows = slice(start, start + form.shard)
         shard = {part: column(matrix[rows], form.loose_vectors) for part, matrix in made.gallery.items()}
         shard["image_id"] = texts(made.images[rows], form)
         if form.extra:
             shard["norm"] = pa.array(np.ones(len(shard["image_id"])))
-        pq.write_table(pa.table(shard), place / form.name.format(number), row_group_size=max(form.row_group, 100))
-    place = cache / BACKBONE / "query_vectors"
-    place.mkdir(parents=True)
+        pq.write_table(pa.table(shard), folder / form.name.format(number), row_group_size=max(form.row_group, 100))
+    folder = cache / BACKBONE / "query_vectors"
+    folder.mkdir(parents=True)
     order = np.arange(len(made.queries))
     if form.shuffled:
         np.random.default_rng(1).shuffle(order)
-    shard = {part: column(matrix[order], form.loose_vectors) for part, matrix in made.asked.items()}
-    shard |= {name: texts([made.queries[place][name] for place in order], form) for name in ("query_id", "split")}
-    pq.write_table(pa.table(shard), place / "everything.parquet")
+    shard = {part: column(matrix[order], form.loose_vectors) for part, matrix in made.components.items()}
+    shard |= {name: texts([made.queries[row][name] for row in order], form) for name in ("query_id", "split")}
+    pq.write_table(pa.table(shard), folder / "everything.parquet")
 
 
 @dataclass(frozen=True)
@@ -209,53 +209,53 @@ class Truth:
     made: World
     left: np.ndarray
     right: np.ndarray
-    places: dict[str, int]
+    positions: dict[str, int]
 
     def scores(self, row: int) -> np.ndarray:
         """Scores of all gallery images for a query; those that are never ranked are minus infinity."""
         values: np.ndarray = (self.right @ self.left[row])[self.made.copies]
         for image in self.made.queries[row]["exclude_ids"]:
-            values[self.places[image]] = -np.inf
+            values[self.positions[image]] = -np.inf
         return values
 
     def group(self, row: int) -> list[str]:
         """The query's group in the order of its scores, without what is never ranked."""
         values = self.scores(row)
-        members = [self.places[image] for image in self.made.queries[row]["group_ids"]]
+        members = [self.positions[image] for image in self.made.queries[row]["group_ids"]]
         ordered = sorted((m for m in members if values[m] > -np.inf), key=lambda m: (-values[m], m))
         return [self.made.images[member] for member in ordered]
 
 
 def truth(made: World, fusion: dict[str, dict[str, float]]) -> Truth:
-    left = sum(weight * made.asked[part].astype(np.float64) for part, weight in fusion["query"].items())
+    left = sum(weight * made.components[part].astype(np.float64) for part, weight in fusion["query"].items())
     right = sum(weight * made.gallery[part].astype(np.float64) for part, weight in fusion["gallery"].items())
     assert isinstance(left, np.ndarray) and isinstance(right, np.ndarray)
     assert np.array_equal(right, right[made.copies])
-    return Truth(made, left, right, {image: place for place, image in enumerate(made.images)})
+    return Truth(made, left, right, {image: position for position, image in enumerate(made.images)})
 
 
 def check_rankings(known: Truth, ranked: dict[tuple[str, str], list[str]]) -> None:
-    """The first 100 of every query are the definition's; only what float32 cannot tell apart may change places."""
+    """The first 100 of every query are the definition's; only what float32 cannot tell apart may change positions."""
     swapped = 0
     for row, query in enumerate(known.made.queries):
         values = known.scores(row)
-        found = np.array([known.places[image] for image in ranked[query["split"], query["query_id"]]])
+        images = np.array([known.positions[image] for image in ranked[query["split"], query["query_id"]]])
         edge = np.partition(values, -100)[-100]
         candidates = np.flatnonzero(values >= edge)
         best = candidates[np.lexsort((candidates, -values[candidates]))][:100]
-        assert len(found) == len(set(found)) == 100
-        swapped += int((found != best).sum())
-        assert np.abs(values[found] - values[best]).max() < 2e-6
-        equal = values[found][1:] == values[found][:-1]
-        assert (found[1:][equal] > found[:-1][equal]).all(), "equal scores not by position"
-        same = np.flatnonzero((known.made.copies == known.made.copies[found[-1]]) & (values > -np.inf))
-        there = np.isin(same, found)
+        assert len(images) == len(set(images)) == 100
+        swapped += int((images != best).sum())
+        assert np.abs(values[images] - values[best]).max() < 2e-6
+        equal = values[images][1:] == values[images][:-1]
+        assert (images[1:][equal] > images[:-1][equal]).all(), "equal scores not by position"
+        same = np.flatnonzero((known.made.copies == known.made.copies[images[-1]]) & (values > -np.inf))
+        there = np.isin(same, images)
         assert there[: there.sum()].all(), "of equal images, a later one is ranked and an earlier one is not"
     assert swapped <= 0.001 * 100 * len(known.made.queries), swapped
 
 
 def circo_metrics(queries: list[Row], ranked: list[list[str]]) -> dict[str, float]:
-    found: dict[str, list[float]] = {}
+    values_of: dict[str, list[float]] = {}
     for query, images in zip(queries, ranked, strict=True):
         for k in (5, 10, 25, 50):
             hits, total = 0, 0.0
@@ -263,17 +263,17 @@ def circo_metrics(queries: list[Row], ranked: list[list[str]]) -> dict[str, floa
                 if image in query["target_ids"]:
                     hits += 1
                     total += hits / rank
-            found.setdefault(f"mAP@{k}", []).append(total / min(len(query["target_ids"]), k))
-            found.setdefault(f"Recall@{k}", []).append(float(query["target_ids"][0] in images[:k]))
+            values_of.setdefault(f"mAP@{k}", []).append(total / min(len(query["target_ids"]), k))
+            values_of.setdefault(f"Recall@{k}", []).append(float(query["target_ids"][0] in images[:k]))
         for aspect in query["aspects"]:
-            found.setdefault(f"mAP@10/{aspect}", []).append(found["mAP@10"][-1])
-    return {name: 100 * sum(values) / len(values) for name, values in found.items()}
+            values_of.setdefault(f"mAP@10/{aspect}", []).append(values_of["mAP@10"][-1])
+    return {name: 100 * sum(values) / len(values) for name, values in values_of.items()}
 
 
 def recalls(queries: list[Row], ranked: list[list[str]], cuts: tuple[int, ...], name: str) -> dict[str, float]:
-    found = [lists.index(query["target_ids"][0]) if query["target_ids"][0] in lists else 10**9
+    ranks = [lists.index(query["target_ids"][0]) if query["target_ids"][0] in lists else 10**9
              for query, lists in zip(queries, ranked, strict=True)]  # fmt: skip
-    return {f"{name}@{k}": 100 * sum(place < k for place in found) / len(queries) for k in cuts}
+    return {f"{name}@{k}": 100 * sum(rank < k for rank in ranks) / len(queries) for k in cuts}
 
 
 @pytest.fixture
@@ -310,6 +310,7 @@ def test_outside_vectors_give_the_benchmarks_rankings_metrics_and_files(
     }
     check_rankings(known, ranked)
     check_metrics(name, known, ranked, json.loads((scores / "metrics.json").read_text()))
+    check_values(known, ranked, scores)
     check_submissions(name, known, ranked, scores / "submissions", tmp_path)
 
 
@@ -326,16 +327,41 @@ def check_metrics(name: str, known: Truth, ranked: dict[tuple[str, str], list[st
         wanted = recalls(queries, lists, (1, 5, 10, 50), "Recall")
     if name == "cirr-val":
         wanted |= recalls(queries, [known.group(row) for row in labelled], (1, 2, 3), "Recall_subset")
-    found = metrics["val"]
-    assert {metric: found[metric] for metric in wanted} == pytest.approx(wanted, abs=1e-6)
+    split = metrics["val"]
+    assert {metric: split[metric] for metric in wanted} == pytest.approx(wanted, abs=1e-6)
     others = {"queries", "dropped", "dropped images", "fallbacks", "fallback share"}
-    assert {m for m in found if not m.endswith((" low", " high"))} == set(wanted) | others
-    assert (found["queries"], found["dropped"], found["fallbacks"], found["fallback share"]) == (len(queries), 0, 0, 0)
+    assert {m for m in split if not m.endswith((" low", " high"))} == set(wanted) | others
+    assert (split["queries"], split["dropped"], split["fallbacks"], split["fallback share"]) == (len(queries), 0, 0, 0)
     assert 0 < min(wanted.values()) and max(wanted.values()) < 100, "the vectors make the comparison empty"
 
 
+def check_values(known: Truth, ranked: dict[tuple[str, str], list[str]], scores: Path) -> None:
+    """Target ranks agree with the rankings to the 100th, and with the definition, rounding aside, to the 1,000th."""
+    rows = pq.read_table(scores / "per_query.parquet").to_pylist()
+    labelled = [row for row, query in enumerate(known.made.queries) if query["target_ids"]]
+    assert len(rows) == len(labelled)
+    for values, row in zip(rows, labelled, strict=True):
+        query = known.made.queries[row]
+        images = ranked[query["split"], query["query_id"]]
+        assert (values["split"], values["query_id"]) == (query["split"], query["query_id"])
+        assert [rank if rank and rank <= 100 else None for rank in values["target_ranks"]] == [
+            images.index(image) + 1 if image in images else None for image in query["target_ids"]
+        ]
+        assert values["group_rank"] == (
+            known.group(row).index(query["target_ids"][0]) + 1 if query["group_ids"] else None
+        )
+    for values, row in list(zip(rows, labelled, strict=True))[:60]:
+        scored = known.scores(row)
+        for image, rank in zip(known.made.queries[row]["target_ids"], values["target_ranks"], strict=True):
+            own, position = scored[known.positions[image]], known.positions[image]
+            equal = known.made.copies == known.made.copies[position]
+            exact = 1 + (scored > own).sum() + (equal[:position] & (scored[:position] > -np.inf)).sum()
+            close = (np.abs(scored - own) < 2e-6).sum() - equal.sum()
+            assert (rank is None and exact > 1000 - close) or (rank is not None and abs(rank - exact) <= close)
+
+
 def check_submissions(
-    name: str, known: Truth, ranked: dict[tuple[str, str], list[str]], place: Path, folder: Path
+    name: str, known: Truth, ranked: dict[tuple[str, str], list[str]], submissions: Path, folder: Path
 ) -> None:
     hidden = [row for row, query in enumerate(known.made.queries) if not query["target_ids"]]
     wanted: dict[str, Any] = {}
@@ -349,8 +375,8 @@ def check_submissions(
         subset = {query: known.group(row)[:3] for query, row in zip(ids, hidden, strict=True)}
         wanted["test1.recall.json"] = head | {"metric": "recall"} | recall
         wanted["test1.recall_subset.json"] = head | {"metric": "recall_subset"} | subset
-    assert {file.name: json.loads(file.read_text()) for file in place.glob("*")} == wanted
+    assert {file.name: json.loads(file.read_text()) for file in submissions.glob("*")} == wanted
     for file in wanted:
-        command = ["cvsi", "check-submission", str(place / file), "--queries", name]
+        command = ["cvsi", "check-submission", str(submissions / file), "--queries", name]
         done = subprocess.run(command, cwd=folder, env=environment(folder), text=True, capture_output=True)
         assert done.returncode == 0 and "no fault" in done.stdout, done.stderr

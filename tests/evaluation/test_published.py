@@ -4,17 +4,15 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import yaml
 
 from cvsi.core import params
-from cvsi.core.model_settings import Backbone
-from cvsi.core.params import Dataset
-from cvsi.datasets.metrics import PROTOCOLS
-from cvsi.evaluation import published
-from cvsi.evaluation.fusion import weightings
+from cvsi.core.errors import CvsiError
+from cvsi.core.params import Backbone, Dataset
+from cvsi.datasets.formats import FORMATS
+from cvsi.evaluation import methods, published
 from cvsi.evaluation.report import published_section
 from tests.conftest import Workspace
 from tests.imports import ROOT
@@ -23,6 +21,7 @@ SETTINGS = params.load(ROOT / "params.yaml")
 B32, L14, GIGA = (SETTINGS.backbone(name) for name in ("vit-b-32", "vit-l-14", "vit-bigg-14"))
 # Rows of the field's tables that no run of ours can stand beside.
 LEFT_OUT = {"MVFT-JI", "FiRE BLIP-3-4B", "E5-V 8B", "MM-Embed 7.6B", "BGE-VL-MLLM 7.6B"}
+BENCHMARKS = ("circo", "cirr", "fashioniq-dress", "fashioniq-shirt", "fashioniq-toptee")
 PARTS = ("fashioniq-shirt", "fashioniq-dress", "fashioniq-toptee", "fashioniq-average")
 
 
@@ -60,13 +59,13 @@ def test_every_figure_of_circo_and_cirr_is_as_printed(shared: Path, section: str
             (row,) = ours(plain(method), backbone, benchmark)
             assert (row.kind == "trained") == ("(trained)" in method)
             assert len(row.sources) == len(re.split("[,;] ", source))
-    found = {
+    figures_of = {
         (row.method, name): figures
         for row in published.load().rows
         for name, figures in row.figures.items()
         if row.backbone == backbone and name in ("circo", "cirr")
     }
-    assert len(wanted) > 30 and found == wanted
+    assert len(wanted) > 30 and figures_of == wanted
 
 
 def test_every_figure_of_fashioniq_is_as_printed(shared: Path) -> None:
@@ -77,24 +76,25 @@ def test_every_figure_of_fashioniq_is_as_printed(shared: Path) -> None:
         backbone = {"B": "vit-b-32", "L": "vit-l-14", "G": "vit-bigg-14"}[letter]
         for benchmark, cell in zip(PARTS, parts, strict=True):
             wanted[plain(method), backbone, benchmark] = tuple(map(float, cell.split(" (")[0].split("/")))
-    found = {
+    figures_of = {
         (row.method, row.backbone, name): figures
         for row in published.load().rows
         for name, figures in row.figures.items()
         if name in PARTS
     }
-    assert len(wanted) > 150 and found == wanted
+    assert len(wanted) > 150 and figures_of == wanted
 
 
-def test_names_are_those_of_our_parameters_metrics_and_weightings() -> None:
+def test_names_are_those_of_our_parameters_metrics_and_methods() -> None:
     content = published.load()
-    assert set(get_args(params.Benchmark)) == set(content.benchmarks) - {"fashioniq-average"}
+    named = {dataset.benchmark for dataset in SETTINGS.datasets.values()} - {None}
+    assert named == set(content.benchmarks) - {"fashioniq-average"}
     for name, benchmark in content.benchmarks.items():
-        assert set(benchmark.metrics) <= set(PROTOCOLS[name.partition("-")[0]].names())
+        assert set(benchmark.metrics) <= set(FORMATS.get(name.partition("-")[0], "test").protocol.names())
     for name, clip in content.backbones.items():
         assert (clip.model, clip.pretrained) == (SETTINGS.backbone(name).model, SETTINGS.backbone(name).pretrained)
     assert set(content.counterparts) == {row.weighting for row in content.rows if row.weighting}
-    assert set(content.counterparts) <= set(weightings(SETTINGS.dataset("circo").fusion))
+    assert set(content.counterparts) <= set(methods.table(SETTINGS, "circo"))
 
 
 def test_the_seven_benchmark_datasets_and_no_other_name_a_benchmark() -> None:
@@ -108,8 +108,8 @@ def test_the_seven_benchmark_datasets_and_no_other_name_a_benchmark() -> None:
 def verdicts(
     benchmark: str, split: str, backbone: Backbone, weighting: str, metrics: dict[str, float] | None
 ) -> list[tuple[str, str, str]]:
-    found = published.compare(benchmark, split, backbone, weighting, metrics)
-    return [(row.method, comparison.verdict, comparison.words) for row, comparison in found]
+    pairs = published.compare(benchmark, split, backbone, weighting, metrics)
+    return [(row.method, comparison.verdict, comparison.words) for row, comparison in pairs]
 
 
 def test_near_is_within_two_points_at_every_cut_off() -> None:
@@ -125,10 +125,10 @@ def test_near_is_within_two_points_at_every_cut_off() -> None:
     assert comparison.differences == pytest.approx({"Recall@10": 9.08, "Recall@50": -1.44})
 
 
-def test_what_another_language_model_may_explain_is_said_where_one_has_a_part() -> None:
+def test_a_language_model_may_explain_a_difference_where_a_method_uses_one() -> None:
     # CIReVL with ViT-L on dresses: 24.79 and 44.76; LinCIR has no language model.
     ((_, _, words),) = verdicts("fashioniq-dress", "val", L14, "edited", {"Recall@10": 21.79, "Recall@50": 44.76})
-    assert words == "off: -3.00 at Recall@10; another language model alone was worth up to 4 points"
+    assert words == "off: -3.00 at Recall@10; the language model alone may explain up to 4 points"
     ((_, _, words),) = verdicts("fashioniq-dress", "val", L14, "pseudo", {"Recall@10": 17.92})
     assert words == "off: -3.00 at Recall@10"
 
@@ -144,27 +144,27 @@ def test_fashioniq_with_openais_small_clip_is_not_comparable_with_cirevl() -> No
 
 @pytest.mark.parametrize("change", [{"pretrained": "laion400m_e32"}, {"model": "ViT-B-32"}, {"pretrained": "b32.pt"}])
 def test_other_clip_weights_are_not_comparable(change: dict[str, str]) -> None:
-    found = verdicts("circo", "test", B32.model_copy(update=change), "edited", {"mAP@5": 14.94})
-    assert [verdict for _, verdict, _ in found] == ["not comparable"]
-    assert "other CLIP weights (published: ViT-B-32-quickgelu openai; here: " in found[0][2]
+    lines = verdicts("circo", "test", B32.model_copy(update=change), "edited", {"mAP@5": 14.94})
+    assert [verdict for _, verdict, _ in lines] == ["not comparable"]
+    assert "other CLIP weights (published: ViT-B-32-quickgelu openai; here: " in lines[0][2]
 
 
 def test_validation_is_another_split_and_a_hidden_one_is_for_the_server() -> None:
     for benchmark, split in (("circo", "test"), ("cirr", "test1")):
-        found = verdicts(benchmark, "val", GIGA, "edited", {"mAP@5": 26.77, "Recall@1": 34.65})
-        assert found == [("CIReVL", "not comparable", f"not comparable: other split (published: {split}, here: val)")]
+        lines = verdicts(benchmark, "val", GIGA, "edited", {"mAP@5": 26.77, "Recall@1": 34.65})
+        assert lines == [("CIReVL", "not comparable", f"not comparable: other split (published: {split}, here: val)")]
         assert [verdict for _, verdict, _ in verdicts(benchmark, split, GIGA, "edited", None)] == ["submit to see"]
 
 
 @pytest.mark.parametrize("backbone", [B32, L14, GIGA])
-@pytest.mark.parametrize("benchmark", get_args(params.Benchmark))
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
 def test_cvsi_itself_has_no_figure(benchmark: str, backbone: Backbone) -> None:
     split = published.load().benchmarks[benchmark].split
     ((method, verdict, _),) = verdicts(benchmark, split, backbone, "cvsi", {"Recall@10": 50.0})
     assert (method, verdict) == ("CVSI", "not available")
 
 
-def test_a_weighting_without_figures_is_not_judged() -> None:
+def test_a_method_without_figures_has_no_verdict() -> None:
     assert [verdict for _, verdict, _ in verdicts("circo", "test", L14, "pdv", {})] == ["not comparable"]
     assert verdicts("circo", "test", L14, "image", {"mAP@5": 1.0}) == []
 
@@ -175,7 +175,7 @@ def dataset(benchmark: str | None) -> Dataset:
 
 def test_the_section_has_every_row_and_ours_beside_the_counterparts() -> None:
     table = {"val": {"cvsi": {"mAP@5": 30.0}, "edited": {"mAP@5": 18.0}, "pseudo": {"mAP@5": 12.0}}}
-    section = published_section.section(dataset("circo"), L14, ["val", "test"], table)
+    section = published_section.section("circo", dataset("circo"), L14, ["val", "test"], table)
     assert section is not None and json.dumps(section)
     by_method = {row["method"]: row for row in section["rows"]}
     assert len(by_method) == len(section["rows"]) == len(published.rows("circo", L14)) > 20
@@ -185,18 +185,23 @@ def test_the_section_has_every_row_and_ours_beside_the_counterparts() -> None:
     assert by_method["CIReVL"]["ours"][0]["ours"] == {"mAP@5": 18.0}
 
 
+def test_a_benchmark_without_figures_is_one_line() -> None:
+    with pytest.raises(CvsiError, match=r"datasets\.mine\.benchmark: no figures of 'other'; there are: circo"):
+        published_section.section("mine", dataset("other"), L14, ["val"], {})
+
+
 def test_no_benchmark_no_section_and_no_such_clip_no_rows() -> None:
-    assert published_section.section(dataset(None), L14, ["val"], {}) is None
-    section = published_section.section(dataset("circo"), SETTINGS.backbone("tiny"), ["val"], {})
+    assert published_section.section("circo", dataset(None), L14, ["val"], {}) is None
+    section = published_section.section("circo", dataset("circo"), SETTINGS.backbone("tiny"), ["val"], {})
     assert section is not None and section["rows"] == []
 
 
 @pytest.mark.xdist_group("project")
 def test_the_page_of_a_benchmark_has_the_section_and_the_demos_has_not(project: Workspace, tmp_path: Path) -> None:
     title = "Beside published figures"
-    place = "cache/demo/tiny/report"
-    assert title not in (project.path / place / "index.html").read_text(encoding="utf-8")
-    assert not (project.path / place / "published.json").exists()
+    folder = "cache/demo/tiny/report"
+    assert title not in (project.path / folder / "index.html").read_text(encoding="utf-8")
+    assert not (project.path / folder / "published.json").exists()
     for name in ("data", "demo", "cache/demo"):
         shutil.copytree(project.path / name, tmp_path / name)
     content = yaml.safe_load((project.path / "params.yaml").read_text(encoding="utf-8"))
@@ -204,8 +209,8 @@ def test_the_page_of_a_benchmark_has_the_section_and_the_demos_has_not(project: 
     content["backbones"]["tiny"] |= {"model": L14.model, "pretrained": L14.pretrained}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     Workspace(tmp_path).run("report", "demo", "tiny")
-    page = (tmp_path / place / "index.html").read_text(encoding="utf-8")
-    section = json.loads((tmp_path / place / "published.json").read_text(encoding="utf-8"))
+    page = (tmp_path / folder / "index.html").read_text(encoding="utf-8")
+    section = json.loads((tmp_path / folder / "published.json").read_text(encoding="utf-8"))
     assert title in page and "SEIZE" in page
     (own,) = [
         own for row in section["rows"] if row["method"] == "LinCIR" for own in row["ours"] if own["split"] == "val"

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from cvsi.evaluation.report import weightings
+from cvsi.evaluation.report import method_table
 from tests.conftest import Workspace
 
 # One worker runs all tests on the shared project, which takes a minute to make.
@@ -27,11 +27,11 @@ FLAGS = (
 @pytest.fixture
 def browser() -> str:
     """A Chromium, or a skip that says so; in CI its absence is a failure."""
-    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-    if found is None:
+    path_of_browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if path_of_browser is None:
         assert not os.environ.get("CI"), "CI has no Chromium"
         pytest.skip("no Chromium on this machine")
-    return found
+    return path_of_browser
 
 
 def page_of(project: Workspace) -> Path:
@@ -45,6 +45,17 @@ def test_the_page_carries_everything_in_itself(project: Workspace) -> None:
     assert page.count("data:image/png;base64,") > 300
     for name in ("cvsi", "edited", "pseudo", "image", "text", "image+text", "pdv"):
         assert f"<td>{name}</td>" in page
+
+
+def test_every_method_of_the_table_has_values_per_query(project: Workspace) -> None:
+    report, scores = (project.path / "cache/demo/tiny" / name for name in ("report", "scores"))
+    rows, own = pl.read_parquet(report / "methods.parquet"), pl.read_parquet(scores / "per_query.parquet")
+    table = json.loads((report / "weightings.json").read_text(encoding="utf-8"))["splits"]["val"]
+    assert rows["method"].unique(maintain_order=True).to_list() == list(table)
+    assert rows.filter(pl.col("method") == "cvsi").drop("method").equals(own)
+    for name, metrics in table.items():
+        mine = rows.filter(pl.col("method") == name)
+        assert mine["mAP@10"].mean() == pytest.approx(metrics["mAP@10"], abs=1e-9) and mine.height == own.height
 
 
 def test_hits_are_the_right_answers(project: Workspace) -> None:
@@ -103,9 +114,9 @@ def test_what_people_and_models_wrote_is_escaped(toy: Workspace) -> None:
         "added": ["<b>x</b>"],
         "status": ["ok"],
     }
-    place = toy.path / "cache/toy/edits"
-    place.mkdir()
-    pl.DataFrame(edits).write_parquet(place / "part-00000.parquet")
+    folder = toy.path / "cache/toy/edits"
+    folder.mkdir()
+    pl.DataFrame(edits).write_parquet(folder / "part-00000.parquet")
     for stage in ("gallery_vectors", "query_vectors", "scores", "report"):
         toy.run(stage, "toy", "tiny")
     scores = toy.path / "cache/toy/tiny/scores/provenance.json"
@@ -114,7 +125,7 @@ def test_what_people_and_models_wrote_is_escaped(toy: Workspace) -> None:
     page = (toy.path / "cache/toy/tiny/report/index.html").read_text(encoding="utf-8")
     assert "<u>x" not in page and "<i>note" not in page and "&lt;u&gt;x" in page
     assert "<script" not in page and "<img src=x" not in page and "<b>x" not in page
-    assert "<dt>precision</dt><dd>fp32</dd>" in page and "No provenance.json: what made it is not known." in page
+    assert "<dt>precision</dt><dd>fp32</dd>" in page and "No provenance.json: the recipe is unknown." in page
     assert "&lt;script&gt;" in page and "&lt;img src=x" in page and "&lt;b&gt;x" in page
 
 
@@ -123,7 +134,7 @@ def test_bars_and_aspects() -> None:
         "cvsi": {"mAP@10": 40.0, "mAP@10 low": 30.0, "mAP@10 high": 50.0, "mAP@10/odd": 1.0},
         "image": {"mAP@10": 10.0, "mAP@10 low": 5.0, "mAP@10 high": 15.0, "mAP@10/odd": 2.0},
     }
-    own, image = weightings.bars(rows, "mAP@10")
+    own, image = method_table.bars(rows, "mAP@10")
     assert (own["width"], own["low"], own["high"]) == (80, 60, 100)
     assert image["width"] == 20
-    assert weightings.by_aspect(rows, "mAP@10") == {"odd": [1.0, 2.0]}
+    assert method_table.by_aspect(rows, "mAP@10") == {"odd": [1.0, 2.0]}

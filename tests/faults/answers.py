@@ -1,7 +1,7 @@
-"""A local server in place of a language model: its answer follows from the prompt alone.
+"""A local server in place of a language model: its answer depends on the prompt alone.
 
-It speaks the part of OpenAI's interface that the editor uses, so that the stage `edits` starts in seconds.
-Real kills with vLLM are in tests/project/test_pipeline.py.
+It implements the part of OpenAI's interface that the editor uses, so that the stage `edits` starts in seconds.
+Kills with the real vLLM are in tests/project/test_pipeline.py.
 """
 
 import json
@@ -11,29 +11,29 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any
 
-from cvsi.pipeline.editor import EDITED_CUE
+from cvsi.pipeline.prompting import EDITED_CUE
 
 EDITOR = {"engine": "server", "model": "answers", "max_tokens": 64}
 
 
 def answer(prompt: str) -> str:
-    """The first caption with the instruction behind it, or the instruction's last words as what was added."""
-    content, instruction, cue = prompt.rsplit("\n", 3)[-3:]
-    wish = instruction.removeprefix("Instruction: ")
+    """The first caption followed by the instruction, or the instruction's last words as the added text."""
+    content, line, cue = prompt.rsplit("\n", 3)[-3:]
+    instruction = line.removeprefix("Instruction: ")
     if cue != EDITED_CUE:
-        return " ".join(wish.split()[-2:])
-    return f"{content.removeprefix('Image Content: ').split(', ')[0]} that {wish}"
+        return " ".join(instruction.split()[-2:])
+    return f"{content.removeprefix('Image Content: ').split(', ')[0]} that {instruction}"
 
 
-class Answers(BaseHTTPRequestHandler):
-    """One request, one answer; connections stay open between them."""
+class Handler(BaseHTTPRequestHandler):
+    """One answer per request; connections stay open."""
 
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        choice = {"index": 0, "finish_reason": "stop", "logprobs": None, "text": answer(asked["prompt"])}
-        facts = {"id": "answer", "object": "text_completion", "created": 0, "model": asked["model"]}
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        choice = {"index": 0, "finish_reason": "stop", "logprobs": None, "text": answer(request["prompt"])}
+        facts = {"id": "answer", "object": "text_completion", "created": 0, "model": request["model"]}
         body = json.dumps(facts | {"choices": [choice]}).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
@@ -42,22 +42,22 @@ class Answers(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *arguments: Any) -> None:
-        """Say nothing of single requests."""
+        """Print nothing for a request."""
 
 
 class Server(ThreadingHTTPServer):
-    """Goes on when a stage was killed in the middle of a request."""
+    """Continues when a stage is killed during a request."""
 
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """The one who asked is gone; nobody waits for this answer."""
+        """The client was killed; its answer is not needed."""
 
 
 @contextmanager
-def serving(port: int = 0) -> Iterator[str]:
-    """A server for as long as the block lasts, at a free port unless told; its address."""
-    with Server(("127.0.0.1", port), Answers) as server:
+def serve(port: int = 0) -> Iterator[str]:
+    """Run a server inside the block, at `port` or at any unused one; yields its address."""
+    with Server(("127.0.0.1", port), Handler) as server:
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
         try:

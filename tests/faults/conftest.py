@@ -1,4 +1,4 @@
-"""What the tests of faults share: the local server of answers, and the workspace in which every stage ran once."""
+"""Fixtures of the fault tests: the local model server, and the workspace in which every stage ran once."""
 
 import fcntl
 from collections.abc import Callable, Iterator
@@ -8,44 +8,47 @@ import pytest
 
 from tests.conftest import Workspace, environment
 from tests.faults import workspace as workspaces
-from tests.faults.answers import serving
-from tests.faults.fork_server import Nursery, nursery
-from tests.faults.stage_harness import Stand
+from tests.faults.answers import serve
+from tests.faults.fork_server import ForkServer, start_fork_server
+from tests.faults.stage_harness import StageHarness
 
 
 @pytest.fixture(scope="session")
-def answers() -> Iterator[str]:
+def model_server() -> Iterator[str]:
     """The address of a server that answers the editor's prompts."""
-    with serving() as address:
+    with serve() as address:
         yield address
 
 
 @pytest.fixture(scope="session")
-def chain(tmp_path_factory: pytest.TempPathFactory, worker_id: str, answers: str) -> Workspace:
-    """A workspace in which every stage ran once, unharmed; made once for all of pytest's workers."""
+def complete(tmp_path_factory: pytest.TempPathFactory, worker_id: str, model_server: str) -> Workspace:
+    """A workspace in which every stage ran once, without faults; made once for all of pytest's workers."""
     base = tmp_path_factory.getbasetemp()
     base = base if worker_id == "master" else base.parent
-    place, whole = base / "chain", base / "chain.whole"
-    with (base / "chain.lock").open("w") as lock:
+    path, marker = base / "complete", base / "complete.done"
+    with (base / "complete.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not whole.exists():
-            workspaces.make(place, answers)
-            whole.touch()
-    return Workspace(place)
+        if not marker.exists():
+            workspaces.make(path, model_server)
+            marker.touch()
+    return Workspace(path)
 
 
 @pytest.fixture(scope="session")
-def young(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
     """An interpreter that forks a stage's process without importing libraries again."""
-    with nursery(environment(tmp_path_factory.getbasetemp())) as made:
-        yield made
+    with start_fork_server(environment(tmp_path_factory.getbasetemp())) as server:
+        yield server
 
 
 @pytest.fixture
-def stand(chain: Workspace, answers: str, tmp_path: Path) -> Callable[[str], Stand]:
-    """Gives a stage in its own copy of the chain's workspace."""
+def harness_of(
+    complete: Workspace, model_server: str, fork_server: ForkServer, tmp_path: Path
+) -> Callable[[str], StageHarness]:
+    """A function from a stage's name to a harness, in its own copy of the complete workspace."""
 
-    def put(stage: str) -> Stand:
-        return Stand(workspaces.copy(chain, tmp_path / "stand", answers), workspaces.CASES[stage])
+    def make(stage: str) -> StageHarness:
+        workspace = workspaces.copy(complete, tmp_path / "copy", model_server)
+        return StageHarness(workspace, workspaces.CASES[stage], fork_server)
 
-    return put
+    return make

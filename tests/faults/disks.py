@@ -1,4 +1,4 @@
-"""A folder on a disk of its own, that can be full or read-only: a small tmpfs in memory, which root can mount."""
+"""A folder on a file system of its own that can be full or read-only: a small tmpfs, which root can mount."""
 
 import os
 import shutil
@@ -10,53 +10,53 @@ from pathlib import Path
 import pytest
 
 PAGE = 4096
-ROOMY = 1 << 30
+AMPLE = 1 << 30
 
 
 class Disk:
-    """A tmpfs over a folder."""
+    """A tmpfs mounted on a folder."""
 
-    def __init__(self, place: Path) -> None:
-        """`place` is mounted."""
-        self.place = place
+    def __init__(self, folder: Path) -> None:
+        """`folder` is the mount point."""
+        self.folder = folder
 
     def used(self) -> int:
         """Bytes in use, in whole pages."""
-        facts = os.statvfs(self.place)
+        facts = os.statvfs(self.folder)
         return (facts.f_blocks - facts.f_bfree) * facts.f_frsize
 
-    def leave(self, room: int) -> None:
-        """Leave so many bytes of room; of an empty disk a page at least, since a size of 0 is no limit."""
-        self._again(f"rw,size={max(PAGE, self.used() + room)}")
+    def limit(self, unused: int) -> None:
+        """Leave so many bytes unused; on an empty disk one page at least, because a size of 0 is no limit."""
+        self._remount(f"rw,size={max(PAGE, self.used() + unused)}")
 
-    def freeze(self) -> None:
-        """Make it read-only."""
-        self._again("ro")
+    def make_read_only(self) -> None:
+        """Refuse every write from now on."""
+        self._remount("ro")
 
-    def mend(self) -> None:
-        """Make it roomy and writable again."""
-        self._again(f"rw,size={ROOMY}")
+    def restore(self) -> None:
+        """Make it large and writable again."""
+        self._remount(f"rw,size={AMPLE}")
 
-    def _again(self, options: str) -> None:
-        subprocess.run(["mount", "-o", f"remount,{options}", self.place], check=True, capture_output=True)
+    def _remount(self, options: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{options}", self.folder], check=True, capture_output=True)
 
 
 @contextmanager
-def disk(place: Path) -> Iterator[Disk]:
-    """Put a folder, with what is in it, on a disk of its own while the block lasts; skips where none can be had."""
-    aside = place.with_name(f"{place.name}.aside")
-    place.rename(aside)
-    place.mkdir()
-    tried = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={ROOMY}", "tmpfs", place], capture_output=True, text=True
+def small_disk(folder: Path) -> Iterator[Disk]:
+    """Put a folder, with its files, on a disk of its own inside the block; skips the test where mounting fails."""
+    aside = folder.with_name(f"{folder.name}.aside")
+    folder.rename(aside)
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={AMPLE}", "tmpfs", folder], capture_output=True, text=True
     )
-    if tried.returncode:
-        pytest.skip(f"a small disk cannot be mounted here: {tried.stderr.strip()}")
+    if mounted.returncode:
+        pytest.skip(f"a small disk cannot be mounted: {mounted.stderr.strip()}")
     try:
-        shutil.copytree(aside, place, dirs_exist_ok=True)
-        yield Disk(place)
+        shutil.copytree(aside, folder, dirs_exist_ok=True)
+        yield Disk(folder)
     finally:
-        subprocess.run(["umount", "-l", place], check=True)
+        subprocess.run(["umount", "-l", folder], check=True)
 
 
 def pages(sizes: list[int]) -> int:

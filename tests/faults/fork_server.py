@@ -1,8 +1,8 @@
 """Processes that run a stage without the seconds in which libraries are imported, so that hundreds of kills are cheap.
 
-One interpreter imports the libraries, nothing of cvsi, and forks for each run; the child is a process of its own, that
-imports the stage's script and package, loads its models, and is killed as any other. A part of the kills hits plainly
-started processes all the same.
+One interpreter imports the libraries, nothing of cvsi, and forks for each run. The child is a process of its own: it
+imports the stage's script and package, loads its models, and is killed like any other. Some of the kills hit newly
+started processes.
 """
 
 import json
@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -21,83 +21,89 @@ from typing import IO
 LIBRARIES = (
     "torch", "polars", "pyarrow.parquet", "PIL.Image", "pydantic", "yaml", "typer", "rich.console", "jinja2", "openai",
     "open_clip", "safetensors.torch", "transformers.models.blip_2.modeling_blip_2",
-    "transformers.models.opt.modeling_opt",    "transformers.models.auto.processing_auto", "torchvision", "tokenizers",
+    "transformers.models.opt.modeling_opt", "transformers.models.auto.processing_auto", "torchvision", "tokenizers",
 )  # fmt: skip
 
 
-class Forked:
-    """A run in a child of the nursery, with the part of Popen that tests use."""
+class ForkedRun:
+    """A run in a child of the fork server, with the part of Popen's interface that tests use."""
 
-    def __init__(self, nursery: subprocess.Popen[str], pid: int, said: tuple[IO[str], IO[str]]) -> None:
-        """`said` is where the child writes its two streams."""
+    def __init__(self, server: subprocess.Popen[str], pid: int, streams: tuple[IO[str], IO[str]]) -> None:
+        """The child writes its standard output and error to `streams`."""
         self.pid, self.returncode = pid, None if pid else -1
-        self._nursery, self._said = nursery, said
+        self._server, self._streams = server, streams
 
     def poll(self) -> int | None:
         """The exit code, negative for a signal; None while it runs."""
-        if self.returncode is None and select.select([self._nursery.stdout], [], [], 0)[0]:
+        if self.returncode is None and select.select([self._server.stdout], [], [], 0)[0]:
             self._wait()
         return self.returncode
 
     def send_signal(self, number: int) -> None:
-        """Send a signal; nothing where it has ended."""
+        """Send a signal; nothing if it has ended."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
     def communicate(self) -> tuple[str, str]:
-        """Wait for the end; what it said on its streams."""
+        """Wait for the end; its standard output and error."""
         if self.returncode is None:
             self._wait()
-        for stream in self._said:
+        for stream in self._streams:
             stream.seek(0)
-        return self._said[0].read(), self._said[1].read()
+        return self._streams[0].read(), self._streams[1].read()
 
     def _wait(self) -> None:
-        assert self._nursery.stdout is not None
-        self.returncode = os.waitstatus_to_exitcode(int(self._nursery.stdout.readline()))
+        assert self._server.stdout is not None
+        self.returncode = os.waitstatus_to_exitcode(int(self._server.stdout.readline()))
 
 
-class Nursery:
+class ForkServer:
     """The interpreter that forks."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
-        """It has imported everything."""
+        """`process` runs `main` of this file."""
         self._process = process
+        self._run: ForkedRun | None = None
 
-    def start(self, folder: Path, script: str, arguments: tuple[str, ...], environment: dict[str, str]) -> Forked:
-        """Run a script in a folder, whose own package it imports."""
-        said = (tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+"))
-        names = [f"/proc/{os.getpid()}/fd/{stream.fileno()}" for stream in said]
-        order = {"folder": str(folder), "script": script, "arguments": arguments, "said": names, "env": environment}
+    def start(self, folder: Path, script: str, arguments: Sequence[str], environment: dict[str, str]) -> ForkedRun:
+        """Run a script in a folder whose own package it imports; a run that was not waited for has to end first."""
+        if self._run is not None:
+            self._run.communicate()
+        streams = (tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+"))
+        paths = [f"/proc/{os.getpid()}/fd/{stream.fileno()}" for stream in streams]
+        request = {
+            "folder": str(folder), "script": script, "arguments": list(arguments), "streams": paths, "env": environment,
+        }  # fmt: skip
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        return Forked(self._process, int(self._process.stdout.readline()), said)
+        self._run = ForkedRun(self._process, int(self._process.stdout.readline()), streams)
+        return self._run
 
 
 @contextmanager
-def nursery(environment: dict[str, str]) -> Iterator[Nursery]:
-    """A nursery for as long as the block lasts."""
-    command = [sys.executable, __file__]
+def start_fork_server(environment: dict[str, str], libraries: Sequence[str] = LIBRARIES) -> Iterator[ForkServer]:
+    """A fork server that ends with the block; it imports `libraries`."""
+    command = [sys.executable, __file__, *libraries]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=environment
     ) as process:
-        yield Nursery(process)
+        yield ForkServer(process)
         assert process.stdin is not None
         process.stdin.close()
 
 
-def _child(order: dict[str, object]) -> None:
-    os.chdir(str(order["folder"]))
-    for number, name in zip((1, 2), order["said"], strict=True):  # type: ignore[call-overload]
-        os.dup2(os.open(name, os.O_WRONLY), number)
+def _child(request: dict[str, object]) -> None:
+    os.chdir(str(request["folder"]))
+    for number, path in zip((1, 2), request["streams"], strict=True):  # type: ignore[call-overload]
+        os.dup2(os.open(path, os.O_WRONLY), number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))
     os.environ.clear()
-    os.environ.update(order["env"])  # type: ignore[call-overload]
-    os.environ["PYTHONPATH"] = str(order["folder"])
-    sys.path.insert(0, str(order["folder"]))
-    sys.argv = [str(order["script"]), *order["arguments"]]  # type: ignore[misc]
+    os.environ.update(request["env"])  # type: ignore[call-overload]
+    os.environ["PYTHONPATH"] = str(request["folder"])
+    sys.path.insert(0, str(request["folder"]))
+    sys.argv = [str(request["script"]), *request["arguments"]]  # type: ignore[misc]
     code: object = 0
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
@@ -109,9 +115,9 @@ def _child(order: dict[str, object]) -> None:
 
 
 def main() -> None:
-    """Import the libraries, then fork a child for each line of standard input; say its number, and how it ended."""
+    """Import the libraries, then fork a child for each line of standard input; print its process id and its status."""
     sys.path.pop(0)
-    for name in LIBRARIES:
+    for name in sys.argv[1:] or LIBRARIES:
         __import__(name)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     for line in sys.stdin:

@@ -1,8 +1,8 @@
-"""Kills a stage at random instants while it writes, and runs it again after each.
+"""Kills a stage at random instants while it writes, and runs it again after each kill.
 
-An instant is drawn from the time that a part of the writing took when nothing was killed: the store's files, the
-output's folder, the index's memo. What the kill hit is then read from the disk. One that came when all was written, or
-when the process had ended, does not count and is tried again.
+An instant is drawn from the time that a part of the writing took in a run without a kill: the store's files, or the
+output's folder. Which part the kill hit is then read from the disk. A kill that came after the last write, or after
+the process had ended, does not count and is tried again.
 """
 
 import json
@@ -14,18 +14,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
 
-from tests.faults.fork_server import Nursery
-from tests.faults.stage_harness import Stand
+from tests.faults.stage_harness import StageHarness
 
-POLL = 0.0005
+POLL_SECONDS = 0.0005
 RESULTS = Path(__file__).parent / "results"
-PLAIN = 6
-TRIES = 10  # a kill; more often too late, and something else is wrong
+PLAIN_EVERY = 6  # of so many kills one hits a newly started process, the others a forked one
+MAX_LATE = 10  # per kill; a stage that is done before all of these is not being killed at all
 
 
 @dataclass(frozen=True)
 class Kill:
-    """What a kill hit, how long after the first written byte, and what a plain rerun found and computed then."""
+    """What a kill hit, its seconds after the first written byte, and the rows that a plain rerun had and computed."""
 
     part: str
     after: float
@@ -37,7 +36,7 @@ class Kill:
 
 
 @dataclass
-class Tally:
+class KillCounts:
     """All kills of a stage."""
 
     stage: str
@@ -47,110 +46,111 @@ class Tally:
     rows: int
     kills: list[Kill] = field(default_factory=list)
     late: int = 0
-    leftovers: int = 0
+    partial_files: int = 0
 
     @property
     def failures(self) -> list[str]:
-        """Everything that was not as it should be."""
+        """Every difference from the expected result, of all kills."""
         return [line for kill in self.kills for line in kill.differences]
 
     def save(self) -> None:
-        """Write the tally where `python -m tests.faults.table` finds it."""
+        """Write the counts where `python -m tests.faults.table` reads them."""
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{self.stage}.json").write_text(json.dumps(asdict(self), indent=1) + "\n")
 
 
-def many(stand: Stand, number: int, seed: int, young: Nursery | None = None) -> Tally:
-    """Kill the stage `number` times, and say so on standard error; from the nursery all but each sixth."""
-    random = Random(f"{seed} {stand.case.stage}")
-    tally = Tally(stand.case.stage, seed, _unharmed(stand), len(stand.wanted), sum(map(len, stand.rows.values())))
-    windows = dict(tally.windows)
-    while len(tally.kills) < number:
-        assert tally.late < TRIES * number, f"{tally.late} kills of {stand.case.stage} came too late"
-        part = stand.parts[(len(tally.kills) + tally.late) % len(stand.parts)]
+def kill_repeatedly(harness: StageHarness, number: int, seed: int, plain_every: int = PLAIN_EVERY) -> KillCounts:
+    """Kill the stage `number` times, with progress on standard error; with `plain_every` 0, every run is forked."""
+    random, fork_server = Random(f"{seed} {harness.case.stage}"), harness.fork_server
+    windows, rows = _run_without_kill(harness), sum(map(len, harness.expected_rows.values()))
+    counts = KillCounts(harness.case.stage, seed, dict(windows), len(harness.expected), rows)
+    while len(counts.kills) < number:
+        assert counts.late < MAX_LATE * (number + 2), f"{counts.late} kills of {harness.case.stage} came too late"
+        part = harness.parts[(len(counts.kills) + counts.late) % len(harness.parts)]
         stale = random.random() < 0.5
-        stand.nursery = young if len(tally.kills) % PLAIN else None
-        stand.clear(stale)
-        hit = _kill(stand, part, random.random() * windows[part])
+        plain = plain_every and len(counts.kills) % plain_every == 0
+        harness.fork_server = None if plain else fork_server
+        harness.clear(stale)
+        hit = _kill(harness, part, random.random() * windows[part])
         if hit is None:
-            tally.late += 1
-            windows[part] = max(windows[part] * 0.8, POLL)
-            sys.stderr.write(f"{tally.stage}: a kill in its {part} came too late, tried again\n")
+            counts.late += 1
+            windows[part] = max(windows[part] * 0.8, POLL_SECONDS)
+            sys.stderr.write(f"{counts.stage}: a kill in its {part} came too late, tried again\n")
             continue
-        tally.kills.append(_recovered(stand, *hit, stale))
-        tally.leftovers += stand.leftovers()
-        _say(tally, number)
+        counts.kills.append(_recover(harness, *hit, stale))
+        counts.partial_files += harness.partial_files()
+        _print_last(counts, number)
         if number > 1:
-            tally.save()  # after each, so that a run cut short has its figures
-    return tally
+            counts.save()  # after each, so that an interrupted run has its figures
+    return counts
 
 
-def _unharmed(stand: Stand) -> dict[str, float]:
-    """Run the stage from nothing, without a kill: how many seconds it wrote each part; its rows are the right ones."""
-    stand.clear()
-    process, seen = stand.start(), dict[str, float]()
+def _run_without_kill(harness: StageHarness) -> dict[str, float]:
+    """Run the stage from nothing: the seconds that it wrote each part; its rows are expected from now on."""
+    harness.clear()
+    process, seen = harness.start(), dict[str, float]()
     while process.poll() is None:
         now = time.monotonic()
-        for part in stand.parts:
-            if part not in seen and stand.begun(part):
+        for part in harness.parts:
+            if part not in seen and harness.has_begun(part):
                 seen[part] = now
-        if "end" not in seen and stand.ended():
+        if "end" not in seen and harness.is_complete():
             seen["end"] = now
-        time.sleep(POLL)
+        time.sleep(POLL_SECONDS)
     _, err = process.communicate()
     assert process.returncode == 0, err
-    assert stand.differences() == []  # a run from nothing gives what the chain's did
-    stand.rows = stand.stored()
-    moments = [seen.get(part, seen["end"]) for part in (*stand.parts, "end")]
-    return {part: max(moments[at + 1] - moments[at], 2 * POLL) for at, part in enumerate(stand.parts)}
+    assert harness.differences() == []  # a run from nothing gives the same bytes as that in the complete workspace
+    harness.expected_rows = harness.stored_rows()
+    end = seen.get("end", time.monotonic())
+    moments = [seen.get(part, end) for part in (*harness.parts, "end")]
+    return {
+        part: max(moments[index + 1] - moments[index], 2 * POLL_SECONDS) for index, part in enumerate(harness.parts)
+    }
 
 
-def _kill(stand: Stand, part: str, delay: float) -> tuple[str, float] | None:
+def _kill(harness: StageHarness, part: str, delay: float) -> tuple[str, float] | None:
     """Start the stage, wait until it writes `part`, then `delay` seconds, and kill it.
 
-    The part that it was in and the seconds since its first byte; None where nothing was left to write.
+    Returns the part that it was in and the seconds since its first byte; None where nothing was left to write.
     """
-    process, first = stand.start(), 0.0
+    process, first = harness.start(), 0.0
     while process.poll() is None:
-        if not first and stand.begun(stand.parts[0]):
+        if not first and harness.has_begun(harness.parts[0]):
             first = time.monotonic()
-        if first and stand.begun(part):
+        if first and harness.has_begun(part):
             break
-        time.sleep(POLL)
+        time.sleep(POLL_SECONDS)
     time.sleep(delay)
     process.send_signal(signal.SIGKILL)
     after = time.monotonic() - first
     process.communicate()
-    if process.returncode != -signal.SIGKILL or not first or stand.ended():
+    if process.returncode != -signal.SIGKILL or not first or harness.is_complete():
         return None
-    writing = stand.partial.exists()
-    return ("output" if writing else "memo" if stand.written() else "store" if stand.case.kinds else "output"), after
+    return "output" if harness.partial.exists() or not harness.case.kinds else "store", after
 
 
-def _recovered(stand: Stand, part: str, after: float, stale: bool) -> Kill:
-    """Run the stage again, plainly, and hold what is there then against the right result."""
-    kept = stand.kept()
-    said = stand.start()
-    out, err = said.communicate()
-    lines = [] if said.returncode == 0 else [f"exit {said.returncode}: {out} {err}"]
-    lines += [f"said: {err.strip()}"] if err.strip() and not lines else []
-    lines += stand.differences()
-    steps = stand.steps()
+def _recover(harness: StageHarness, part: str, after: float, stale: bool) -> Kill:
+    """Run the stage again, without a fault, and compare what is on disk then with the expected result."""
+    kept = harness.stored_counts()
+    process = harness.start()
+    out, err = process.communicate()
+    lines = [] if process.returncode == 0 else [f"exit {process.returncode}: {out} {err}"]
+    lines += [f"printed: {err.strip()}"] if err.strip() and not lines else []
+    lines += harness.differences()
+    steps = harness.last_steps()
     for kind, rows in kept.items():
-        found, _ = steps.get(kind, (0, 0))
-        if found != rows:
-            lines.append(f"{kind}: {rows} rows were stored before the kill, {found} were found again")
-    forked = stand.nursery is not None
-    return Kill(
-        part, round(after, 4), stale, forked, sum(kept.values()), sum(made for _, made in steps.values()), lines
-    )
+        stored, _ = steps.get(kind, (0, 0))
+        if stored != rows:
+            lines.append(f"{kind}: {rows} rows were stored before the kill, {stored} after it")
+    forked, computed = harness.fork_server is not None, sum(number for _, number in steps.values())
+    return Kill(part, round(after, 4), stale, forked, sum(kept.values()), computed, lines)
 
 
-def _say(tally: Tally, number: int) -> None:
-    last = tally.kills[-1]
+def _print_last(counts: KillCounts, number: int) -> None:
+    last = counts.kills[-1]
     wrong = f" WRONG: {last.differences}" if last.differences else ""
     sys.stderr.write(
-        f"{tally.stage}: kill {len(tally.kills)} of {number}, {last.after:.3f} s after the first byte, "
+        f"{counts.stage}: kill {len(counts.kills)} of {number}, {last.after:.3f} s after the first byte, "
         f"in its {last.part}; {last.kept} rows kept, {last.computed} computed again{wrong}\n"
     )
     sys.stderr.flush()

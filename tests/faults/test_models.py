@@ -1,4 +1,4 @@
-"""A model that goes away between runs, in the middle of one, or stops answering: one line, and back it is right."""
+"""A model removed before or during a run, a server that stops: one line, and a rerun with the model is correct."""
 
 import time
 from collections.abc import Callable
@@ -9,8 +9,8 @@ from random import Random
 import pytest
 
 from tests.faults import killing
-from tests.faults.answers import EDITOR, serving
-from tests.faults.stage_harness import Stand, right_or_a_line
+from tests.faults.answers import EDITOR, serve
+from tests.faults.stage_harness import StageHarness, correct_or_one_line
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 MODELS = [
@@ -22,69 +22,70 @@ MODELS = [
 INSTANTS = 6
 
 
-def away(model: Path) -> Path:
-    return model.rename(model.with_name(f"{model.name}.away"))
+def remove(model: Path) -> Path:
+    return model.rename(model.with_name(f"{model.name}.removed"))
+
+
+def remove_after(seconds: float, model: Path) -> None:
+    time.sleep(seconds)
+    remove(model)
 
 
 @pytest.mark.parametrize(("stage", "name"), MODELS)
-def test_a_model_that_is_gone_between_runs(stand: Callable[[str], Stand], stage: str, name: str) -> None:
-    put = stand(stage)
-    model = put.workspace.path / name
-    put.clear()
-    gone = away(model)
-    line = put.workspace.error(stage, *put.case.arguments)
+def test_a_model_removed_between_runs(harness_of: Callable[[str], StageHarness], stage: str, name: str) -> None:
+    harness = harness_of(stage)
+    model = harness.workspace.path / name
+    harness.clear()
+    removed = remove(model)
+    line = harness.error()
     assert name in line and "a bug" not in line, line
-    gone.rename(model)
-    put.again()
-    assert put.differences() == []
+    removed.rename(model)
+    harness.rerun()
+    assert harness.differences() == []
 
 
-def test_an_editor_that_is_gone_between_runs(stand: Callable[[str], Stand]) -> None:
-    put = stand("edits")
-    put.workspace.params(datasets__demo__editor={"engine": "vllm", "model": "demo/weights/gone", "precision": "fp32"})
-    line = put.workspace.error("edits", "demo")
-    assert "demo/weights/gone: no such model folder; check the model in params.yaml" in line, line
-    put.workspace.params(datasets__demo__editor=EDITOR | {"address": "http://127.0.0.1:9/v1"})
-    put.again()  # every answer is in the store, so nobody asks
-    assert put.differences() == []
+def test_an_editor_removed_between_runs(harness_of: Callable[[str], StageHarness]) -> None:
+    harness = harness_of("edits")
+    vllm = {"engine": "vllm", "model": "demo/weights/removed", "precision": "fp32"}
+    harness.workspace.params(datasets__demo__editor=vllm)
+    line = harness.error()
+    assert "demo/weights/removed: no such model folder; check the model in params.yaml" in line, line
+    harness.workspace.params(datasets__demo__editor=EDITOR | {"address": "http://127.0.0.1:9/v1"})
+    harness.rerun()  # every answer is in the store, so no request is sent
+    assert harness.differences() == []
 
 
 @pytest.mark.parametrize(("stage", "name"), MODELS)
-def test_a_model_that_goes_away_in_mid_run(stand: Callable[[str], Stand], stage: str, name: str) -> None:
-    put, seed = stand(stage), killing.seed()
-    model, random = put.workspace.path / name, Random(seed)
-    put.clear()
+def test_a_model_removed_during_a_run(harness_of: Callable[[str], StageHarness], stage: str, name: str) -> None:
+    harness, seed = harness_of(stage), killing.seed()
+    model, random = harness.workspace.path / name, Random(seed)
+    harness.clear()
     began = time.monotonic()
-    put.again()
+    harness.rerun()
     took = time.monotonic() - began
     for _ in range(INSTANTS):
-        put.clear()
+        harness.clear()
         instant = random.random() * took
-        said = f"seed {seed}: {name} away after {instant:.2f} s"
-        right_or_a_line(put, said, meanwhile=partial(leave, instant, model))
-        Path(f"{model}.away").rename(model)
-        put.again()
-        assert put.differences() == []
+        fault = f"seed {seed}: {name} removed after {instant:.2f} s"
+        correct_or_one_line(harness, fault, meanwhile=partial(remove_after, instant, model))
+        Path(f"{model}.removed").rename(model)
+        harness.rerun()
+        assert harness.differences() == []
 
 
-def leave(instant: float, model: Path) -> None:
-    time.sleep(instant)
-    away(model)
-
-
-def test_a_server_that_stops_answering_in_mid_run(stand: Callable[[str], Stand]) -> None:
-    put = stand("edits")
-    put.clear()
-    with serving() as address:
-        put.workspace.params(datasets__demo__editor__address=address)
-        process = put.start()
-        while process.poll() is None and not put.begun("store"):
-            time.sleep(killing.POLL)
+def test_a_server_that_stops_during_a_run(harness_of: Callable[[str], StageHarness]) -> None:
+    harness = harness_of("edits")
+    harness.clear()
+    with serve() as address:
+        harness.workspace.params(datasets__demo__editor__address=address)
+        process = harness.start()
+        while process.poll() is None and not harness.has_begun("store"):
+            time.sleep(killing.POLL_SECONDS)
     _, err = process.communicate()
     assert process.returncode == 1 and len(err.splitlines()) == 1, err
     assert f"{address}: no answer after 6 retries; is the server up? Then run the stage again" in err
-    kept = put.kept()["edits"]
-    with serving() as address:
-        put.workspace.params(datasets__demo__editor__address=address)
-        put.again()
-    assert put.differences() == [] and put.steps()["edits"][0] == kept > 0
+    kept = harness.stored_counts()["edits"]
+    with serve() as address:
+        harness.workspace.params(datasets__demo__editor__address=address)
+        harness.rerun()
+    assert harness.differences() == [] and harness.last_steps()["edits"][0] == kept > 0

@@ -1,7 +1,7 @@
-"""The eight stages as what is broken: where each writes, and a workspace in which all of them ran once, unharmed.
+"""The eight stages, where each writes, and a workspace in which all of them ran once without faults.
 
 The stages are run as plain commands, without DVC, on the cut world of tests/conftest.py. The workspace has its own
-copy of the package, so that an edit of the repository's does not change a run that lasts half an hour.
+copy of the package, so that an edit in the repository does not change a run that lasts half an hour.
 """
 
 import shutil
@@ -18,18 +18,17 @@ MADE = ("data", "cache")
 
 @dataclass(frozen=True)
 class Case:
-    """A stage: its arguments, its output below the working directory, its kinds of rows, whether it leaves a memo."""
+    """A stage: its arguments, its output below the working directory, its kinds of rows."""
 
     stage: str
     arguments: tuple[str, ...]
     output: str
     kinds: tuple[str, ...] = ()
-    memo: bool = False
 
 
 IN_ORDER = (
     Case("world", (), "data/demo"),
-    Case("index", ("demo",), "cache/demo/index", ("files",), memo=True),
+    Case("index", ("demo",), "cache/demo/index", ("files",)),
     Case("captions", ("demo",), "cache/demo/captions", ("captions",)),
     Case("edits", ("demo",), "cache/demo/edits", ("edits",)),
     Case("gallery_vectors", ("demo", "tiny"), "cache/demo/tiny/gallery_vectors", ("image_vectors", "text_vectors")),
@@ -60,7 +59,7 @@ def make(path: Path, address: str) -> Workspace:
 
 
 def copy(source: Workspace, path: Path, address: str | None = None) -> Workspace:
-    """A workspace like another one below `path`, times of files included; the editor's address may be another."""
+    """A copy of a workspace below `path`, times of files included; the editor's address may be another."""
     for name in (*COPIED, *MADE):
         _copy(source.path / name, path / name)
     workspace = Workspace(path)
@@ -70,7 +69,7 @@ def copy(source: Workspace, path: Path, address: str | None = None) -> Workspace
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, by its name in it."""
+    """The bytes of every file below a folder, by its name in it."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
 

@@ -11,18 +11,19 @@ import polars as pl
 import pyarrow as pa
 
 from cvsi.core import params, schema
-from cvsi.core.devices import precision
 from cvsi.core.digest import digest
-from cvsi.core.model_settings import Backbone, Captioner, Editor, Prompts
-from cvsi.core.params import Compute, World
-from cvsi.core.settings import PhiTraining, WordList
-from cvsi.datasets.index import FACTS_RECIPE, build
-from cvsi.models import model_id, recipes
-from cvsi.models.clip import Encoder, template
-from cvsi.pipeline import editor
-from cvsi.pipeline.edits import keyed
+from cvsi.core.params import Backbone, Compute, PhiTraining, Prompts, WordList, World
+from cvsi.datasets import files
+from cvsi.datasets import index as indexing
+from cvsi.models import model_id
+from cvsi.models.clip import template
+from cvsi.models.clip_encoder import Encoder
+from cvsi.models.engines import captioner_settings, editor_settings
+from cvsi.pipeline import prompting
+from cvsi.pipeline.captions import CaptionJob
+from cvsi.pipeline.edits import EditJob, with_keys
 from cvsi.pipeline.embeddings import text_keys
-from cvsi.store.rows import Shelf
+from cvsi.store.rows import Store
 from cvsi.training import keywords, train
 from demo.world.dataset import draw
 
@@ -39,19 +40,21 @@ def digest_of(*parts: Any) -> str:
 
 def caption_recipe(captioner: Settings, device: str) -> Recipe:
     """What decides the captions of a captioner on a kind of device (`cpu`, `cuda`)."""
-    settings = Captioner.model_validate(captioner)
-    return recipes.captions(settings, precision(settings.precision, device))
+    settings = captioner_settings(dict(captioner), "captioner")
+    return CaptionJob(
+        Compute.model_validate({"device": device}), Store(Path("store")), "toy", Path(), settings
+    ).recipe()
 
 
 def edit_recipe(settings: Settings, prompts: Mapping[str, str], device: str) -> Recipe:
     """What decides the edits of an editor with these few-shot texts."""
-    asked = Editor.model_validate(settings)
-    return recipes.edits(asked, prompts, precision(asked.precision, device))
+    editor = editor_settings(dict(settings), "editor")
+    return EditJob(Compute.model_validate({"device": device}), Store(Path("store")), "toy", editor, prompts).recipe()
 
 
-def few_shots(names: Settings) -> dict[str, str]:
+def prompt_texts(names: Settings) -> dict[str, str]:
     """The few-shot texts of both tasks that a dataset's `prompts` name."""
-    return editor.few_shots(Prompts.model_validate(names))
+    return prompting.load_prompts(Prompts.model_validate(names))
 
 
 def vector_recipe(backbone: Settings, kind: str) -> Recipe:
@@ -61,7 +64,7 @@ def vector_recipe(backbone: Settings, kind: str) -> Recipe:
 
 def file_recipe() -> Recipe:
     """What decides the facts of a file."""
-    return FACTS_RECIPE
+    return files.FACTS_RECIPE
 
 
 def span_recipe(words: Path) -> Recipe:
@@ -82,8 +85,8 @@ def phi_recipe(training: Settings, backbone: Settings) -> Recipe:
 
 def edit_key(captions: Sequence[str], instruction: str) -> str:
     """The key of an edit."""
-    asked = pl.DataFrame({"captions": [list(captions)], "instruction": [instruction]})
-    return str(keyed(asked)["key"][0])
+    query = pl.DataFrame({"captions": [list(captions)], "instruction": [instruction]})
+    return str(with_keys(query)["key"][0])
 
 
 def text_key(text: str) -> str:
@@ -103,26 +106,26 @@ def pseudo_key(file: str, text: str) -> str:
 
 def index(name: str) -> None:
     """Index a dataset of the `params.yaml` in the working directory."""
-    build(name, params.load())
+    indexing.build(name, params.load())
 
 
 def record_weights(model: str, known: str, store: str) -> None:
     """Keep the digest of a model that is not here."""
-    model_id.record(model, known, store)
+    model_id.record(model, known, Store(Path(store)))
 
 
 def edit_row(
     key: str, mode: str, captions: Sequence[str], answers: Sequence[str | None], added: str | None
 ) -> dict[str, Any]:
     """A row of the edits from raw answers, None for a prompt that was too long to ask."""
-    return editor.row(key, editor.parts(mode, captions), answers, added)
+    return prompting.parse_answers(key, prompting.caption_groups(mode, captions), answers, added)
 
 
 def append(store: Path, kind: str, recipe: Recipe, rows: Sequence[Mapping[str, Any]], width: int = 0) -> None:
     """Add rows to the store as one file; vectors have `width` numbers."""
     schemas = {"captions": schema.STORED_CAPTIONS, "edits": schema.STORED_EDITS}
     columns = schema.stored_vectors(width) if kind in VECTORS else schemas[kind]
-    Shelf(store, kind, recipe, columns).add(pa.Table.from_pylist(list(rows), columns))
+    Store(store).rows(kind, recipe, columns).append(pa.Table.from_pylist(list(rows), columns))
 
 
 def draw_world(root: Path, seed: int, gallery: int, val: int, test: int) -> None:

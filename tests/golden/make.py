@@ -14,7 +14,7 @@ numbers are such that no step from row to artifact rounds, whatever the order of
 - The fusions have dyadic weights.
 
 The edited texts and pseudo tokens of some labelled queries point to the target, so that metrics lie between 0 and 100.
-Each shelf has its rows in two files, of which the second has another value for a row of the first: the first counts.
+Each kind has its rows in two files, of which the second has another value for a row of the first: the first counts.
 There are 124 images, since a ranking keeps 100 and a submission wants 50; query 5 of val is dropped with its reference.
 """
 
@@ -72,7 +72,7 @@ def main() -> None:
         lay_out(workspace)
         for dataset in DATASETS:
             run(workspace, "index", dataset)
-        fill(workspace)
+        write_rows(workspace)
         run_stages(workspace)
         keep(workspace)
 
@@ -134,7 +134,7 @@ def cirr() -> None:
         write(root / f"captions/cap.rc2.{split}.json", rows)
 
 
-def fill(workspace: Path) -> None:
+def write_rows(workspace: Path) -> None:
     """Fill the workspace's store with all that the stages look for."""
     params = yaml.safe_load((DATA / "params.yaml").read_text(encoding="utf-8"))
     texts: dict[str, list[float]] = {}
@@ -143,18 +143,18 @@ def fill(workspace: Path) -> None:
     for name in DATASETS:
         dataset = params["datasets"][name]
         place = workspace / "cache" / name / "index"
-        listed, asked = (pl.read_parquet(place / f"{table}.parquet") for table in ("images", "queries"))
+        listed, queries = (pl.read_parquet(place / f"{table}.parquet") for table in ("images", "queries"))
         files: dict[str, str] = dict(listed.select("image_id", "digest").iter_rows())
         images |= {digest: image_vector(digest) for digest in files.values()}
         captions = {digest: captions_of(name, digest) for digest in files.values()}
         if name == "golden-cirr":
-            references = {files[image] for image in asked["reference_id"]}
+            references = {files[image] for image in queries["reference_id"]}
             spare = [digest for digest in captions if digest not in references]
             captions |= {spare[3]: captions[spare[3]][:2], spare[8]: []}
         rows: list[dict[str, Any]] = [{"key": digest, "captions": lines} for digest, lines in captions.items()]
         save(workspace, "captions", library.caption_recipe(dataset["captioner"], "cpu"), rows)
         edits = {}
-        for place_of, query in enumerate(asked.iter_rows(named=True)):
+        for place_of, query in enumerate(queries.iter_rows(named=True)):
             reference, lines = files[query["reference_id"]], captions[files[query["reference_id"]]]
             edit = edit_of(place_of, dataset["editor"].get("mode", "joint"), lines, query["instruction"])
             edits[edit["key"]] = edit
@@ -167,7 +167,7 @@ def fill(workspace: Path) -> None:
             pseudos[key] = text_vector(key, target, (0, 3, 5)[place_of % 3])
             texts[query["instruction"]] = text_vector(query["instruction"])
         texts |= {text: text_vector(text) for lines in captions.values() for text in lines}
-        prompts = library.few_shots(dataset["prompts"])
+        prompts = library.prompt_texts(dataset["prompts"])
         save(workspace, "edits", library.edit_recipe(dataset["editor"], prompts, "cpu"), list(edits.values()))
     tiny = params["backbones"][BACKBONE]
     keyed = {library.text_key(text): vector for text, vector in texts.items()}

@@ -151,7 +151,7 @@ def test_edits(settings: dict[str, Any], device: str, pinned: str) -> None:
     ],
 )
 def test_edits_with_the_prompts_of_the_package(names: dict[str, str], pinned: str) -> None:
-    check(library.edit_recipe(HUB, library.few_shots(names), "cuda"), pinned)
+    check(library.edit_recipe(HUB, library.prompt_texts(names), "cuda"), pinned)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Our path through open_clip held against transformers' CLIP, another implementation, with the same random weights.
+"""Our path through open_clip compared with transformers' CLIP, another implementation, with the same random weights.
 
 Each architecture of params.yaml gets random weights, biases and norms included, and both implementations share their
 storage, so that ViT-bigG fits: one tower at a time. Ids are padded to the whole context for transformers, ours are
@@ -25,10 +25,10 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPVision
 
 from cvsi.core import params
 from cvsi.core.errors import CvsiError
-from cvsi.core.model_settings import Backbone
-from cvsi.core.params import Compute
+from cvsi.core.params import Backbone, Compute
 from cvsi.models import phi
-from cvsi.models.clip import Encoder, sizes, template
+from cvsi.models.clip import embedding_dims, template
+from cvsi.models.clip_encoder import Encoder
 from tests.imports import ROOT
 
 TOLERANCE = 1e-4
@@ -64,13 +64,27 @@ TEXTS = {
 }
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
+    """The small architecture with random weights in both towers and phi, made once."""
+    return our_encoder(SMALL, "", tmp_path_factory.mktemp("small"))
+
+
+def encoder_of(name: str, tower: str, request: pytest.FixtureRequest) -> Encoder:
+    """Our encoder with random weights, of a large architecture in this tower alone."""
+    if name == SMALL:
+        return request.getfixturevalue("small")  # type: ignore[no-any-return]
+    return our_encoder(name, tower, request.getfixturevalue("tmp_path"))
+
+
 def our_encoder(name: str, tower: str, folder: Path) -> Encoder:
     """Our encoder with random weights in one tower, or both (ViT-bigG gets no other), and in phi."""
     width, token_width = ARCHITECTURES[name].projection, ARCHITECTURES[name].text[0]
     mapping = phi.Phi(width, token_width)
     randomise(mapping, "", seed=1)
     save_file(mapping.state_dict(), folder / "phi.safetensors")
-    encoder = Encoder(Backbone(model=name, phi=str(folder / "phi.safetensors")), Compute(device="cpu"))
+    compute = Compute(device="cpu", image_batch=2, text_batch=2)
+    encoder = Encoder(Backbone(model=name, phi=str(folder / "phi.safetensors")), compute)
     if name == "ViT-bigG-14":
         with torch.device("meta"):
             model = open_clip.create_model(name, device="meta")
@@ -86,7 +100,7 @@ def randomise(model: nn.Module, tower: str, seed: int) -> None:
     for path, weight in list(model.named_parameters()):
         if path == "logit_scale" or (tower and (tower == "image") != path.startswith("visual.")):
             continue
-        place, _, leaf = path.rpartition(".")
+        module, _, leaf = path.rpartition(".")
         drawn = torch.empty(weight.shape).normal_(generator=generator)
         if leaf in ("proj", "text_projection"):
             drawn *= weight.shape[0] ** -0.5
@@ -94,9 +108,9 @@ def randomise(model: nn.Module, tower: str, seed: int) -> None:
             drawn *= math.prod(weight.shape[1:]) ** -0.5
         else:
             drawn *= 0.2
-        if place.rpartition(".")[2].startswith("ln_") and leaf == "weight":
+        if module.rpartition(".")[2].startswith("ln_") and leaf == "weight":
             drawn += 1
-        setattr(model.get_submodule(place), leaf, nn.Parameter(drawn, requires_grad=False))
+        setattr(model.get_submodule(module), leaf, nn.Parameter(drawn, requires_grad=False))
 
 
 def other_images(name: str, ours: Any, activation: str | None = None) -> CLIPVisionModelWithProjection:
@@ -150,18 +164,18 @@ def layers(tower: str, transformer: Any) -> dict[str, Tensor]:
     """The state of every layer, query, key and value as thirds of one matrix, without a copy."""
     state: dict[str, Tensor] = {}
     for number, block in enumerate(transformer.resblocks):
-        place = f"{tower}.encoder.layers.{number}"
+        layer = f"{tower}.encoder.layers.{number}"
         weights, biases = block.attn.in_proj_weight.chunk(3), block.attn.in_proj_bias.chunk(3)
         for letter, weight, bias in zip("qkv", weights, biases, strict=True):
-            state |= {f"{place}.self_attn.{letter}_proj.weight": weight, f"{place}.self_attn.{letter}_proj.bias": bias}
-        state |= pair(f"{place}.self_attn.out_proj", block.attn.out_proj)
-        state |= pair(f"{place}.layer_norm1", block.ln_1) | pair(f"{place}.layer_norm2", block.ln_2)
-        state |= pair(f"{place}.mlp.fc1", block.mlp.c_fc) | pair(f"{place}.mlp.fc2", block.mlp.c_proj)
+            state |= {f"{layer}.self_attn.{letter}_proj.weight": weight, f"{layer}.self_attn.{letter}_proj.bias": bias}
+        state |= pair(f"{layer}.self_attn.out_proj", block.attn.out_proj)
+        state |= pair(f"{layer}.layer_norm1", block.ln_1) | pair(f"{layer}.layer_norm2", block.ln_2)
+        state |= pair(f"{layer}.mlp.fc1", block.mlp.c_fc) | pair(f"{layer}.mlp.fc2", block.mlp.c_proj)
     return state
 
 
-def pair(place: str, module: Any) -> dict[str, Tensor]:
-    return {f"{place}.weight": module.weight, f"{place}.bias": module.bias}
+def pair(prefix: str, module: Any) -> dict[str, Tensor]:
+    return {f"{prefix}.weight": module.weight, f"{prefix}.bias": module.bias}
 
 
 def filled(model: Any, state: dict[str, Tensor], embeddings: Any) -> Any:
@@ -186,7 +200,7 @@ def other_phi(file: Path, embeddings: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def encoded(model: CLIPTextModelWithProjection, ids: Tensor, words: Tensor | None = None) -> Tensor:
-    """Unit text vectors of transformers, with `words` in the place of the first `$` where they are given."""
+    """Unit text vectors of transformers; `words`, where given, replace the first `$`."""
 
     def put(module: nn.Module, arguments: tuple[Tensor], embeddings: Tensor) -> Tensor:
         changed = embeddings.clone()
@@ -207,28 +221,28 @@ def apart(vectors: Tensor) -> float:
     return float(differences[~torch.eye(len(vectors), dtype=torch.bool)].min())
 
 
-def largest(found: Tensor, expected: Tensor) -> float:
-    assert found.shape == expected.shape and bool(found.isfinite().all())
-    return float((found - expected).abs().max())
+def largest(ours: Tensor, expected: Tensor) -> float:
+    assert ours.shape == expected.shape and bool(ours.isfinite().all())
+    return float((ours - expected).abs().max())
 
 
 @contextmanager
 def measured(label: str) -> Iterator[dict[str, float]]:
     """Print what was compared, the process's peak memory and the time; pytest shows it with -rP."""
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     began = time.monotonic()
-    yield found
+    yield values
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    differences = ", ".join(f"{kind} {value:.1e}" for kind, value in found.items())
+    differences = ", ".join(f"{kind} {value:.1e}" for kind, value in values.items())
     sys.stdout.write(f"{label}: {differences}; peak {peak:.1f} GiB; {time.monotonic() - began:.0f} s\n")
 
 
 @EVERY
-def test_image_embeddings_are_those_of_transformers(name: str, tmp_path: Path) -> None:
+def test_image_embeddings_are_those_of_transformers(name: str, request: pytest.FixtureRequest) -> None:
     with measured(f"{name} image") as differences:
-        encoder = our_encoder(name, "image", tmp_path)
+        encoder = encoder_of(name, "image", request)
         pixels = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(3))
-        ours = encoder.images(pixels)
+        ours = encoder.image_embeddings(list(pixels))
         with torch.inference_mode():
             theirs = other_images(name, encoder.model.visual)(pixel_values=pixels).image_embeds
         length = theirs.norm(dim=-1, keepdim=True)
@@ -239,37 +253,36 @@ def test_image_embeddings_are_those_of_transformers(name: str, tmp_path: Path) -
 
 
 @EVERY
-def test_text_and_pseudo_vectors_are_those_of_transformers(name: str, tmp_path: Path) -> None:
+def test_text_and_pseudo_vectors_are_those_of_transformers(name: str, request: pytest.FixtureRequest) -> None:
     with measured(f"{name} text") as differences:
-        encoder = our_encoder(name, "text", tmp_path)
+        encoder = encoder_of(name, "text", request)
         texts = list(TEXTS)
         ids = open_clip.get_tokenizer(name)(texts, context_length=CONTEXT)
         assert ids.shape == (len(texts), CONTEXT) and ids[-1, -1] == END and (ids[:-1, -1] == 0).all()
         model = other_texts(name, encoder.model)
         theirs = encoded(model, ids)
         assert apart(theirs) > 100 * TOLERANCE
-        differences["text"] = largest(encoder.texts(encoder.tokens(texts)), theirs)
-        differences["trimmed"] = largest(encoder.texts(encoder.tokens(texts[:-1])), theirs[:-1])
+        differences["text"] = largest(encoder.text_vectors(encoder.tokens(texts)), theirs)
+        differences["trimmed"] = largest(encoder.text_vectors(encoder.tokens(texts[:-1])), theirs[:-1])
 
         embeddings = 3 * torch.randn(len(texts), encoder.width, generator=torch.Generator().manual_seed(4))
-        words = other_phi(tmp_path / "phi.safetensors", embeddings)
-        differences["phi"] = largest(encoder.words(embeddings), words)
+        words = other_phi(Path(encoder.backbone.phi), embeddings)
+        differences["phi"] = largest(encoder.pseudo_tokens(embeddings), words)
         with_words = encoded(model, ids, words)
         assert float((with_words - theirs).abs().amax(dim=1).min()) > 100 * TOLERANCE
-        differences["pseudo"] = largest(encoder.texts(encoder.tokens(texts), encoder.words(embeddings)), with_words)
+        differences["pseudo"] = largest(encoder.text_vectors(encoder.tokens(texts), embeddings), with_words)
     assert max(differences.values()) < TOLERANCE
 
 
-def test_the_comparison_sees_another_activation(tmp_path: Path) -> None:
-    encoder = our_encoder(SMALL, "", tmp_path)
+def test_the_comparison_notices_another_activation(small: Encoder) -> None:
     ids = open_clip.get_tokenizer(SMALL)(list(TEXTS), context_length=CONTEXT)
-    wrong = encoded(other_texts(SMALL, encoder.model, "gelu"), ids)
-    assert largest(encoder.texts(encoder.tokens(list(TEXTS))), wrong) > 10 * TOLERANCE
+    wrong = encoded(other_texts(SMALL, small.model, "gelu"), ids)
+    assert largest(small.text_vectors(small.tokens(list(TEXTS))), wrong) > 10 * TOLERANCE
     pixels = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(3))
     with torch.inference_mode():
-        theirs = other_images(SMALL, encoder.model.visual, "gelu")(pixel_values=pixels).image_embeds
+        theirs = other_images(SMALL, small.model.visual, "gelu")(pixel_values=pixels).image_embeds
     length = theirs.norm(dim=-1, keepdim=True)
-    assert largest(encoder.images(pixels) / length, theirs / length) > 10 * TOLERANCE
+    assert largest(small.image_embeddings(list(pixels)) / length, theirs / length) > 10 * TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -280,20 +293,19 @@ def test_the_comparison_sees_another_activation(tmp_path: Path) -> None:
         ("vit-bigg-14", "ViT-bigG-14", (1280, 1280)),
     ],
 )
-def test_each_backbone_has_its_published_sizes(
+def test_each_backbone_has_its_published_widths(
     backbone: str, model: str, expected: tuple[int, int], tmp_path: Path
 ) -> None:
     settings = params.load(ROOT / "params.yaml").backbone(backbone)
     shape = ARCHITECTURES[model]
     assert settings.model == model
-    assert sizes(settings) == expected == (shape.projection, shape.text[0])
+    assert embedding_dims(settings) == expected == (shape.projection, shape.text[0])
     save_file(phi.Phi(64, 64).state_dict(), tmp_path / "phi.safetensors")
     unfit = Encoder(settings.model_copy(update={"phi": str(tmp_path / "phi.safetensors")}), Compute(device="cpu"))
     message = rf"phi\.safetensors: layers\.0\.bias is \(256,\), the backbone needs \({4 * expected[0]},\)"
-    for optional in (False, True):
-        with pytest.raises(CvsiError, match=message):
-            unfit.check_phi(optional)
+    with pytest.raises(CvsiError, match=message):
+        unfit.check_phi()
     absent = Encoder(settings.model_copy(update={"phi": str(tmp_path / "none")}), Compute(device="cpu"))
-    absent.check_phi(optional=True)
+    absent.check_phi()
     with pytest.raises(CvsiError, match="no such file"):
-        absent.check_phi()
+        _ = absent.phi

@@ -3,7 +3,7 @@
 import open_clip
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cvsi.models.clip_tokenizer import Tokenizer
@@ -14,7 +14,6 @@ PRINTABLE = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size
 ANY = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
 
 
-@settings(max_examples=300)
 @given(st.lists(PRINTABLE | ANY, max_size=6))
 @example(["", " ", "!", "wow!! it's <end_of_text> a $ photo", "a &lt;b&gt; c", "a &amp;lt; b", "don't DON'T 'tis"])
 @example(
@@ -28,10 +27,10 @@ ANY = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
     ]
 )
 def test_token_ids_are_those_of_open_clip(texts: list[str]) -> None:
-    found = Tokenizer(LIBRARY, CONTEXT)(texts)
-    assert found.shape == (len(texts), CONTEXT) and found.dtype == torch.int64
+    ids = Tokenizer(LIBRARY, CONTEXT)(texts)
+    assert ids.shape == (len(texts), CONTEXT) and ids.dtype == torch.int64
     if texts:
-        assert torch.equal(found, LIBRARY(texts, context_length=CONTEXT))
+        assert torch.equal(ids, LIBRARY(texts, context_length=CONTEXT))
 
 
 def test_each_word_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,7 +48,7 @@ def test_each_word_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sorted(encoded) == ["a", "bird", "cat", "dog", "red"]
 
 
-def test_a_foreign_tokenizer_does_all_by_itself() -> None:
+def test_another_kind_of_tokenizer_gets_whole_texts() -> None:
     canonical = open_clip.tokenizer.SimpleTokenizer(clean="canonicalize")
     tokenizer = Tokenizer(canonical, CONTEXT)
     assert not tokenizer.by_words

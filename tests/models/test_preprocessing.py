@@ -1,8 +1,8 @@
-"""Bytes of a picture to the model's input [3, s, s], held against the published steps written a second time.
+"""Bytes of a picture to the model's input [3, s, s], compared with a second implementation of the published steps.
 
 Pillow alone resizes here; decoding to RGB, turning, padding, sizes, crop, scale and normalisation are numpy. Where the
 published words (pad with zeros, short side to s, centre crop, divide by 255, mean and deviation) leave a choice, this
-is what open_clip's transform takes, and what is held here:
+is what open_clip's transform does, and what is tested here:
 
 - the long side becomes int(s * long / short), cut off, not rounded;
 - the crop starts at round((long - s) / 2), and Python rounds a half to the even number;
@@ -23,9 +23,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cvsi.core.images import decode
-from cvsi.core.model_settings import Backbone
-from cvsi.core.params import Compute
-from cvsi.models.clip import Encoder
+from cvsi.core.params import Backbone, Compute
+from cvsi.models.clip_encoder import Encoder
 from tests.imports import ROOT
 
 Pixels = NDArray[np.uint8]
@@ -49,7 +48,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 
 
 def padded(pixels: Pixels, ratio: Fraction = Fraction(5, 4)) -> Pixels:
-    """Zeros round a picture whose sides differ by this ratio or more: the rule of the published code, in fractions."""
+    """Zeros around a picture whose sides differ by this ratio or more: the rule of the published code, in fractions."""
     height, width = pixels.shape[:2]
     longest = max(width, height)
     if Fraction(longest, min(width, height)) < ratio:
@@ -63,9 +62,9 @@ def resized(pixels: Pixels, size: int) -> Pixels:
     height, width = pixels.shape[:2]
     short = min(width, height)
     tall, wide = size * height // short, size * width // short
-    found = np.asarray(Image.fromarray(pixels).resize((wide, tall), Image.Resampling.BICUBIC))
+    scaled = np.asarray(Image.fromarray(pixels).resize((wide, tall), Image.Resampling.BICUBIC))
     top, left = round((tall - size) / 2), round((wide - size) / 2)
-    return found[top : top + size, left : left + size]
+    return scaled[top : top + size, left : left + size]
 
 
 def expected(pixels: Pixels, size: int, pad: bool) -> NDArray[np.float64]:
@@ -95,20 +94,20 @@ def encoder(pads: str, request: pytest.FixtureRequest) -> Encoder:
     return encoder_of(pads, request.param == 224)
 
 
-def held(encoder: Encoder, data: bytes, upright: Pixels) -> None:
-    """Our input from these bytes is the second computation's, to a thousandth of a byte's step."""
+def check(encoder: Encoder, data: bytes, upright: Pixels) -> None:
+    """Our input from these bytes equals the second implementation's, to a thousandth of a byte's step."""
     size = int(encoder.model.visual.image_size[0])
-    found = encoder.prepare(decode(data))
-    assert found.shape == (3, size, size) and found.dtype == torch.float32
-    wanted = expected(upright, size, encoder.backbone.preprocess == "target-pad")
-    steps = np.abs(found.numpy() - wanted) * DEVIATION[:, None, None] * 255
+    ours = encoder.prepare(decode(data))
+    assert ours.shape == (3, size, size) and ours.dtype == torch.float32
+    theirs = expected(upright, size, encoder.backbone.preprocess == "target-pad")
+    steps = np.abs(ours.numpy() - theirs) * DEVIATION[:, None, None] * 255
     assert steps.max() <= 1e-3
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape[0]}x{shape[1]}")
 def test_every_shape(encoder: Encoder, shape: tuple[int, int]) -> None:
     pixels = colours(*shape)
-    held(encoder, encoded(Image.fromarray(pixels)), pixels)
+    check(encoder, encoded(Image.fromarray(pixels)), pixels)
 
 
 def test_the_two_preprocessings_differ_where_sides_do() -> None:
@@ -120,29 +119,29 @@ def test_the_two_preprocessings_differ_where_sides_do() -> None:
 
 def test_grey(encoder: Encoder) -> None:
     grey = colours(50, 30, 1)
-    held(encoder, encoded(Image.fromarray(grey[..., 0])), grey.repeat(3, axis=2))
+    check(encoder, encoded(Image.fromarray(grey[..., 0])), grey.repeat(3, axis=2))
 
 
 def test_palette(encoder: Encoder) -> None:
     table = np.random.default_rng(1).integers(0, 256, (256, 3), dtype=np.uint8)
-    places = colours(30, 50, 1)[..., 0]
-    image = Image.fromarray(places).convert("P")
+    indices = colours(30, 50, 1)[..., 0]
+    image = Image.fromarray(indices).convert("P")
     image.putpalette(table.tobytes())
-    image.frombytes(places.tobytes())
-    held(encoder, encoded(image), table[places])
+    image.frombytes(indices.tobytes())
+    check(encoder, encoded(image), table[indices])
 
 
-def test_alpha_is_left_out_not_laid_over_a_background(encoder: Encoder) -> None:
+def test_alpha_is_ignored_not_blended_with_a_background(encoder: Encoder) -> None:
     pixels = colours(70, 33, 4)
-    held(encoder, encoded(Image.fromarray(pixels)), pixels[..., :3])
+    check(encoder, encoded(Image.fromarray(pixels)), pixels[..., :3])
     grey = colours(33, 70, 2)
-    held(encoder, encoded(Image.fromarray(grey)), grey[..., :1].repeat(3, axis=2))
+    check(encoder, encoded(Image.fromarray(grey)), grey[..., :1].repeat(3, axis=2))
 
 
 def test_cmyk(encoder: Encoder) -> None:
     inks = colours(40, 55, 4)
     data = encoded(Image.fromarray(inks, "CMYK"), "TIFF")
-    held(encoder, data, cmyk(inks))
+    check(encoder, data, cmyk(inks))
 
 
 def cmyk(inks: Pixels) -> Pixels:
@@ -154,11 +153,11 @@ def cmyk(inks: Pixels) -> Pixels:
 def test_sixteen_bits_are_scaled_not_clipped(encoder: Encoder) -> None:
     values = (np.arange(40 * 60, dtype=np.uint32).reshape(40, 60) * 27).astype(np.uint16)
     bytes_of = (values // 257).astype(np.uint8)[..., None].repeat(3, axis=2)
-    held(encoder, encoded(Image.fromarray(values)), bytes_of)
+    check(encoder, encoded(Image.fromarray(values)), bytes_of)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_turned_picture_stands_upright(encoder: Encoder, orientation: int) -> None:
+def test_exif_orientation_is_applied(encoder: Encoder, orientation: int) -> None:
     stored = colours(90, 40)
     image = Image.fromarray(stored)
     exif = image.getexif()
@@ -173,4 +172,4 @@ def test_a_turned_picture_stands_upright(encoder: Encoder, orientation: int) -> 
         7: stored[::-1, ::-1].transpose(1, 0, 2),
         8: np.rot90(stored),
     }[orientation]
-    held(encoder, encoded(image, exif=exif), np.ascontiguousarray(upright))
+    check(encoder, encoded(image, exif=exif), np.ascontiguousarray(upright))

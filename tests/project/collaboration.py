@@ -1,6 +1,6 @@
-"""A team in one folder: people with a clone each, a bare repository that they push to, and a DVC remote.
+"""A team in one folder: a clone per member, a bare repository that they push to, and a DVC remote.
 
-The remote is a folder, or a bucket of an S3 server that runs on this machine for as long as it is needed.
+The remote is a folder, or a bucket of an S3 server that runs on this machine as long as it is needed.
 """
 
 import json
@@ -21,18 +21,18 @@ import yaml
 from tests.conftest import Workspace, environment
 
 SECRET = "a-secret-of-the-team"
-START = "start"  # the tag of what was pushed at first
+START = "start"  # the tag of the first push
 
 
 @dataclass(frozen=True)
 class Remote:
-    """Where DVC pushes to, and what `dvc remote modify` has to say about it."""
+    """The address that DVC pushes to, and the settings for `dvc remote modify`."""
 
     url: str
     settings: Mapping[str, str]
 
 
-# A process of its own: vLLM, which other tests load, looks at all that is imported, and Flask's objects refuse that.
+# A separate process: vLLM, which other tests load, inspects every imported module, which Flask's objects refuse.
 SERVER = """
 import sys
 from moto.server import ThreadedMotoServer
@@ -44,10 +44,10 @@ sys.stdin.read()
 
 
 @contextmanager
-def remote(kind: str, place: Path) -> Iterator[Remote]:
-    """A remote that is there inside: a `folder` below a place, or a bucket on `s3`, its keys in the environment."""
+def remote(kind: str, folder: Path) -> Iterator[Remote]:
+    """A remote that exists inside the block: a `folder`, or a bucket on `s3` with its keys in the environment."""
     if kind == "folder":
-        yield Remote(str(place / "remote"), {})
+        yield Remote(str(folder / "remote"), {})
         return
     server = subprocess.Popen([sys.executable, "-c", SERVER], stdin=-1, stdout=-1, stderr=subprocess.DEVNULL, text=True)
     try:
@@ -58,9 +58,7 @@ def remote(kind: str, place: Path) -> Iterator[Remote]:
             patch.setenv("AWS_ACCESS_KEY_ID", "team")
             patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
             patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-            patch.setenv(
-                "AWS_CONFIG_FILE", str(place / "none")
-            )  # whoever runs the tests may have settings of their own
+            patch.setenv("AWS_CONFIG_FILE", str(folder / "none"))  # the user's own settings must not count
             patch.setenv("NO_PROXY", host)
             urllib.request.urlopen(urllib.request.Request(f"{address}/team-bucket", method="PUT")).close()
             yield Remote("s3://team-bucket/cvsi", {"endpointurl": address})
@@ -70,7 +68,7 @@ def remote(kind: str, place: Path) -> Iterator[Remote]:
 
 
 def call(workspace: Workspace, *command: str) -> str:
-    """Run a command in a workspace to its good end; what it printed."""
+    """Run a command in a workspace, which must succeed; what it printed."""
     names = ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL")
     done = subprocess.run(
         command,
@@ -83,11 +81,11 @@ def call(workspace: Workspace, *command: str) -> str:
     return done.stdout
 
 
-def copy(project: Workspace, place: Path) -> Workspace:
-    """A copy of a project with its outputs, store and DVC cache, all of what git keeps committed."""
-    shutil.copytree(project.path, place, symlinks=True)
-    workspace = Workspace(place)
-    commit(workspace, "as it is")
+def copy(project: Workspace, path: Path) -> Workspace:
+    """A copy of a project with its outputs, store and DVC cache; every file that git tracks is committed."""
+    shutil.copytree(project.path, path, symlinks=True)
+    workspace = Workspace(path)
+    commit(workspace, "the project")
     return workspace
 
 
@@ -98,19 +96,19 @@ def commit(workspace: Workspace, message: str) -> None:
 
 
 def publish(workspace: Workspace) -> None:
-    """Push what was committed and what was computed."""
+    """Push the commits and the outputs."""
     call(workspace, "dvc", "push", "--run-cache")
     call(workspace, "git", "push", "--quiet", "--set-upstream", "origin", "HEAD")
 
 
 def fetch(workspace: Workspace) -> None:
-    """Pull what the others committed and computed."""
+    """Pull the commits and outputs of the others."""
     call(workspace, "git", "pull", "--quiet")
     call(workspace, "dvc", "pull", "--run-cache")
 
 
 def computed(workspace: Workspace) -> Counter[str]:
-    """Rows by kind that this workspace's runs computed, each by a model; facts of files, which need none, left out."""
+    """Rows by kind that this workspace's runs computed with a model; facts of files, which need none, are left out."""
     rows: Counter[str] = Counter()
     for file in (workspace.path / "cache" / ".runs").glob("*.json"):
         for step in json.loads(file.read_text(encoding="utf-8"))["steps"]:
@@ -126,7 +124,7 @@ def cached(workspace: Workspace) -> set[str]:
 
 
 def clean(workspace: Workspace) -> bool:
-    """Whether git sees no change and no file that it does not know."""
+    """Whether git reports no change and no untracked file."""
     return call(workspace, "git", "status", "--porcelain") == ""
 
 
@@ -140,31 +138,31 @@ def lock_of(workspace: Workspace, experiment: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Team:
-    """Who made the project, and where the others find it."""
+    """The team's folder, and the workspace of the member who made the project."""
 
-    place: Path
+    folder: Path
     first: Workspace
 
     def join(self, name: str, version: str = "HEAD") -> Workspace:
-        """A fresh clone of what was pushed, or of a version of it, and all that was computed for that pulled."""
-        clone = Workspace(self.place / name)
-        call(self.first, "git", "clone", "--quiet", str(self.place / "origin.git"), str(clone.path))
+        """A fresh clone of a pushed version, with its outputs pulled."""
+        clone = Workspace(self.folder / name)
+        call(self.first, "git", "clone", "--quiet", str(self.folder / "origin.git"), str(clone.path))
         if version != "HEAD":
             call(clone, "git", "checkout", "--quiet", version)
         call(clone, "dvc", "pull", "--run-cache")
         return clone
 
 
-def found(project: Workspace, place: Path, where: Remote) -> Team:
-    """A team whose first member has a copy of the project, and pushes it with all that was computed."""
-    first = copy(project, place / "first")
-    call(first, "dvc", "remote", "add", "--default", "team", where.url)
-    for name, value in where.settings.items():
+def start_team(project: Workspace, folder: Path, remote: Remote) -> Team:
+    """A team whose first member has a copy of the project and pushes it with its outputs."""
+    first = copy(project, folder / "first")
+    call(first, "dvc", "remote", "add", "--default", "team", remote.url)
+    for name, value in remote.settings.items():
         call(first, "dvc", "remote", "modify", "team", name, value)
     commit(first, "the team's remote")
-    call(first, "git", "init", "--quiet", "--bare", str(place / "origin.git"))
-    call(first, "git", "remote", "add", "origin", str(place / "origin.git"))
+    call(first, "git", "init", "--quiet", "--bare", str(folder / "origin.git"))
+    call(first, "git", "remote", "add", "origin", str(folder / "origin.git"))
     call(first, "git", "tag", START)
     publish(first)
     call(first, "git", "push", "--quiet", "--tags", "origin")
-    return Team(place, first)
+    return Team(folder, first)

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from cvsi.core import params
-from cvsi.evaluation.submissions import SUBMISSIONS
+from cvsi.datasets.formats import format_of
+from cvsi.models.engines import captioner_of, editor_of
 from tests.conftest import project_params
 from tests.imports import ROOT
 
@@ -39,8 +40,8 @@ def test_every_block_is_a_valid_part_of_the_parameters(block: str, tmp_path: Pat
 
 def test_the_blocks_are_the_fifteen_runs_and_the_validation_of_cirr(tmp_path: Path) -> None:
     runs = [run for block in BLOCKS for run in merged(block, tmp_path).runs.values()]
-    found = [(run.dataset, run.backbone) for run in runs]
-    assert sorted(found) == sorted(itertools.product((*SCORED, "cirr-val"), BACKBONES))
+    pairs = [(run.dataset, run.backbone) for run in runs]
+    assert sorted(pairs) == sorted(itertools.product((*SCORED, "cirr-val"), BACKBONES))
 
 
 def test_sizes_and_files_are_those_of_parameters_and_code() -> None:
@@ -50,16 +51,16 @@ def test_sizes_and_files_are_those_of_parameters_and_code() -> None:
         assert f"{dataset.root}/" in TEXT
         for number in dataset.sizes.values():
             assert f"{number:,}" in TEXT, f"{name}: {number:,}"
-        for form in SUBMISSIONS[dataset.format]:
-            assert f".{form.metric}.json" in TEXT
+        for submission in format_of(dataset, name).submissions:
+            assert f".{submission.metric}.json" in TEXT
 
 
 def test_every_model_of_the_benchmarks_is_named() -> None:
     settings = params.load(ROOT / "params.yaml")
     circo = settings.dataset("circo")
     for name in (
-        circo.captioner.model,
-        circo.editor.model,
+        captioner_of(circo, "circo").model,
+        editor_of(circo, "circo").model,
         *(settings.backbone(name).pretrained for name in BACKBONES),
     ):
         assert name and name in TEXT

@@ -31,11 +31,11 @@ def test_a_difference_is_the_median_of_the_turns() -> None:
     assert case().difference("slow", "quick") == 4.0
 
 
-def test_targets_say_whether_they_are_met() -> None:
+def test_targets_state_whether_they_are_met() -> None:
     pair = ("slow", "quick")
     tried = case(at_least={pair: 2.5}, at_most={pair: 2.0}, at_most_more={pair: 3.0})
-    said = [(target["target"], target["figure"], target["met"]) for target in tried.record()["targets"]]
-    assert said == [("at least 2.5", 2.0, False), ("at most 2", 2.0, True), ("at most 3 s", 4.0, False)]
+    targets = [(target["target"], target["figure"], target["met"]) for target in tried.record()["targets"]]
+    assert targets == [("at least 2.5", 2.0, False), ("at most 2", 2.0, True), ("at most 3 s", 4.0, False)]
 
 
 def test_variants_take_turns_and_the_first_turn_does_not_count() -> None:
@@ -45,15 +45,15 @@ def test_variants_take_turns_and_the_first_turn_does_not_count() -> None:
         order.append(name)
         return float(len(order))
 
-    found = measure.in_turn({"a": lambda: work("a"), "b": lambda: work("b")}, repeats=2)
+    seconds = measure.in_turn({"a": lambda: work("a"), "b": lambda: work("b")}, repeats=2)
     assert order == ["a", "b"] * 3
-    assert found == {"a": [3.0, 5.0], "b": [4.0, 6.0]}
+    assert seconds == {"a": [3.0, 5.0], "b": [4.0, 6.0]}
     assert measure.in_turn({"a": lambda: 7.0}, repeats=1, warm=False) == {"a": [7.0]}
 
 
 def test_work_that_does_not_measure_itself_is_timed() -> None:
-    (found,) = measure.in_turn({"nothing": lambda: None}, repeats=3).values()
-    assert len(found) == 3 and all(value >= 0 for value in found)
+    (seconds,) = measure.in_turn({"nothing": lambda: None}, repeats=3).values()
+    assert len(seconds) == 3 and all(value >= 0 for value in seconds)
 
 
 def test_a_process_that_takes_more_memory_shows_it(tmp_path: Path) -> None:
@@ -61,12 +61,12 @@ def test_a_process_that_takes_more_memory_shows_it(tmp_path: Path) -> None:
     assert 180 * MB < large - small < 260 * MB
 
 
-def test_a_process_says_what_it_printed_and_a_failed_one_why(tmp_path: Path) -> None:
+def test_a_process_gives_its_output_and_a_failed_one_the_reason(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "import os, sys; print(os.environ['WORD']); sys.exit('no luck')"]
     with pytest.raises(RuntimeError, match="exit 1: well\nno luck"):
         measure.process(command, tmp_path, WORD="well")
     ended = measure.process([sys.executable, "-c", "print('well')"], tmp_path)
-    assert ended.said == "well\n" and ended.seconds > 0
+    assert ended.output == "well\n" and ended.seconds > 0
 
 
 def test_what_is_published_is_kept_and_printed(
@@ -79,8 +79,8 @@ def test_what_is_published_is_kept_and_printed(
     assert kept["threads"] == 2 and kept["machine"]["cores"]
     (row,) = kept["cases"]
     assert row["variants"]["slow"] == {"median_seconds": 5.0, "seconds": [4.0, 12.0, 5.0], "peak_mb": 300}
-    said = capsys.readouterr().out
-    assert "slow / quick" in said and "wanted at least 3: NOT met" in said
+    printed = capsys.readouterr().out
+    assert "slow / quick" in printed and "target at least 3: NOT met" in printed
     with pytest.raises(CvsiError, match=r"run python -m benchmarks\.other first"):
         measure.read("other")
 
@@ -102,7 +102,7 @@ def test_benchmarks_are_chosen_by_name() -> None:
     assert all((worlds.ROOT / "benchmarks" / f"{name}.py").exists() for name in bench.NAMES)
 
 
-def test_a_made_data_set_is_what_its_reader_wants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_generated_dataset_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from cvsi.core import params, tables
     from cvsi.datasets import index
 
@@ -144,7 +144,7 @@ def test_the_hollow_graph_has_the_same_stages(tmp_path: Path) -> None:
     assert hollow["scores"]["do"]["deps"] == whole["scores"]["do"]["deps"]
 
 
-def test_growth_is_drawn_with_a_line_a_stage(tmp_path: Path) -> None:
+def test_growth_is_drawn_with_one_line_per_stage(tmp_path: Path) -> None:
     grown = growth.Grown()
     for stage in growth.STAGES:
         for size, seconds in ((30, 1.0), (300, 2.0)):

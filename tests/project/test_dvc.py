@@ -11,7 +11,7 @@ from tests.imports import ROOT, imported
 
 
 def stages(file: str) -> dict[str, Any]:
-    """The stages of a dvc.yaml, the pattern of a foreach in place of the whole."""
+    """The stages of a dvc.yaml; of a foreach, its pattern."""
     content: dict[str, Any] = yaml.safe_load((ROOT / file).read_text(encoding="utf-8"))["stages"]
     return {name: stage.get("do", stage) for name, stage in content.items()}
 
@@ -59,10 +59,10 @@ def test_dvc_yaml_is_short() -> None:
 
 
 def test_dvc_ignores_files_that_are_not_code() -> None:
-    names = ("cvsi/core/__pycache__/paths.cpython-311.pyc", "cvsi/core/.DS_Store", "cvsi/core/.paths.py.swp")
-    for name in (*names, "cvsi/core/paths.py~"):
-        assert subprocess.run(["dvc", "check-ignore", "-q", name], cwd=ROOT).returncode == 0, name
-    assert subprocess.run(["dvc", "check-ignore", "-q", "cvsi/core/paths.py"], cwd=ROOT).returncode == 1
+    ignored = ["__pycache__/paths.cpython-311.pyc", ".DS_Store", ".paths.py.swp", "paths.py~"]
+    names = [f"cvsi/core/{name}" for name in (*ignored, "paths.py")]
+    done = subprocess.run(["dvc", "check-ignore", *names], cwd=ROOT, text=True, capture_output=True)
+    assert done.stdout.splitlines() == names[:-1], done.stderr
 
 
 def test_stages_and_scripts_are_the_same() -> None:

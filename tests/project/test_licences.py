@@ -1,4 +1,4 @@
-"""Licences of the dependencies: each installed one fits or was decided about, and docs/licences.md is up to date."""
+"""Licences of the dependencies: each installed one is allowed or accepted, and docs/licences.md is up to date."""
 
 from email.message import Message
 from importlib.metadata import PackageMetadata
@@ -7,7 +7,7 @@ from typing import cast
 import pytest
 
 from tools import licences
-from tools.licences import ASKS, FREE, UNKNOWN, WEAK, licence, page, verdict
+from tools.licences import FREE, RESTRICTIVE, UNKNOWN, WEAK, licence, page, verdict
 
 
 @pytest.mark.parametrize(
@@ -17,17 +17,17 @@ from tools.licences import ASKS, FREE, UNKNOWN, WEAK, licence, page, verdict
         ("Apache-2.0 WITH LLVM-exception", FREE),
         ("MPL-2.0 AND (Apache-2.0 OR MIT)", WEAK),
         ("Apache-2.0 OR GPL-2.0-or-later", FREE),
-        ("Apache-2.0 AND GPL-2.0-or-later", ASKS),
+        ("Apache-2.0 AND GPL-2.0-or-later", RESTRICTIVE),
         ("GPL-2.0-only OR EPL-1.0", WEAK),
         ("(MIT OR AGPL-3.0-only) AND LGPL-2.1-only", WEAK),
-        ("CC-BY-NC-4.0", ASKS),
+        ("CC-BY-NC-4.0", RESTRICTIVE),
         ("MIT AND", UNKNOWN),
         ("(MIT", UNKNOWN),
         ("Anything goes", UNKNOWN),
         ("", UNKNOWN),
     ],
 )
-def test_alternatives_free_and_conditions_bind(expression: str, expected: str) -> None:
+def test_alternatives_weaken_and_conditions_add_up(expression: str, expected: str) -> None:
     assert verdict(expression) == expected
 
 
@@ -54,13 +54,13 @@ def test_the_expression_comes_first_then_the_field_then_the_classifiers(
 @pytest.mark.parametrize(
     "package", [item for item in licences.packages() if item.installed], ids=lambda item: item.name
 )
-def test_every_installed_package_fits_or_was_decided_about(package: licences.Package) -> None:
-    assert package.verdict in (FREE, WEAK) or package.decided, f"{package.name}: licence {package.licence!r}"
+def test_every_installed_package_is_allowed_or_accepted(package: licences.Package) -> None:
+    assert package.verdict in (FREE, WEAK) or package.accepted, f"{package.name}: licence {package.licence!r}"
 
 
-def test_the_page_lists_every_pin_and_what_is_installed_here() -> None:
-    told = licences.TARGET.read_text(encoding="utf-8")
-    rows = {line.split(" | ")[0].removeprefix("| "): line for line in told.splitlines() if line.startswith("| ")}
+def test_the_page_lists_every_pin_and_every_installed_package() -> None:
+    text = licences.TARGET.read_text(encoding="utf-8")
+    rows = {line.split(" | ")[0].removeprefix("| "): line for line in text.splitlines() if line.startswith("| ")}
     for package in licences.packages():
         row = rows.pop(package.name, "")
         assert f"| {', '.join(package.versions)} |" in row, f"{package.name}: run make licences"

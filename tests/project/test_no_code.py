@@ -17,43 +17,33 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cvsi.core import params, tables
+from cvsi.core import params, parquet
 from cvsi.core.errors import CvsiError
-from cvsi.core.model_settings import Backbone
-from cvsi.core.params import Compute
-from cvsi.datasets import index_cache
+from cvsi.core.params import Backbone, Compute
 from cvsi.models import phi
-from cvsi.models.blip2 import Blip2
-from cvsi.models.clip import Encoder
+from cvsi.models.clip_encoder import Encoder
+from cvsi.pipeline.captions import caption_job
+from cvsi.pipeline.edits import edit_job
 from tests.conftest import Workspace
 from tests.imports import ROOT
+from tests.untrusted import CreatesFile
 
 LITTLE = {
     "embed_dim": 8,
     "vision_cfg": {"image_size": 32, "layers": 1, "width": 16, "patch_size": 16, "head_width": 8},
     "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1},
 }
-PRODUCT = [file for place in ("cvsi", "stages") for file in sorted((ROOT / place).rglob("*.py"))]
-
-
-class Payload:
-    """A value whose pickle makes a file when it is opened."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
-        return (Path.touch, (self.mark,))
+PRODUCT = [file for folder in ("cvsi", "stages") for file in sorted((ROOT / folder).rglob("*.py"))]
 
 
 @pytest.fixture
 def mark(tmp_path: Path) -> Path:
-    """The file that hostile code would make; that it would is tried first."""
-    place = tmp_path / "ran"
-    pickle.loads(pickle.dumps(Payload(place)))
-    assert place.exists()
-    place.unlink()
-    return place
+    """The file that hostile code would create; that it would is tried first."""
+    file = tmp_path / "ran"
+    pickle.loads(pickle.dumps(CreatesFile(file)))
+    assert file.exists()
+    file.unlink()
+    return file
 
 
 def plain_pickle(payload: object) -> bytes:
@@ -84,7 +74,7 @@ HOSTILE = [plain_pickle, torch_archive, torch_old, object_array]
 @pytest.mark.parametrize("make", HOSTILE, ids=lambda make: make.__name__)
 @pytest.mark.parametrize("name", ["phi.pt", "phi.safetensors", "phi.npy", "phi.bin"])
 def test_a_hostile_phi(make: Callable[[object], bytes], name: str, mark: Path, tmp_path: Path) -> None:
-    (tmp_path / name).write_bytes(make(Payload(mark)))
+    (tmp_path / name).write_bytes(make(CreatesFile(mark)))
     with pytest.raises(CvsiError, match=name) as error:
         phi.load(str(tmp_path / name), 8, 6)
     assert not mark.exists() and "\n" not in str(error.value)
@@ -95,7 +85,7 @@ def test_a_hostile_phi(make: Callable[[object], bytes], name: str, mark: Path, t
 def test_a_hostile_clip(
     make: Callable[[object], bytes], name: str, mark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / name).write_bytes(make(Payload(mark)))
+    (tmp_path / name).write_bytes(make(CreatesFile(mark)))
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "Little", LITTLE)
     encoder = Encoder(Backbone(model="Little", pretrained=str(tmp_path / name), phi="none"), Compute(device="cpu"))
     with pytest.raises(CvsiError, match=name) as error:
@@ -107,7 +97,7 @@ def hostile_model(source: str, folder: Path, mark: Path) -> Path:
     """A copy of the demo's model whose weights are a hostile pickle."""
     shutil.copytree(ROOT / "demo/weights" / source, folder)
     (folder / "model.safetensors").unlink()
-    (folder / "pytorch_model.bin").write_bytes(torch_archive(Payload(mark)))
+    (folder / "pytorch_model.bin").write_bytes(torch_archive(CreatesFile(mark)))
     return folder
 
 
@@ -119,46 +109,44 @@ def with_code(source: str, folder: Path, mark: Path) -> Path:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(code, encoding="utf-8")
     kinds = ("AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoImageProcessor", "AutoProcessor", "AutoTokenizer")
-    asked = {
+    code_keys = {
         "auto_map": {kind: ["evil.Evil", "evil.Evil"] if kind == "AutoTokenizer" else "evil.Evil" for kind in kinds}
     }
     for file in folder.glob("*.json"):
         if file.name not in ("tokenizer.json", "generation_config.json"):
             odd = {"model_type": "evil", "architectures": ["Evil"]} if file.name == "config.json" else {}
             odd |= {"tokenizer_class": "Evil", "image_processor_type": "Evil", "processor_class": "Evil"}
-            file.write_text(json.dumps(json.loads(file.read_text()) | asked | odd), encoding="utf-8")
+            file.write_text(json.dumps(json.loads(file.read_text()) | code_keys | odd), encoding="utf-8")
     return folder
 
 
 @pytest.mark.parametrize("make", [hostile_model, with_code])
-def test_a_hostile_captioner(make: Callable[[str, Path, Path], Path], mark: Path, tmp_path: Path) -> None:
-    folder = make("blip2", tmp_path / "model", mark)
-    tiny = params.load(ROOT / "params.yaml").captioners["tiny"].model_copy(update={"model": str(folder)})
-    with pytest.raises(CvsiError, match="does not load") as error:
-        Blip2(tiny, Compute(device="cpu"))
+def test_a_hostile_captioner(make: Callable[[str, Path, Path], Path], mark: Path, toy: Workspace) -> None:
+    folder = make("blip2", toy.path / "model", mark)
+    toy.params(datasets__toy__captioner__model=str(folder))
+    with pytest.raises(CvsiError, match=r"captioner model .* does not load") as error:
+        caption_job("toy", params.load()).load(0)
     assert not mark.exists() and str(folder) in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.xdist_group("vllm")  # the process that has imported vLLM
 @pytest.mark.parametrize("make", [hostile_model, with_code])
 def test_a_hostile_editor(make: Callable[[str, Path, Path], Path], mark: Path, toy: Workspace) -> None:
     make("llama", toy.path / "model", mark)
-    toy.run("index", "toy")
-    captions = pa.table({"image_id": ["red.png", "blue.png", "black.png"], "captions": [["a disc"]] * 3})
-    (toy.path / "cache/toy/captions").mkdir()
-    pq.write_table(captions, toy.path / "cache/toy/captions/part-00000.parquet")
-    toy.params(datasets__toy__editor=toy.params()["datasets"]["toy"]["editor"] | {"model": "model"})
-    assert "editor model 'model' does not load" in toy.error("edits", "toy")
-    assert not mark.exists()
+    toy.params(datasets__toy__editor__model="model")
+    with pytest.raises(CvsiError, match="editor model 'model' does not load") as error:
+        edit_job("toy", params.load()).load(0)
+    assert not mark.exists() and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["arrow.py_extension_type", "pandas.period", "tests.unknown"])
 def test_a_table_with_types_that_were_pickled(name: str, mark: Path, tmp_path: Path) -> None:
-    facts = {"ARROW:extension:name": name, "ARROW:extension:metadata": pickle.dumps(Payload(mark))}
+    facts = {"ARROW:extension:name": name, "ARROW:extension:metadata": pickle.dumps(CreatesFile(mark))}
     field = pa.field("image_id", pa.string(), metadata=facts)
-    pandas = {"pandas": pickle.dumps(Payload(mark)), "pickle": pickle.dumps(Payload(mark))}
+    pandas = {"pandas": pickle.dumps(CreatesFile(mark)), "pickle": pickle.dumps(CreatesFile(mark))}
     table = pa.table([["a"]], schema=pa.schema([field], metadata=pandas))
     pq.write_table(table, tmp_path / "a.parquet")
-    assert tables.read_file(tmp_path / "a.parquet")["image_id"].to_pylist() == ["a"]
+    assert parquet.read_file(tmp_path / "a.parquet")["image_id"].to_pylist() == ["a"]
     assert not mark.exists()
 
 
@@ -168,21 +156,20 @@ def test_a_table_with_types_that_were_pickled(name: str, mark: Path, tmp_path: P
         "active: !!python/object/apply:pathlib.Path.touch [ran]", "a: !!python/name:os.system", "x: &x [*x]",
         "store: !!python/object/new:os.system [touch ran]", "[" * 100_000, "a: !unknown b", "? [a]\n: b",
     ],
+    ids=lambda text: text[:20],
 )  # fmt: skip
 def test_parameters_that_would_run_something(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("params.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(CvsiError, match=r"params\.yaml: "):
         params.load()
-    if not text.startswith("["):  # memo reads it too, before anything is checked
-        assert index_cache.place_of("toy") is None
     assert sorted(tmp_path.iterdir()) == [tmp_path / "params.yaml"]
 
 
 def test_an_alias_bomb_is_refused_at_once(tmp_path: Path) -> None:
     levels = ["a0: &a0 [x, x]"] + [f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 60)]
     (tmp_path / "params.yaml").write_text("\n".join([*levels, "active: *a59"]), encoding="utf-8")
-    code = "import sys, pathlib; from cvsi import params; params.load(pathlib.Path(sys.argv[1]))"
+    code = "import sys, pathlib; from cvsi.core import params; params.load(pathlib.Path(sys.argv[1]))"
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "params.yaml")],
         capture_output=True,
@@ -195,8 +182,8 @@ def test_an_alias_bomb_is_refused_at_once(tmp_path: Path) -> None:
 
 def calls(tree: ast.Module) -> list[tuple[str, set[str]]]:
     """Every call in a file: the dotted name, and its keywords with their values as `name=value`."""
-    found = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    return [(ast.unparse(n.func), {f"{k.arg}={ast.unparse(k.value)}" for k in n.keywords}) for n in found]
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return [(ast.unparse(n.func), {f"{k.arg}={ast.unparse(k.value)}" for k in n.keywords}) for n in nodes]
 
 
 def test_the_product_has_no_call_that_could_run_data() -> None:
@@ -212,16 +199,18 @@ def test_the_product_has_no_call_that_could_run_data() -> None:
             assert name not in forbidden, (file, name)
             if name == "torch.load" or name == "open_clip.create_model":
                 assert "weights_only=True" in keywords, (file, name)
-            if name == "yaml.load":
-                assert file.name == "memo.py", file  # with SafeLoader, see above
+            assert name != "yaml.load", file
             if name.endswith(".from_pretrained") or name == "LLM":
-                safe = "trust_remote_code=False" in keywords or ("**source" in text and file.name == "captioner.py")
+                safe = "trust_remote_code=False" in keywords or (
+                    '{"trust_remote_code": False}' in text and "None=source" in keywords
+                )
                 assert safe, (file, name)
             if name.startswith("subprocess."):
                 assert "shell=True" not in keywords, file
 
 
-def test_no_parameter_lets_a_models_own_code_run(toy: Workspace) -> None:
-    tiny = toy.params()["datasets"]["toy"]["captioner"]
-    toy.params(datasets__toy__captioner=tiny | {"trust_remote_code": True})
-    assert "captioner.trust_remote_code: unknown key" in toy.error("index", "toy")
+@pytest.mark.parametrize(("part", "job"), [("captioner", caption_job), ("editor", edit_job)])
+def test_no_parameter_lets_a_models_own_code_run(part: str, job: Callable[..., object], toy: Workspace) -> None:
+    toy.params(**{f"datasets__toy__{part}__trust_remote_code": True})
+    with pytest.raises(CvsiError, match=rf"params\.yaml: datasets\.toy\.{part}\.trust_remote_code: unknown key"):
+        job("toy", params.load())

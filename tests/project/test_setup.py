@@ -1,4 +1,4 @@
-"""Setting up: one clear line when the Python is too old, the disk is full, or there is no network."""
+"""`make setup`: one clear line where Python is too old, the disk is full, or there is no network."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ def bare(tmp_path: Path) -> Path:
 
 
 def setup(folder: Path, before: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run tools/setup.py in a folder, some Python before it."""
+    """Run tools/setup.py in a folder, after some other Python code."""
     code = f"import runpy, shutil, sys\n{before}\nrunpy.run_path('tools/setup.py', run_name='__main__')"
     return subprocess.run(
         [sys.executable, "-c", code], cwd=folder, text=True, capture_output=True, env=os.environ | environment
@@ -31,7 +31,7 @@ def setup(folder: Path, before: str = "", **environment: str) -> subprocess.Comp
 
 
 def test_an_old_python(bare: Path) -> None:
-    done = setup(bare, "sys.version_info = (3, 9, 2)", PATH="/nowhere")
+    done = setup(bare, "sys.version_info = (3, 9, 2)", PATH="/missing")
     assert done.returncode == 1
     assert done.stderr == "setup: Python 3.9 is too old; install Python 3.11 or newer\n"
 
@@ -43,18 +43,18 @@ def test_a_full_disk(bare: Path) -> None:
 
 
 def test_no_network(bare: Path) -> None:
-    nowhere = {"PIP_INDEX_URL": NOTHING_LISTENS, "PIP_RETRIES": "0", "PIP_FIND_LINKS": "", "PIP_NO_CACHE_DIR": "1"}
-    done = setup(bare, **nowhere)
+    unreachable = {"PIP_INDEX_URL": NOTHING_LISTENS, "PIP_RETRIES": "0", "PIP_FIND_LINKS": "", "PIP_NO_CACHE_DIR": "1"}
+    done = setup(bare, **unreachable)
     assert done.returncode == 1
-    assert done.stderr.startswith("setup: no network: the package index can not be reached")
+    assert done.stderr.startswith("setup: no network: the package index cannot be reached")
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_an_environment_that_is_up_to_date_is_left_alone() -> None:
-    began = (ROOT / ".venv" / "installed.txt").stat().st_mtime_ns
+def test_an_up_to_date_environment_is_not_changed() -> None:
+    before = (ROOT / ".venv" / "installed.txt").stat().st_mtime_ns
     done = setup(ROOT)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert (ROOT / ".venv" / "installed.txt").stat().st_mtime_ns == began
+    assert (ROOT / ".venv" / "installed.txt").stat().st_mtime_ns == before
 
 
 def test_requirements_are_pinned_and_hashed_without_an_index() -> None:

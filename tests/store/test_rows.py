@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cvsi.core.digest import digest
 from cvsi.core.errors import CvsiError
-from cvsi.store.rows import Shelf
+from cvsi.store.rows import RowStore
 
 SCHEMA = pa.schema({"key": pa.string(), "value": pa.string()})
 RECIPE = {"model": "toy"}
@@ -22,46 +22,46 @@ def rows(**values: str) -> pa.Table:
     return pa.table({"key": list(values), "value": list(values.values())}, schema=SCHEMA)
 
 
-def shelf(path: Path) -> Shelf:
-    return Shelf(path, "things", RECIPE, SCHEMA)
+def store(path: Path) -> RowStore:
+    return RowStore(path, "things", RECIPE, SCHEMA)
 
 
 def test_missing_then_added_then_taken_in_order(tmp_path: Path) -> None:
-    first = shelf(tmp_path)
+    first = store(tmp_path)
     wanted = pl.Series(["a", "b", "c"])
     assert first.missing(wanted).to_list() == ["a", "b", "c"]
-    first.add(rows(b="2"))
-    first.add(rows(c="3", a="1"))
+    first.append(rows(b="2"))
+    first.append(rows(c="3", a="1"))
     assert first.missing(wanted).is_empty()
-    again = shelf(tmp_path)
-    assert again.take(pl.Series(["c", "a", "b", "c"]))["value"].to_pylist() == ["3", "1", "2", "3"]
-    assert again.take(pl.Series([], dtype=pl.String)).num_rows == 0
+    again = store(tmp_path)
+    assert again.get(pl.Series(["c", "a", "b", "c"]))["value"].to_pylist() == ["3", "1", "2", "3"]
+    assert again.get(pl.Series([], dtype=pl.String)).num_rows == 0
 
 
 def test_a_row_that_is_not_there_raises(tmp_path: Path) -> None:
     with pytest.raises(KeyError, match="nowhere"):
-        shelf(tmp_path).take(pl.Series(["nowhere"]))
+        store(tmp_path).get(pl.Series(["nowhere"]))
 
 
 def test_the_first_file_by_name_counts(tmp_path: Path) -> None:
-    shelf(tmp_path).add(rows(a="first"))
-    late = Shelf(tmp_path, "things", RECIPE, SCHEMA)
-    late.add(rows(a="second", b="2"))
-    for reader in (late, shelf(tmp_path)):
-        assert reader.take(pl.Series(["a", "b"]))["value"].to_pylist() == ["first", "2"]
+    store(tmp_path).append(rows(a="first"))
+    late = RowStore(tmp_path, "things", RECIPE, SCHEMA)
+    late.append(rows(a="second", b="2"))
+    for reader in (late, store(tmp_path)):
+        assert reader.get(pl.Series(["a", "b"]))["value"].to_pylist() == ["first", "2"]
 
 
 def test_recipes_do_not_mix(tmp_path: Path) -> None:
-    shelf(tmp_path).add(rows(a="1"))
-    other = Shelf(tmp_path, "things", {"model": "other"}, SCHEMA)
+    store(tmp_path).append(rows(a="1"))
+    other = RowStore(tmp_path, "things", {"model": "other"}, SCHEMA)
     assert other.missing(pl.Series(["a"])).to_list() == ["a"]
 
 
 def test_many_writers_lose_nothing(tmp_path: Path) -> None:
     def write(name: str) -> None:
-        mine = shelf(tmp_path)
+        mine = store(tmp_path)
         for number in range(10):
-            mine.add(rows(**{f"{name}{number}": name}))
+            mine.append(rows(**{f"{name}{number}": name}))
 
     threads = [threading.Thread(target=write, args=(name,)) for name in "pqrs"]
     for thread in threads:
@@ -69,7 +69,7 @@ def test_many_writers_lose_nothing(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     keys = pl.Series([f"{name}{number}" for name in "pqrs" for number in range(10)])
-    assert shelf(tmp_path).take(keys)["value"].to_pylist() == [key[0] for key in keys]
+    assert store(tmp_path).get(keys)["value"].to_pylist() == [key[0] for key in keys]
     assert not list(tmp_path.rglob("*.partial"))
 
 
@@ -86,61 +86,63 @@ def damage(file: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["cut", "empty", "flipped", "footer", "end"])
 def test_a_damaged_file_is_put_aside_and_its_rows_are_missing(tmp_path: Path, kind: str) -> None:
-    mine, keys = shelf(tmp_path), pl.Series([f"key{number}" for number in range(200)])
-    mine.add(rows(**dict.fromkeys(keys, "value" * 50)))
-    mine.add(rows(other="sound"))
+    mine, keys = store(tmp_path), pl.Series([f"key{number}" for number in range(200)])
+    mine.append(rows(**dict.fromkeys(keys, "value" * 50)))
+    mine.append(rows(other="sound"))
     (file,) = [file for file in mine.folder.glob("*.parquet") if file.stat().st_size > 1000]
     damage(file, kind)
-    late = shelf(tmp_path)
-    (line,) = late.mend(pl.concat([keys, pl.Series(["other"])]))
+    late = store(tmp_path)
+    (line,) = late.quarantine_corrupt(pl.concat([keys, pl.Series(["other"])]))
     assert line.startswith(f"{mine.folder / 'damaged' / file.name}: damaged, put aside")
     assert late.missing(keys).to_list() == keys.to_list() and late.missing(pl.Series(["other"])).is_empty()
-    late.add(rows(**dict.fromkeys(keys, "anew")))
-    for reader in (late, shelf(tmp_path)):
-        assert reader.mend(keys) == [] and reader.take(keys)["value"].to_pylist() == ["anew"] * 200
+    late.append(rows(**dict.fromkeys(keys, "anew")))
+    for reader in (late, store(tmp_path)):
+        assert reader.quarantine_corrupt(keys) == [] and reader.get(keys)["value"].to_pylist() == ["anew"] * 200
 
 
 def test_a_row_of_a_damaged_file_is_found_in_another_one(tmp_path: Path) -> None:
-    first, second = shelf(tmp_path), shelf(tmp_path)
-    first.add(rows(a="1", b="2"))
-    second.add(rows(a="1"))
+    first, second = store(tmp_path), store(tmp_path)
+    first.append(rows(a="1", b="2"))
+    second.append(rows(a="1"))
     damage(min(first.folder.glob("*.parquet")), "flipped")
-    late = shelf(tmp_path)
-    assert len(late.mend(pl.Series(["a", "b"]))) == 1
+    late = store(tmp_path)
+    assert len(late.quarantine_corrupt(pl.Series(["a", "b"]))) == 1
     assert late.missing(pl.Series(["a", "b"])).to_list() == ["b"]
 
 
 def test_a_file_that_is_damaged_after_it_was_looked_at_is_one_line(tmp_path: Path) -> None:
-    mine = shelf(tmp_path)
-    mine.add(rows(a="1"))
+    mine = store(tmp_path)
+    mine.append(rows(a="1"))
     next(mine.folder.glob("*.parquet")).write_bytes(b"PAR1 and nothing else")
     with pytest.raises(CvsiError, match=r"damaged store file .* run it again"):
-        mine.take(pl.Series(["a"]))
+        mine.get(pl.Series(["a"]))
 
 
 def test_files_of_before_are_read_and_checked_by_their_pages(tmp_path: Path) -> None:
-    mine = shelf(tmp_path)
-    mine.add(rows(a="1" * 500))
+    mine = store(tmp_path)
+    mine.append(rows(a="1" * 500))
     (file,) = mine.folder.glob("*.parquet")
     old = file.rename(file.with_name(f"{file.name[:20]}-0123456789ab.parquet"))
-    late = shelf(tmp_path)
-    assert late.mend(pl.Series(["a"])) == [] and late.take(pl.Series(["a"]))["value"].to_pylist() == ["1" * 500]
+    late = store(tmp_path)
+    assert late.quarantine_corrupt(pl.Series(["a"])) == [] and late.get(pl.Series(["a"]))["value"].to_pylist() == [
+        "1" * 500
+    ]
     damage(old, "flipped")
-    assert len(shelf(tmp_path).mend(pl.Series(["a"]))) == 1
+    assert len(store(tmp_path).quarantine_corrupt(pl.Series(["a"]))) == 1
 
 
 def test_a_newer_file_is_one_line_and_one_without_a_version_is_the_first(tmp_path: Path) -> None:
-    mine = shelf(tmp_path)
-    mine.add(rows(a="1"))
+    mine = store(tmp_path)
+    mine.append(rows(a="1"))
     (file,) = mine.folder.glob("*.parquet")
     table = pq.read_table(file)
     old = file.with_name(f"{file.name[:20]}-0123456789ab.parquet")
     file.unlink()
     pq.write_table(table.replace_schema_metadata(None), old)
-    assert shelf(tmp_path).take(pl.Series(["a"])).num_rows == 1
+    assert store(tmp_path).get(pl.Series(["a"])).num_rows == 1
     pq.write_table(table.replace_schema_metadata({"cvsi.schema": "2"}), old)
-    with pytest.raises(CvsiError, match="schema version 2, this cvsi knows up to 1; update cvsi"):
-        shelf(tmp_path)
+    with pytest.raises(CvsiError, match="schema version 2, this cvsi reads up to 1; update cvsi"):
+        store(tmp_path)
 
 
 json_values = st.recursive(

@@ -9,13 +9,14 @@ import spacy
 from spacy.tokens import Doc
 
 from cvsi.core.errors import CvsiError
-from cvsi.core.settings import WordList
+from cvsi.core.params import Compute, WordList
+from cvsi.store.rows import Store
 from cvsi.training import keywords
 from demo.texts import describe
 from demo.world.scenes import draw_scene
 from tests.imports import ROOT
 
-LINKS = set("a an and of on the with photo picture background is , $".split())
+FUNCTION_WORDS = set("a an and of on the with photo picture background is , $".split())
 DEMO = WordList(words=str(ROOT / "demo" / "keywords.txt"))
 
 
@@ -32,8 +33,8 @@ DEMO = WordList(words=str(ROOT / "demo" / "keywords.txt"))
     ],
 )
 def test_spans_of_known_sentences_by_the_word_list(caption: str, masked: str) -> None:
-    (found,) = keywords.masked(keywords.pipeline(DEMO), [caption])
-    assert " ".join(found.split()) == masked
+    (text,) = keywords.masked(keywords.pipeline(DEMO), [caption])
+    assert " ".join(text.split()) == masked
 
 
 def test_nouns_proper_nouns_and_adjectives_make_a_span_and_nothing_else_does() -> None:
@@ -43,28 +44,28 @@ def test_nouns_proper_nouns_and_adjectives_make_a_span_and_nothing_else_does() -
     assert " ".join(keywords.mask(doc).split()) == "the $ quickly chased seven $"
 
 
-def test_the_demos_word_list_names_all_of_a_description_but_its_links() -> None:
+def test_the_demos_word_list_has_every_word_of_a_description_but_function_words() -> None:
     random = Random(5)
     texts = [describe(draw_scene(random, "training"), random) for _ in range(300)]
     left = {word for text in keywords.masked(keywords.pipeline(DEMO), texts) for word in text.split()}
-    assert "$" in left and left <= LINKS
+    assert "$" in left and left <= FUNCTION_WORDS
 
 
 def test_a_caption_is_tagged_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    store = str(tmp_path / "store")
+    store, compute = Store(tmp_path / "store"), Compute()
     captions = pl.Series(["a red ring", "of it", "a red ring"])
-    first = keywords.find(captions, DEMO, store)
+    first = keywords.find(captions, DEMO, store, compute)
     assert "3 captions (2 distinct): 0 in the store, 2 to tag" in capsys.readouterr().out
     assert [" ".join(text.split()) for text in first] == ["a $", "of it", "a $"]
-    assert keywords.find(captions, DEMO, store).equals(first)
+    assert keywords.find(captions, DEMO, store, compute).equals(first)
     assert "2 in the store, 0 to tag" in capsys.readouterr().out
     other = tmp_path / "words.txt"
     other.write_text("it\n", encoding="utf-8")
-    changed = keywords.find(captions, WordList(words=str(other)), store)
+    changed = keywords.find(captions, WordList(words=str(other)), store, compute)
     assert [" ".join(text.split()) for text in changed] == ["a red ring", "of $", "a red ring"]
 
 
-def test_a_pipeline_that_is_not_there_or_is_none_is_one_line() -> None:
+def test_a_missing_or_broken_pipeline_is_one_line() -> None:
     with pytest.raises(CvsiError, match="is not installed; run: python -m spacy download en_no_sm"):
         keywords.identify("en_no_sm")
     with pytest.raises(CvsiError, match="no such word list"):

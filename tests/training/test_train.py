@@ -15,16 +15,15 @@ import yaml
 
 from cvsi.core import params
 from cvsi.core.errors import CvsiError
-from cvsi.core.model_settings import Backbone
-from cvsi.core.params import Compute
-from cvsi.core.settings import PhiTraining
+from cvsi.core.params import Backbone, Compute, PhiTraining
 from cvsi.models import phi
-from cvsi.models.clip import Encoder
+from cvsi.models.clip_encoder import Encoder
+from cvsi.store.rows import Store
 from cvsi.training import captions, checkpoint, train
-from demo.phi_captions import draw, draw_lesson
+from demo.phi_captions import draw, draw_caption
 from tests.conftest import Workspace, environment, project_params
 from tests.imports import ROOT
-from tests.models.test_clip import Hostile
+from tests.untrusted import CreatesFile
 
 KEYWORDS = str(ROOT / "demo" / "keywords.txt")
 SMALL: dict[str, Any] = {
@@ -47,7 +46,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
 @pytest.fixture(scope="module")
 def encoder() -> Encoder:
     model = f"local-dir:{ROOT / 'demo/weights/clip'}"
-    return Encoder(Backbone(model=model, phi="none", precision="fp32"), Compute(device="cpu", text_batch=3))
+    return Encoder(Backbone(model=model, phi="none", precision="fp32"), Compute(device="cpu"))
 
 
 def settings(**changes: Any) -> PhiTraining:
@@ -58,7 +57,8 @@ def models(work: Workspace) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in (work.path / "models" / "small").iterdir()}
 
 
-def test_the_loss_is_the_mean_squared_distance_of_lincir(encoder: Encoder) -> None:
+def test_the_loss_is_the_mean_squared_distance_of_lincir(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder, "compute", Compute(device="cpu", text_batch=3))
     table = pl.DataFrame(
         {
             "caption": [
@@ -77,14 +77,14 @@ def test_the_loss_is_the_mean_squared_distance_of_lincir(encoder: Encoder) -> No
     training.phi.eval()
     noise = torch.randn(4, encoder.width)
     with torch.no_grad():
-        found = float(torch.stack(list(training.losses(training.tokens(table), noise))).sum())
+        loss = float(torch.stack(list(training.losses(training.tokens(table), noise))).sum())
 
-        def text(words: list[int], stand_in: torch.Tensor | None = None) -> torch.Tensor:
-            """One text by open_clip's parts, without padding; `stand_in` where the token of `$` stands."""
+        def text(words: list[int], replacement: torch.Tensor | None = None) -> torch.Tensor:
+            """One text by open_clip's parts, without padding; `replacement` in place of the token `$`."""
             model, ids = encoder.model, torch.tensor([49406, *words, 49407])
             states = model.token_embedding(ids)
-            if stand_in is not None:
-                states[ids == encoder.tokenizer.encode("$")[0]] = stand_in
+            if replacement is not None:
+                states[ids == encoder.tokenizer.encode("$")[0]] = replacement
             states = states + model.positional_embedding[: len(ids)]
             states = model.transformer(states[None], attn_mask=model.attn_mask[: len(ids), : len(ids)])
             return model.ln_final(states)[0, -1] @ model.text_projection  # type: ignore[no-any-return]
@@ -95,8 +95,8 @@ def test_the_loss_is_the_mean_squared_distance_of_lincir(encoder: Encoder) -> No
             word = training.phi.layers(read)
             changed = text(encoder.tokenizer.encode(" ".join(masked.split())), word)
             total += float(((changed - text(encoder.tokenizer.encode(caption))) ** 2).mean()) / table.height
-    assert found == pytest.approx(total, rel=1e-5)
-    assert found > 0.01
+    assert loss == pytest.approx(total, rel=1e-5)
+    assert loss > 0.01
 
 
 def test_noise_is_a_normal_vector_times_a_uniform_number_of_its_row() -> None:
@@ -122,7 +122,7 @@ def test_some_steps_lower_the_loss_and_phi_loads_as_any(work: Workspace, capsys:
     assert models(work) == kept
 
 
-def test_a_run_killed_and_resumed_ends_in_the_same_bytes(work: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_killed_and_resumed_run_ends_in_the_same_bytes(work: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     work.params(store="killed", phis__small__steps=16, phis__small__validate_every=7)
     process = work.start("train_phi", "small")
     deadline = time.monotonic() + 100
@@ -146,7 +146,7 @@ def test_a_run_killed_and_resumed_ends_in_the_same_bytes(work: Workspace, capsys
 
 def test_every_checkpoint_leads_to_the_same_phi(encoder: Encoder, work: Workspace) -> None:
     chosen = settings(checkpoint_every=1, steps=7, validate_every=3, schedule="cosine")
-    table = captions.read(chosen, "store")
+    table = captions.read(chosen, Store(Path("store")), Compute())
     whole = checkpoint.Progress()
     train.Training(chosen, encoder, table, whole, {}).run(Path("whole.pt"))
     assert [row[0] for row in whole.losses] == [3, 6, 7]
@@ -169,7 +169,7 @@ def test_patience_ends_the_training_and_the_best_phi_is_kept(
 ) -> None:
     chosen = settings(learning_rate=30, clip=None, warmup=0, patience=2, steps=60, validate_every=1)
     progress = checkpoint.Progress()
-    training = train.Training(chosen, encoder, captions.read(chosen, "store"), progress, {})
+    training = train.Training(chosen, encoder, captions.read(chosen, Store(Path("store")), Compute()), progress, {})
     training.run(Path("part.pt"))
     assert "no better phi in 2 validations" in capsys.readouterr().out
     losses = progress.table()
@@ -183,17 +183,17 @@ def test_patience_ends_the_training_and_the_best_phi_is_kept(
 def test_mixed_precision_learns_too(encoder: Encoder, work: Workspace, precision: str) -> None:
     chosen = settings(precision=precision, steps=4, validate_every=2)
     progress = checkpoint.Progress()
-    training = train.Training(chosen, encoder, captions.read(chosen, "store"), progress, {})
+    training = train.Training(chosen, encoder, captions.read(chosen, Store(Path("store")), Compute()), progress, {})
     training.run(Path("mixed.pt"))
     assert progress.losses[1][2] < progress.losses[0][2]
     assert {value.dtype for value in progress.best.values()} == {torch.float32}
 
 
-def test_an_epoch_takes_every_lesson_once_and_no_two_are_alike() -> None:
+def test_an_epoch_takes_every_example_once_and_no_two_are_alike() -> None:
     chosen = settings(batch=5)
     epochs = [[tuple(captions.batch(step, 23, chosen)) for step in range(at, at + 4)] for at in (0, 4)]
     for epoch in epochs:
-        taken = [place for batch in epoch for place in batch]
+        taken = [row for batch in epoch for row in batch]
         assert len(set(taken)) == 20 and max(taken) < 23
     assert epochs[0] != epochs[1]
     table = pl.DataFrame({"caption": [str(number) for number in range(100)]})
@@ -204,19 +204,19 @@ def test_an_epoch_takes_every_lesson_once_and_no_two_are_alike() -> None:
 
 def read(path: Path, **changes: Any) -> pl.DataFrame:
     chosen = settings(captions=str(path), batch=1, held_out=1, **changes)
-    return captions.read(chosen, str(path.parent / "store"))
+    return captions.read(chosen, Store(path.parent / "store"), Compute())
 
 
-def test_lines_of_text_and_rows_of_parquet_become_lessons(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_of_text_and_rows_of_parquet_become_examples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = tmp_path / "captions.txt"
     lines.write_text("a red ring on white\n\nof it\r\n two stars for $5\n", encoding="utf-8")
     table = read(lines)
     assert [" ".join(text.split()) for text in table["masked"]] == ["a $ on $", "$ for 5"]
     assert table["caption"].to_list() == ["a red ring on white", " two stars for  5"]
-    said = capsys.readouterr().out
-    assert "1 caption not trained on, nothing but blanks: row 2" in said
-    assert "1 caption not trained on, without a keyword span: row 3" in said
-    assert "in 1 caption a $ is read as a blank" in said
+    printed = capsys.readouterr().out
+    assert "1 caption not trained on, nothing but blanks: row 2" in printed
+    assert "1 caption not trained on, without a keyword span: row 3" in printed
+    assert "in 1 caption a $ is read as a blank" in printed
     rows = tmp_path / "captions.parquet"
     subject = ["a ring", None, "Ring (x).*", ""]
     caption = ["a photo of a ring that is red", "a red ring", "see Ring (x).* here", "two stars"]
@@ -245,7 +245,7 @@ def test_a_bad_parquet_file_is_one_line(tmp_path: Path, columns: dict[str, Any],
     assert expected in str(error.value) and str(file) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_an_empty_file_or_one_that_is_no_text_is_one_line(work: Workspace) -> None:
+def test_an_empty_file_or_one_that_is_not_text_is_one_line(work: Workspace) -> None:
     (work.path / "empty.txt").write_bytes(b"")
     (work.path / "latin.txt").write_bytes(b"a caf\xe9\n")
     with pytest.raises(CvsiError, match=r"empty\.txt: no captions in it"):
@@ -258,7 +258,8 @@ def test_an_empty_file_or_one_that_is_no_text_is_one_line(work: Workspace) -> No
 
 def test_a_missing_pipeline_and_an_unknown_name_are_one_line(work: Workspace) -> None:
     work.params(phis__small__spans="en_no_sm")
-    assert "python -m spacy download en_no_sm" in work.error("train_phi", "small")
+    with pytest.raises(CvsiError, match="python -m spacy download en_no_sm"):
+        train.train("small", params.load())
     with pytest.raises(CvsiError, match="no phi 'large'; there are: small"):
         train.train("large", params.load())
     assert not (work.path / "models").exists()
@@ -280,9 +281,9 @@ def test_a_bad_setting_is_one_line(work: Workspace, change: dict[str, Any], expe
     assert expected in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_damaged_or_hostile_checkpoint_is_not_run(tmp_path: Path) -> None:
+def test_a_damaged_or_untrusted_checkpoint_runs_no_code(tmp_path: Path) -> None:
     mark, file = tmp_path / "ran", tmp_path / "checkpoint.pt"
-    torch.save({"progress": Hostile(mark), "parts": {}}, file)
+    torch.save({"progress": CreatesFile(mark), "parts": {}}, file)
     with pytest.raises(CvsiError, match="damaged checkpoint"):
         checkpoint.load(file)
     assert not mark.exists()
@@ -291,9 +292,9 @@ def test_a_damaged_or_hostile_checkpoint_is_not_run(tmp_path: Path) -> None:
         checkpoint.load(file)
 
 
-def test_the_demos_lessons_are_of_the_training_part_and_hold_their_subject() -> None:
+def test_the_demos_captions_contain_their_subject() -> None:
     random = Random(4)
-    drawn = [draw_lesson(random) for _ in range(2000)]
+    drawn = [draw_caption(random) for _ in range(2000)]
     assert all(subject is None or subject in caption for caption, subject in drawn)
     plain = sum(subject is None for _, subject in drawn)
     alone = sum(subject is not None and caption == f"a photo of {subject}" for caption, subject in drawn)
@@ -305,11 +306,9 @@ def test_a_bare_repro_and_pull_leave_phi_alone_and_its_own_target_trains_it(work
         shutil.copytree(ROOT / name, work.path / name, ignore=shutil.ignore_patterns("__pycache__", "dvc.lock"))
     (work.path / "demo").symlink_to(ROOT / "demo")
     shutil.copy(ROOT / ".gitignore", work.path)
-    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    world = yaml.safe_dump({"stages": {"world": stages["world"]}})
-    (work.path / "dvc.yaml").write_text(world, encoding="utf-8")
-    phis = {"small": SMALL | {"steps": 4}, "never": SMALL | {"steps": 4, "captions": "none.txt"}}
-    work.params(world={"seed": 1, "gallery": 12, "val": 1, "test": 1}, phis=phis)
+    other = {"cmd": "cp params.yaml other.txt", "deps": ["params.yaml"], "outs": ["other.txt"]}
+    (work.path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"other": other}}), encoding="utf-8")
+    work.params(phis={"small": SMALL | {"steps": 4}, "never": SMALL | {"steps": 4, "captions": "none.txt"}})
 
     def run(*command: str) -> str:
         done = subprocess.run(command, cwd=work.path, env=environment(work.path), text=True, capture_output=True)
@@ -321,7 +320,7 @@ def test_a_bare_repro_and_pull_leave_phi_alone_and_its_own_target_trains_it(work
     settings = "[core]\n    analytics = false\n    remote = there\n['remote \"there\"']\n    url = ../remote\n"
     (work.path / ".dvc/config").write_text(settings, encoding="utf-8")
     bare = run("dvc", "repro")
-    assert "Running stage 'world'" in bare and "train_phi" not in bare and not (work.path / "models").exists()
+    assert "Running stage 'other'" in bare and "train_phi" not in bare and not (work.path / "models").exists()
     run("dvc", "pull", "--run-cache")
     assert "phi of step 4" in run("dvc", "repro", "training/dvc.yaml:train_phi@small")
     assert set(models(work)) == {"losses.csv", "phi.safetensors", "provenance.json"}

@@ -1,1 +1,1 @@
-"""Everything the earlier stages made to one HTML page that opens from disk, and the table of weightings."""
+"""The report of a run: one HTML page that opens from disk, the table of methods, and their values per query."""

@@ -1,50 +1,57 @@
-"""Index, captions, edits, vectors and scores to `report/index.html` and `report/weightings.json`.
+"""Index, captions, edits, vectors and scores to `report/index.html`, `weightings.json` and `methods.parquet`.
 
-`published.json` comes with them where the dataset names its benchmark.
+`published.json` is written too where the dataset names its benchmark.
 """
 
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import polars as pl
 
 from cvsi.core import paths, provenance, tables
-from cvsi.core.console import count, say
+from cvsi.core.console import count, info
 from cvsi.core.params import Params
-from cvsi.core.schema import DROPPED, DROPPED_QUERIES
-from cvsi.evaluation.fusion import describe
-from cvsi.evaluation.fusion import weightings as named
-from cvsi.evaluation.report import published_section, weightings
-from cvsi.evaluation.report.query_cards import SHOWN, cards
-from cvsi.evaluation.scores import Judge
+from cvsi.core.provenance import Recipes
+from cvsi.core.schema import DROPPED, DROPPED_QUERIES, per_method
+from cvsi.datasets.formats import format_of
+from cvsi.evaluation import OWN, methods, queries, scores
+from cvsi.evaluation.gallery import Gallery
+from cvsi.evaluation.queries import QueryTable
+from cvsi.evaluation.report import method_table, published_section
+from cvsi.evaluation.report.query_cards import SHOWN, query_cards
 
 
 def build(name: str, backbone: str, params: Params) -> None:
-    """Write `cache/<name>/<backbone>/report`: a page that needs neither server nor network, and the table it shows."""
-    dataset = params.dataset(name)
-    judge = Judge(name, backbone, params)
-    judged = weightings.judge_all(judge, dataset.fusion)
-    table = weightings.table(judged)
-    shown = cards(name, Path(dataset.root), judge, judged["cvsi"])
-    main = judge.protocol.main
-    splits = judge.queries["split"].unique(maintain_order=True).to_list()
-    published = published_section.section(dataset, params.backbone(backbone), splits, table)
+    """Write `cache/<name>/<backbone>/report`: a page that needs neither server nor network, and its table."""
+    dataset, protocol = params.dataset(name), format_of(params.dataset(name), name).protocol
+    queried, gallery = queries.read(name)
+    own = scores.read_values(name, backbone, protocol)
+    evaluations = method_table.evaluate_all(name, backbone, params, protocol, queried, gallery, own)
+    table, main = method_table.metrics_table(evaluations), protocol.main
+    values = own.select("split", "query_id", value=main)
+    cards = query_cards(name, backbone, Path(dataset.root), queried.frame, values)
+    published = published_section.section(name, dataset, params.backbone(backbone), queried.splits, table)
+    recipes = provenance.recipes(name, backbone)
     page = _template().render(
-        name=name, backbone=backbone, main=main, shown=SHOWN, cards=shown, table=table,
-        weights=describe(dataset.fusion),
+        name=name, backbone=backbone, main=main, shown=SHOWN, cards=cards, table=table, own=OWN,
+        weights=methods.fusion_of(params, name).describe(),
         columns=[column for column in _columns(table) if "/" not in column and not column.endswith((" low", " high"))],
-        bars={split: weightings.bars(rows, main) for split, rows in table.items()},
-        aspects={split: weightings.by_aspect(rows, main) for split, rows in table.items()},
-        facts=_facts(name, judge, params), models=_models(name, backbone, params), numbers=_numbers(judge),
-        published=published, recipes=_recipes(name, backbone),
+        bars={split: method_table.bars(rows, main) for split, rows in table.items()},
+        aspects={split: method_table.by_aspect(rows, main) for split, rows in table.items()},
+        facts=_facts(name, queried, gallery, recipes, dataset.format), models=_models(name, backbone, params, recipes),
+        numbers=_aspect_sizes(queried), published=published,
+        recipes={stage: provenance.flat(recipe) for stage, recipe in recipes.items()},
     )  # fmt: skip
-    recipe = {"weightings": {key: value.model_dump() for key, value in named(dataset.fusion).items()}}
-    with tables.output("report", name, backbone, recipe) as out:
+    fusions = {key: fusion.recipe() for key, fusion in methods.table(params, name).items()}
+    with tables.output("report", name, backbone, {"methods": fusions}) as out:
         out.json("weightings.json", {"metric": main, "splits": table})
+        rows = method_table.values_table(evaluations)
+        out.table("methods.parquet", rows.to_arrow(), per_method(protocol.names()))
         if published is not None:
             out.json("published.json", published)
         out.file("index.html").write_text(page, encoding="utf-8")
-    say(f"{count(len(shown), 'query')} shown in {paths.folder('report', name, backbone) / 'index.html'}")
+    info(f"{count(len(cards), 'query')} shown in {paths.folder('report', name, backbone) / 'index.html'}")
 
 
 def _template() -> jinja2.Template:
@@ -55,48 +62,51 @@ def _template() -> jinja2.Template:
     return environment.get_template("page.html")
 
 
-def _columns(table: weightings.Table) -> list[str]:
+def _columns(table: method_table.Table) -> list[str]:
     rows = next(iter(table.values()), {})
     return list(next(iter(rows.values()), {}))
 
 
-def _numbers(judge: Judge) -> dict[str, int]:
+def _aspect_sizes(table: QueryTable) -> dict[str, int]:
     """How many labelled queries each aspect has, all splits together."""
-    asked = judge.queries.filter(pl.col("split").is_in(judge.labelled))
-    counts = asked.select("aspects").explode("aspects").drop_nulls().group_by("aspects").len()
+    labelled = table.frame.filter(pl.col("split").is_in(list(table.labelled)))
+    counts = labelled.select("aspects").explode("aspects").drop_nulls().group_by("aspects").len()
     return dict(counts.iter_rows())
 
 
-def _facts(name: str, judge: Judge, params: Params) -> dict[str, str]:
-    """What the page says of the data: how much there is, what was dropped, how many edits fell back."""
-    dropped = tables.optional("index", name, "dropped.parquet", DROPPED).num_rows
-    lost = tables.optional("index", name, "dropped_queries.parquet", DROPPED_QUERIES).num_rows
+def _facts(name: str, table: QueryTable, gallery: Gallery, recipes: Recipes, dataset_format: str) -> dict[str, str]:
+    """The page's facts of the data: its size, what was dropped, how many edits fell back."""
+    images = tables.optional("index", name, "dropped.parquet", DROPPED).num_rows
+    dropped = tables.optional("index", name, "dropped_queries.parquet", DROPPED_QUERIES).num_rows
     fallbacks = pl.DataFrame(tables.whole("edits", name)).filter(pl.col("status") != "ok").height
     captions = pl.Series(tables.whole("captions", name)["captions"]).list.len()
-    empty = captions.len() * params.dataset(name).captioner.n - int(captions.sum())
-    queries = judge.queries["split"].value_counts(sort=True, name="n")
+    number, wanted = int(captions.sum()), recipes["captions"].get("n")
+    empty = captions.len() * wanted - number if isinstance(wanted, int) else 0
+    queries = table.frame["split"].value_counts(sort=True, name="n").sort("split")
+    height = table.frame.height
     return {
-        "gallery": count(judge.gallery.size, "image"),
-        "queries": ", ".join(f"{number:,} {split}" for split, number in queries.sort("split").iter_rows()),
-        "dropped": f"{count(dropped, 'image')}, {count(lost, 'query')}",
-        "captions": f"{int(captions.sum()):,}{f', {empty:,} stayed empty' if empty else ''}",
-        "fallbacks": f"{count(fallbacks, 'edit')} of {judge.queries.height:,} "
-        f"({100 * fallbacks / judge.queries.height:.1f} %) fell back to the captions themselves",
-        "format": params.dataset(name).format,
+        "gallery": count(gallery.size, "image"),
+        "queries": ", ".join(f"{number:,} {split}" for split, number in queries.iter_rows()),
+        "dropped": f"{count(images, 'image')}, {count(dropped, 'query')}",
+        "captions": f"{number:,}{f', and {empty:,} empty ones left out' if empty else ''}",
+        "fallbacks": f"{count(fallbacks, 'edit')} of {height:,} ({100 * fallbacks / max(height, 1):.1f} %) "
+        "fell back to the captions themselves",
+        "format": dataset_format,
     }
 
 
-def _recipes(name: str, backbone: str) -> dict[str, dict[str, str]]:
-    """What decided each stage's output, as dotted names and values; nothing of one that another program wrote."""
-    return {stage: provenance.flat(recipe) for stage, recipe in provenance.recipes(name, backbone).items()}
-
-
-def _models(name: str, backbone: str, params: Params) -> dict[str, str]:
+def _models(name: str, backbone: str, params: Params, recipes: Recipes) -> dict[str, str]:
+    """The page's names of the models; names are those of params.yaml, numbers those of the recipes."""
     dataset, tower = params.dataset(name), params.backbone(backbone)
+    captions = recipes["captions"]
+    how = [f"{captions['n']} captions" if "n" in captions else "", _text(captions, "decoding")]
     return {
-        "captioner": f"{dataset.captioner.model}, {dataset.captioner.n} captions, "
-        f"{dataset.captioner.decoding} by {dataset.captioner.engine}",
-        "editor": f"{dataset.editor.model}, prompts {dataset.prompts.edited} and {dataset.prompts.added}",
+        "captioner": ", ".join(filter(None, [_text(dataset.captioner, "model"), *how])),
+        "editor": f"{_text(dataset.editor, 'model')}, prompts {dataset.prompts.edited} and {dataset.prompts.added}",
         "backbone": f"{tower.model} {tower.pretrained or ''}".strip(),
         "phi": tower.phi,
     }
+
+
+def _text(block: Any, key: str) -> str:
+    return str(block.get(key, ""))

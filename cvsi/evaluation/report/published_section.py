@@ -1,50 +1,53 @@
-"""A run's weightings beside the published figures of its benchmark and backbone, as the page and `published.json` say.
+"""A run's methods beside the published figures of its benchmark and backbone, for the page and `published.json`.
 
-Which benchmark a dataset is stands in its parameter `benchmark`; a dataset without one has no such section.
+The parameter `benchmark` of a dataset names its benchmark; a dataset without one has no such section.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
-from cvsi.core.model_settings import Backbone
-from cvsi.core.params import Dataset
+from cvsi.core.errors import CvsiError
+from cvsi.core.params import PATH, Backbone, Dataset
 from cvsi.evaluation.published import NEAR, Comparison, Row, compare, load, rows
-from cvsi.evaluation.report.weightings import Table
+from cvsi.evaluation.report.method_table import Table
 
 Section = dict[str, Any]
 
 
-def section(dataset: Dataset, backbone: Backbone, splits: Sequence[str], table: Table) -> Section | None:
-    """Published rows in the order of `published.yaml`, each with ours of every split beside it where it has one.
+def section(name: str, dataset: Dataset, backbone: Backbone, splits: Sequence[str], table: Table) -> Section | None:
+    """Published rows in the order of `published.yaml`, each with this run's values of every split where it has some.
 
-    `splits` are the dataset's, `table` has those with labels: `{split: {weighting: {metric: percent}}}`. None where
-    the dataset names no benchmark.
+    `splits` are the dataset's, `table` has those with labels: `{split: {method: {metric: percent}}}`. None where the
+    dataset names no benchmark; raises CvsiError for one without published figures.
     """
-    name = dataset.benchmark
-    if name is None:
+    benchmark, published = dataset.benchmark, load()
+    if benchmark is None:
         return None
-    published, found = load(), rows(name, backbone)
+    if benchmark not in published.benchmarks:
+        names = ", ".join(published.benchmarks)
+        raise CvsiError(f"{PATH}: datasets.{name}.benchmark: no figures of '{benchmark}'; there are: {names}")
+    theirs = rows(benchmark, backbone)
     ours = [
         pair
-        for weighting in published.counterparts
+        for method in published.counterparts
         for split in splits
-        for pair in compare(name, split, backbone, weighting, _measured(table, split, weighting))
+        for pair in compare(benchmark, split, backbone, method, _measured(table, split, method))
     ]
-    weightings = {row.weighting for row in found}
+    methods = {row.weighting for row in theirs}
     return {
-        "benchmark": name,
-        "split": published.benchmarks[name].split,
+        "benchmark": benchmark,
+        "split": published.benchmarks[benchmark].split,
         "model": f"{backbone.model} {backbone.pretrained or ''}".strip(),
         "near": NEAR,
-        "metrics": list(published.benchmarks[name].metrics),
-        "rows": [_row(row, name, [other for its, other in ours if its is row]) for row in found],
-        "notes": {key: text for key, text in published.counterparts.items() if key in weightings},
+        "metrics": list(published.benchmarks[benchmark].metrics),
+        "rows": [_row(row, benchmark, [comparison for other, comparison in ours if other is row]) for row in theirs],
+        "notes": {key: text for key, text in published.counterparts.items() if key in methods},
     }
 
 
-def _measured(table: Table, split: str, weighting: str) -> dict[str, float] | None:
-    """Our metrics of a split; None where its labels are hidden, nothing where the weighting was left out."""
-    return table[split].get(weighting, {}) if split in table else None
+def _measured(table: Table, split: str, method: str) -> dict[str, float] | None:
+    """This run's metrics of a split; None where its labels are hidden, nothing where the method was left out."""
+    return table[split].get(method, {}) if split in table else None
 
 
 def _row(row: Row, benchmark: str, ours: list[Comparison]) -> dict[str, Any]:

@@ -1,13 +1,12 @@
-"""A sample of queries, each with all that the page shows of it: pictures, captions, edit, results, right answers."""
+"""A sample of queries with everything that the page shows of each: images, captions, edit, results, right answers."""
 
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from cvsi.core import tables
+from cvsi.core import parquet, paths, tables
 from cvsi.evaluation.report.thumbnails import thumbnail
-from cvsi.evaluation.scores import Judge, Judged
 
 SAMPLE = 36
 SHOWN = 10
@@ -15,9 +14,14 @@ ANSWERS = 5
 KEY = ("split", "query_id")
 
 
-def cards(name: str, root: Path, judge: Judge, judged: Judged) -> list[dict[str, Any]]:
-    """The cards of up to 36 queries, evenly spaced through the index; pictures are `data:` addresses."""
-    shown = _sample(name, judge, judged)
+def query_cards(
+    name: str, backbone: str, root: Path, queries: pl.DataFrame, values: pl.DataFrame
+) -> list[dict[str, Any]]:
+    """The cards of up to 36 queries, evenly spaced through the index; images are `data:` addresses.
+
+    `values` has the main metric per labelled query as `value`.
+    """
+    shown = _sample(name, backbone, queries, values)
     named = pl.concat([shown["reference_id"], shown["results"].explode(), shown["target_ids"].explode()])
     images = pl.DataFrame(tables.read("index", name, "images.parquet"))
     images = images.filter(pl.col("image_id").is_in(named.drop_nulls().unique().implode()))
@@ -28,23 +32,19 @@ def cards(name: str, root: Path, judge: Judge, judged: Judged) -> list[dict[str,
     return [_card(row, pictures) for row in shown.iter_rows(named=True)]
 
 
-def _sample(name: str, judge: Judge, judged: Judged) -> pl.DataFrame:
+def _sample(name: str, backbone: str, queries: pl.DataFrame, values: pl.DataFrame) -> pl.DataFrame:
     """Sampled queries with captions of the reference, edits, the first results, and the main metric where labelled."""
-    number = min(SAMPLE, judge.queries.height)
-    rows = [place * judge.queries.height // number for place in range(number)]
-    shown = judge.queries[rows]
+    number = min(SAMPLE, queries.height)
+    shown = queries[[index * queries.height // number for index in range(number)]]
     captions = pl.DataFrame(tables.whole("captions", name)).select(reference_id="image_id", captions="captions")
     edits = pl.DataFrame(tables.whole("edits", name)).select(*KEY, "edited", "added", "status")
-    ranked = judge.rankings(judged.ranking).filter(pl.col("rank") <= SHOWN)
-    results = ranked.group_by(KEY, maintain_order=True).agg(results="image_id")
-    values = [
-        judge.split(split).select(*KEY, value=pl.Series(metrics[judge.protocol.main]))
-        for split, metrics in judged.by_query.items()
-    ]
+    rankings = pl.DataFrame(parquet.read_file(paths.folder("scores", name, backbone) / "rankings.parquet"))
+    rankings = rankings.join(shown, on=KEY, how="semi", maintain_order="left").filter(pl.col("rank") <= SHOWN)
+    results = rankings.group_by(KEY, maintain_order=True).agg(results="image_id")
     shown = shown.join(captions, on="reference_id", how="left", maintain_order="left")
-    for more in (edits, results, *([pl.concat(values)] if values else [])):
+    for more in (edits, results, values.select(*KEY, "value")):
         shown = shown.join(more, on=KEY, how="left", maintain_order="left")
-    return shown if values else shown.with_columns(value=pl.lit(None, dtype=pl.Float64))
+    return shown
 
 
 def _card(row: dict[str, Any], pictures: dict[str, str]) -> dict[str, Any]:

@@ -1,4 +1,8 @@
-"""The benchmarks' real annotations, cut, with drawn stand-ins for their images, through all stages with tiny models."""
+"""The benchmarks' real annotations, cut, with drawn images in place of their photographs, through all stages.
+
+By default, the captioner and the editor are toy engines of another package, and all stages run in one process; the slow
+variant runs each stage's script with the demo's models.
+"""
 
 import json
 import subprocess
@@ -15,6 +19,8 @@ import yaml
 from demo.world.drawing import picture
 from demo.world.scenes import draw_scene
 from tests.conftest import Workspace, environment, project_params
+from tests.imports import ROOT
+from tests.toy_engines import install_toy_engines
 
 QUERIES, IMAGES = 40, 150
 # The tiny editor takes 512 tokens, fewer than the benchmarks' prompts have; with the demo's it answers.
@@ -22,13 +28,13 @@ SHORT = {"edited": "demo_edited", "added": "demo_added"}
 Json = Any
 
 
-def load(place: Path) -> Json:
-    return json.loads(place.read_text(encoding="utf-8"))
+def load(file: Path) -> Json:
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
-def save(place: Path, content: Json) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_text(json.dumps(content), encoding="utf-8")
+def save(file: Path, content: Json) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content), encoding="utf-8")
 
 
 def cut(queries: list[Json], names: Callable[[Json], list[str]], most: int, images: int) -> tuple[list[Json], set[str]]:
@@ -42,8 +48,8 @@ def cut(queries: list[Json], names: Callable[[Json], list[str]], most: int, imag
     return kept, named
 
 
-def fill(named: set[str], everything: list[str], images: int) -> list[str]:
-    """So many images in the order of the benchmark's list, the named ones among them."""
+def with_others(named: set[str], everything: list[str], images: int) -> list[str]:
+    """This many images in the order of the benchmark's list, the named ones among them."""
     others = [name for name in everything if name not in named][: images - len(named)]
     wanted = named | set(others)
     return [name for name in everything if name in wanted]
@@ -59,7 +65,7 @@ def circo(source: Path, root: Path, queries: int, images: int) -> dict[str, str]
     )
     test = load(source / "CIRCO/annotations/test.json")[:10]
     named |= {str(query["reference_img_id"]) for query in test}
-    numbers = sorted(map(int, fill(named, [*sorted(named), *map(str, range(600_001, 700_000))], images)))
+    numbers = sorted(map(int, with_others(named, [*sorted(named), *map(str, range(600_001, 700_000))], images)))
     save(root / "annotations/val.json", val)
     save(root / "annotations/test.json", test)
     listed = [
@@ -87,7 +93,7 @@ def cirr(source: Path, root: Path, queries: int, images: int) -> dict[str, str]:
     assert not everything[0]["caption"].strip()
     kept, named = cut(everything, lambda q: [q["reference"], *q["img_set"]["members"]], queries, images)
     paths = load(source / "CIRR" / splits)
-    chosen = {name: paths[name] for name in fill(named, list(paths), images)}
+    chosen = {name: paths[name] for name in with_others(named, list(paths), images)}
     save(root / captions, kept)
     save(root / splits, chosen)
     return chosen
@@ -98,7 +104,7 @@ def fashioniq(source: Path, root: Path, queries: int, images: int) -> dict[str, 
     captions, splits = Path("captions/cap.dress.val.json"), Path("image_splits/split.dress.val.json")
     everything = load(source / "FASHIONIQ" / captions)
     kept, named = cut(everything, lambda q: [q["candidate"], q["target"]], queries, images)
-    names = fill(named, load(source / "FASHIONIQ" / splits), images)
+    names = with_others(named, load(source / "FASHIONIQ" / splits), images)
     save(root / captions, kept)
     save(root / splits, names)
     return {name: f"images/{name}.{('png', 'jpg')[place % 2]}" for place, name in enumerate(names)}
@@ -107,14 +113,16 @@ def fashioniq(source: Path, root: Path, queries: int, images: int) -> dict[str, 
 CUTS = {"circo": circo, "cirr-test1": cirr, "fashioniq-dress": fashioniq}
 
 
-def prepare(folder: Path, name: str, source: Path, queries: int, images: int) -> tuple[Workspace, dict[str, str]]:
-    """A workspace with one benchmark's own definition, but tiny models; second, its images' paths by id.
+def prepare(
+    folder: Path, name: str, source: Path, queries: int, images: int, **engines: Json
+) -> tuple[Workspace, dict[str, str]]:
+    """A workspace with one benchmark's own definition, but other engines; second, its images' paths by id.
 
     CIRCO gets the demo's prompts, the others have their own.
     """
     content = project_params()
     dataset = content["datasets"][name]
-    dataset |= {"captioner": content["captioners"]["tiny"], "editor": content["editors"]["tiny"]}
+    dataset |= {"captioner": content["captioners"]["tiny"], "editor": content["editors"]["tiny"]} | engines
     dataset |= {"prompts": SHORT} if name == "circo" else {}
     content |= {"active": [name], "runs": {"run": {"dataset": name, "backbone": "tiny"}}}
     (folder / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
@@ -127,18 +135,49 @@ def prepare(folder: Path, name: str, source: Path, queries: int, images: int) ->
     return Workspace(folder), paths
 
 
-def run_all(workspace: Workspace, name: str) -> dict[str, str]:
-    """Every stage in turn; what each said."""
-    said = {stage: workspace.run(stage, name) for stage in ("index", "captions", "edits")}
-    stages = ("gallery_vectors", "query_vectors", "scores", "report")
-    return said | {stage: workspace.run(stage, name, "tiny") for stage in stages}
+STAGES: dict[str, tuple[str, ...]] = {name: () for name in ("index", "captions", "edits")}
+STAGES |= {name: ("tiny",) for name in ("gallery_vectors", "query_vectors", "scores", "report")}
+ALL_STAGES = """
+import runpy, sys
+script, name = sys.argv[1:]
+for stage, more in STAGES:
+    sys.argv = [script.replace("STAGE", stage), name, *more]
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        assert not end.code, (stage, end.code)
+"""
+
+
+def run_in_one_process(workspace: Workspace, name: str) -> str:
+    """Run every stage's script in turn in a single process; what it printed."""
+    code = ALL_STAGES.replace("STAGES", repr(list(STAGES.items())))
+    command = [sys.executable, "-c", code, str(ROOT / "stages" / "STAGE.py"), name]
+    done = subprocess.run(command, cwd=workspace.path, env=environment(workspace.path), text=True, capture_output=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("name", CUTS)
-def test_a_benchmark_with_drawn_images_goes_through_all_stages(name: str, shared: Path, tmp_path: Path) -> None:
+def test_a_benchmarks_annotations_go_through_all_stages(
+    name: str, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_toy_engines(tmp_path / "package", monkeypatch)
+    engines = {"captioner": {"engine": "colour", "n": 2}, "editor": {"engine": "rule", "ending": "now"}}
+    workspace, paths = prepare(tmp_path, name, shared / "annotations", QUERIES, IMAGES, **engines)
+    printed = run_in_one_process(workspace, name)
+    assert f"the annotations of {name} list 150 images, expected" in printed
+    check(workspace.path, name, shared, paths)
+    edits = pl.read_parquet(workspace.path / "cache" / name / "edits/*.parquet")
+    assert set(edits["status"]) == {"ok"}
+
+
+@pytest.mark.slow  # minutes: every stage in a process of its own, with the demo's captioner and editor
+@pytest.mark.parametrize("name", CUTS)
+def test_a_benchmark_goes_through_all_stages_with_the_demos_models(name: str, shared: Path, tmp_path: Path) -> None:
     workspace, paths = prepare(tmp_path, name, shared / "annotations", QUERIES, IMAGES)
-    said = run_all(workspace, name)
-    assert f"the annotations of {name} list 150 images, expected" in said["index"]
+    printed = {stage: workspace.run(stage, name, *more) for stage, more in STAGES.items()}
+    assert f"the annotations of {name} list 150 images, expected" in printed["index"]
     check(workspace.path, name, shared, paths)
     edits = pl.read_parquet(workspace.path / "cache" / name / "edits/*.parquet")
     if name == "circo":
@@ -160,14 +199,14 @@ def check(folder: Path, name: str, shared: Path, paths: dict[str, str]) -> None:
     metrics = load(cache / "tiny/scores/metrics.json")
     assert list(metrics) == ([] if name == "cirr-test1" else ["val"])
     for split, values in metrics.items():
-        asked = queries.filter(pl.col("split") == split).height
+        number = queries.filter(pl.col("split") == split).height
         edits = pl.read_parquet(cache / "edits/*.parquet").filter(pl.col("split") == split)
         fallbacks = edits.filter(pl.col("status") != "ok").height
-        assert (values["queries"], values["dropped"], values["fallbacks"]) == (asked, 0, fallbacks)
-        assert values["fallback share"] == pytest.approx(100 * fallbacks / asked)
+        assert (values["queries"], values["dropped"], values["fallbacks"]) == (number, 0, fallbacks)
+        assert values["fallback share"] == pytest.approx(100 * fallbacks / number)
     files = sorted(file.name for file in (cache / "tiny/scores/submissions").glob("*"))
-    wanted = {"circo": ["test.map.json"], "cirr-test1": ["test1.recall.json", "test1.recall_subset.json"]}
-    assert files == wanted.get(name, [])
+    expected = {"circo": ["test.map.json"], "cirr-test1": ["test1.recall.json", "test1.recall_subset.json"]}
+    assert files == expected.get(name, [])
     for file in files:
         command = ["cvsi", "check-submission", str(cache / "tiny/scores/submissions" / file), "--queries", name]
         done = subprocess.run(command, cwd=folder, env=environment(folder), text=True, capture_output=True)

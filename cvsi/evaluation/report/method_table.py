@@ -1,0 +1,81 @@
+"""Every method on the labelled splits, from the same vectors: values per query, metrics, bars, values by aspect.
+
+The dataset's own fusion was evaluated by the stage scores, and so was every method with the same weights; nothing is
+ranked again for them.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import polars as pl
+
+from cvsi.core.console import info
+from cvsi.core.devices import device
+from cvsi.core.params import Params
+from cvsi.core.run_log import timed
+from cvsi.datasets.metrics import Protocol
+from cvsi.evaluation import OWN, methods, vectors
+from cvsi.evaluation.gallery import Gallery
+from cvsi.evaluation.queries import QueryTable
+from cvsi.evaluation.ranking import rank_targets
+from cvsi.evaluation.scores import Evaluation, evaluate, metrics_of
+
+Table = dict[str, dict[str, dict[str, float]]]
+
+
+def evaluate_all(
+    name: str, backbone: str, params: Params, protocol: Protocol, table: QueryTable, gallery: Gallery, own: pl.DataFrame
+) -> dict[str, Evaluation]:
+    """The evaluations of all methods that the vectors allow, `own` values as `cvsi` first.
+
+    A method that needs a missing column is left out with a message.
+    """
+    evaluations = {OWN: Evaluation(own, metrics_of(protocol, table, own))}
+    if not table.labelled:
+        return evaluations
+    inputs, fusions = vectors.read(table.frame, gallery, backbone), methods.table(params, name)
+    for method, fusion in fusions.items():
+        if fusion == fusions[OWN]:
+            evaluations[method] = evaluations[OWN]
+        elif missing := inputs.missing(fusion):
+            info(f"method {method} left out: {missing[0]}")
+        else:
+            with timed("compute"):
+                ranks = rank_targets(*inputs.fused(fusion), table.named, fusion.scorer, device(params.compute))
+                evaluations[method] = evaluate(protocol, table, *ranks)
+    return evaluations
+
+
+def metrics_table(evaluations: Mapping[str, Evaluation]) -> Table:
+    """`{split: {method: {metric: percent}}}`."""
+    splits = evaluations[OWN].metrics
+    return {split: {name: outcome.metrics[split] for name, outcome in evaluations.items()} for split in splits}
+
+
+def values_table(evaluations: Mapping[str, Evaluation]) -> pl.DataFrame:
+    """The values per query of all methods, with their names in the first column."""
+    return pl.concat(
+        outcome.per_query.select(pl.lit(name).alias("method"), pl.all()) for name, outcome in evaluations.items()
+    )
+
+
+def bars(rows: Mapping[str, Mapping[str, float]], metric: str) -> list[dict[str, Any]]:
+    """One bar per method in percent of the widest: value, and low and high of the interval."""
+    widest = max(max(values[f"{metric} high"] for values in rows.values()), 1e-9)
+    scale = 100 / widest
+    return [
+        {
+            "name": name,
+            "value": values[metric],
+            "width": values[metric] * scale,
+            "low": values[f"{metric} low"] * scale,
+            "high": values[f"{metric} high"] * scale,
+        }
+        for name, values in rows.items()
+    ]
+
+
+def by_aspect(rows: Mapping[str, Mapping[str, float]], metric: str) -> dict[str, list[float]]:
+    """`{aspect: [percent of each method]}`."""
+    names = [name.removeprefix(f"{metric}/") for name in next(iter(rows.values())) if name.startswith(f"{metric}/")]
+    return {aspect: [values[f"{metric}/{aspect}"] for values in rows.values()] for aspect in names}

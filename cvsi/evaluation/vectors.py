@@ -1,0 +1,118 @@
+"""The two vector tables of a run to fused vectors: queries in the index's order, the gallery shard by shard."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from cvsi.core import parquet, paths, tables
+from cvsi.core.errors import CvsiError
+from cvsi.core.vector_columns import numbers_of
+from cvsi.evaluation.fusion import Fusion
+from cvsi.evaluation.gallery import Gallery
+
+KEY = pa.schema({"split": pa.string(), "query_id": pa.string()})
+
+
+@dataclass(frozen=True)
+class RunVectors:
+    """The vectors of a dataset with a backbone, whichever program wrote them.
+
+    `queries` is in memory, in the index's order; the gallery's columns are known, its shards are read when they are
+    needed.
+    """
+
+    gallery: Gallery
+    backbone: str
+    queries: pa.Table
+    gallery_schema: pa.Schema
+
+    @property
+    def query_path(self) -> str:
+        """The folder of the query vectors, for messages."""
+        return str(paths.folder("query_vectors", self.gallery.name, self.backbone))
+
+    @property
+    def gallery_path(self) -> str:
+        """The folder of the gallery vectors, for messages."""
+        return str(paths.folder("gallery_vectors", self.gallery.name, self.backbone))
+
+    def missing(self, fusion: Fusion) -> list[str]:
+        """The columns with a weight in a fusion that the tables do not have, each with its folder."""
+        forms = fusion.forms.values()
+        query = dict.fromkeys(name for form in forms for name in form.query if name not in self.queries.column_names)
+        gallery = dict.fromkeys(
+            name for form in forms for name in form.gallery if name not in self.gallery_schema.names
+        )
+        return [f"{self.query_path}: no column '{name}'" for name in query] + [
+            f"{self.gallery_path}: no column '{name}'" for name in gallery
+        ]
+
+    def require(self, fusion: Fusion) -> None:
+        """Raise CvsiError for a column that the dataset's own fusion needs and the tables do not have."""
+        if missing := self.missing(fusion):
+            raise CvsiError(f"{missing[0]}, which has a weight in the dataset's fusion (params.yaml)")
+
+    def fused(self, fusion: Fusion) -> tuple[list[np.ndarray], Iterator[list[np.ndarray]]]:
+        """One matrix [queries, d] float32 per form of a fusion, in its order; and such lists for each gallery shard.
+
+        The shards are read while the iterator runs; it raises CvsiError where their vectors have another length.
+        """
+        forms = fusion.forms.values()
+        queries = [fuse(self.queries, form.query, self.query_path, form.unit) for form in forms]
+        return queries, self._fused_gallery(fusion, [matrix.shape[1] for matrix in queries])
+
+    def _fused_gallery(self, fusion: Fusion, widths: list[int]) -> Iterator[list[np.ndarray]]:
+        for shard in self.gallery.shards(self.backbone):
+            matrices = [fuse(shard, form.gallery, self.gallery_path, form.unit) for form in fusion.forms.values()]
+            for matrix, width in zip(matrices, widths, strict=True):
+                self.check_width(width, matrix.shape[1])
+            yield matrices
+
+    def check_width(self, queries: int, images: int) -> None:
+        """Raise CvsiError where vectors of the two tables have different lengths."""
+        if queries != images:
+            raise CvsiError(f"{self.gallery_path}: vectors of {images} numbers, the queries have {queries}")
+
+
+def read(frame: pl.DataFrame, gallery: Gallery, backbone: str) -> RunVectors:
+    """The vectors of a run for the queries of an index; raises CvsiError where a query has none."""
+    where = str(paths.folder("query_vectors", gallery.name, backbone))
+    vectors = in_order(frame, tables.whole("query_vectors", gallery.name, backbone), where)
+    return RunVectors(gallery, backbone, vectors, tables.schema_of("gallery_vectors", gallery.name, backbone))
+
+
+def in_order(frame: pl.DataFrame, vectors: pa.Table, where: str) -> pa.Table:
+    """Query vectors in the index's order, joined by (`split`, `query_id`); raises CvsiError for a missing one."""
+    keys = pl.DataFrame(parquet.fit(vectors, KEY, where)).with_row_index("index")
+    joined = frame.select("split", "query_id").join(keys, on=["split", "query_id"], how="left", maintain_order="left")
+    missing = joined.filter(pl.col("index").is_null())
+    if missing.height:
+        raise CvsiError(f"{where}: no vectors for query {missing['query_id'][0]} of split {missing['split'][0]}")
+    if joined.height != frame.height:
+        raise CvsiError(f"{where}: a query has duplicate vectors; run the stage query_vectors again")
+    return vectors.take(joined["index"].to_arrow())
+
+
+def fuse(table: pa.Table, weights: Mapping[str, float], where: str, unit: bool = False) -> np.ndarray:
+    """The weighted sum of a table's vector columns, [rows, d] float32.
+
+    Raises CvsiError for a column that is missing, has another type or contains a number that is not finite.
+    """
+    total: Tensor | None = None
+    for column, weight in weights.items():
+        # Scaled, then added: one operation for both may round the last numbers of an array otherwise than the rest.
+        scaled = numbers_of(table, column, where).to(torch.float32, copy=True).mul_(weight)
+        total = scaled if total is None else total.add_(scaled)
+    if total is None:
+        raise CvsiError(f"{where}: all weights are zero; give at least one column a weight in params.yaml")
+    if unit:
+        total = torch.nn.functional.normalize(total, dim=1, eps=1e-30)  # a zero vector remains zero
+    fused: np.ndarray = total.numpy()
+    if not np.isfinite(fused).all():
+        raise CvsiError(f"{where}: vectors with numbers that are not finite; run the stage that wrote them again")
+    return fused

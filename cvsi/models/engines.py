@@ -1,0 +1,119 @@
+"""What an engine is, and the registries of engines by the key `engine` of params.yaml.
+
+An engine is one file of this package: its settings, what they require, what identifies it in a recipe, and how it is
+loaded. Nothing else compares engines by name. To add one, write one file and one line below (or an entry point).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint
+from typing import Any, Generic, TypeVar
+
+from cvsi.core.params import PATH, Block, Compute, Dataset, Precision, Settings, checked
+from cvsi.core.registry import Registry
+from cvsi.models.captioner import Captioner, CaptionerSettings
+from cvsi.models.editor import Editor, EditorSettings
+from cvsi.store.rows import Store
+
+S = TypeVar("S", bound=Settings)
+M = TypeVar("M", covariant=True)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that must be on this machine or in the hub's cache: its name or folder, and the precision it runs in."""
+
+    name: str
+    revision: str | None = None
+    precision: Precision = "auto"
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """What an engine needs before it can compute a row: models, Python packages, and addresses of servers."""
+
+    models: tuple[Model, ...] = ()
+    packages: tuple[str, ...] = ()
+    servers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Engine(Generic[S, M]):
+    """One engine.
+
+    `recipe` gets the settings, the precision on this machine and the store (which may know the digest of a model that
+    is not here), and returns what decides a row's value. `load` gets the settings, those of speed, and a worker's
+    number. `one_worker` means that a loaded model uses all GPUs by itself.
+    """
+
+    settings: type[S]
+    requirements: Callable[[S], Requirements]
+    recipe: Callable[[S, str, Store], dict[str, Any]]
+    load: Callable[[S, Compute, int], M]
+    one_worker: bool = False
+
+
+def imported(path: str) -> Callable[..., Any]:
+    """A class by `module:name` that is imported when it is called: a model's libraries take seconds to import."""
+    return lambda *arguments: EntryPoint("", path, "").load()(*arguments)
+
+
+CAPTIONERS: Registry[Engine[Any, Captioner[Any]]] = Registry(
+    "captioner engine",
+    "cvsi.captioners",
+    {
+        "transformers": "cvsi.models.blip2:ENGINE",
+        "vllm": "cvsi.models.blip2_vllm:ENGINE",
+    },
+)
+EDITORS: Registry[Engine[Any, Editor]] = Registry(
+    "editor engine",
+    "cvsi.editors",
+    {
+        "vllm": "cvsi.models.llm_vllm:ENGINE",
+        "server": "cvsi.models.llm_server:ENGINE",
+    },
+)
+DEFAULT_CAPTIONER, DEFAULT_EDITOR = "transformers", "vllm"  # of a block without the key `engine`
+
+
+def captioner_settings(block: Block, where: str) -> CaptionerSettings:
+    """A captioner's block as its engine's settings; raises CvsiError for an unknown engine, key or value."""
+    settings: CaptionerSettings = _settings(CAPTIONERS, {"engine": DEFAULT_CAPTIONER} | block, where)
+    return settings
+
+
+def editor_settings(block: Block, where: str) -> EditorSettings:
+    """An editor's block as its engine's settings; raises CvsiError for an unknown engine, key or value."""
+    settings: EditorSettings = _settings(EDITORS, {"engine": DEFAULT_EDITOR} | block, where)
+    return settings
+
+
+def captioner_of(dataset: Dataset, name: str) -> CaptionerSettings:
+    """The captioner of a dataset by the dataset's name; raises CvsiError for an unknown engine, key or value."""
+    return captioner_settings(dataset.captioner, f"datasets.{name}.captioner")
+
+
+def editor_of(dataset: Dataset, name: str) -> EditorSettings:
+    """The editor of a dataset by the dataset's name; raises CvsiError for an unknown engine, key or value."""
+    return editor_settings(dataset.editor, f"datasets.{name}.editor")
+
+
+def captioner_engine(settings: CaptionerSettings) -> Engine[Any, Captioner[Any]]:
+    """The engine that checked settings belong to."""
+    return CAPTIONERS.get(settings.engine, f"{PATH}: captioner")
+
+
+def editor_engine(settings: EditorSettings) -> Engine[Any, Editor]:
+    """The engine that checked settings belong to."""
+    return EDITORS.get(settings.engine, f"{PATH}: editor")
+
+
+def facts_of(settings: Settings, *left_out: str) -> dict[str, Any]:
+    """The settings that belong in a recipe: all but what identifies the model, and what is left out."""
+    return settings.model_dump(exclude={"model", "revision", "precision", *left_out})
+
+
+def _settings(registry: Registry[Engine[Any, Any]], block: Mapping[str, Any], where: str) -> Any:
+    engine = registry.get(block["engine"], f"{PATH}: {where}.engine")
+    return checked(engine.settings, block, where)

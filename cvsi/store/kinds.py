@@ -1,0 +1,19 @@
+"""Every kind of row in the store, with the version number of the code that computes it.
+
+A number is raised by hand when the meaning of that code changes: it is part of the recipe, so rows of an earlier
+meaning are no longer used.
+"""
+
+CODE_VERSIONS = {
+    "files": 2,  # digest, size and readability of a dataset's files
+    "captions": 1,
+    "edits": 2,
+    "image_vectors": 1,
+    "text_vectors": 1,
+    "pseudo_vectors": 1,
+    "keyword_spans": 1,  # captions with `$` in place of their keywords, for training phi
+    "phi": 1,  # checkpoints of training
+    "weights": 1,  # digests of models that are not on this machine, from packs
+}
+FORMER = ("index",)  # kinds of earlier versions, which the clean-up still lists and removes
+KINDS = (*CODE_VERSIONS, *FORMER)
