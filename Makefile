@@ -10,14 +10,14 @@ WITH_BYTECODE := env -u PYTHONDONTWRITEBYTECODE
 help:               ## list the commands
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 20
 
-setup:              ## make .venv from the pinned requirements; nothing where it is up to date
+setup:              ## make .venv from the pinned requirements; does nothing if it is up to date
 	@$(PYTHON) tools/setup.py
 
-demo: setup         ## run the whole pipeline on the demo world, print the table, say where the report lies
+demo: setup         ## run the whole pipeline on the demo world, print the table, print the report's path
 	@$(WITH_BYTECODE) dvc repro
 	@cvsi show demo-tiny
 
-demo-seeds: setup   ## draw the demo world anew with two other seeds and run everything on each
+demo-seeds: setup   ## draw the demo world with two other seeds and run everything on each
 	@python -m demo.seeds
 
 demo-models: setup  ## train the demo's four tiny models from scratch (about 40 minutes on 2 cores)
@@ -29,7 +29,7 @@ test: setup         ## run the tests, every stage for real once (at most 8 minut
 test-slow: setup    ## the long tests: large models (9 GB of memory), property tests with all their examples, variants
 	@$(WITH_BYTECODE) CVSI_TEST_FULL=1 python -m pytest -n 0 -m slow -rP
 
-test-faults: setup  ## kill every stage 26 times while it writes, fill disks, damage files, take models away (half an hour)
+test-faults: setup  ## kill every stage 26 times while it writes, fill disks, damage files, remove models (half an hour)
 	@$(WITH_BYTECODE) python -m pytest -s -m faults tests/faults; code=$$?; python -m tests.faults.table; exit $$code
 
 bench: setup        ## time each stage against a plain loop and the floor (under 20 minutes on 2 cores)
@@ -45,15 +45,15 @@ lint: setup         ## formatting, lint, types; a line on known vulnerabilities
 	@mypy
 	@python tools/audit.py --warn
 
-audit: setup        ## hold the pinned requirements against known vulnerabilities (needs a network)
+audit: setup        ## check the pinned requirements for known vulnerabilities (needs a network)
 	@python tools/audit.py
 
-licences: setup     ## list the licences of all dependencies anew in docs/licences.md
+licences: setup     ## write docs/licences.md, the licences of all dependencies
 	@python tools/licences.py
 
 format: setup       ## format the code
 	@ruff format .
 	@ruff check --fix .
 
-requirements: setup ## pin requirements/*.txt anew from pyproject.toml
+requirements: setup ## compile requirements/*.txt from pyproject.toml
 	@tools/compile_requirements.sh
