@@ -24,7 +24,7 @@ from benchmarks.measure import FLOOR, OURS
 IMAGES, VAL, TEST = 123_403, 220, 800
 PICTURES = 8  # distinct ones
 EMPTY, INDEX = "one empty stage", "index alone"
-COPIED = ("stages", "cvsi", "demo/weights", "dvc.yaml", ".gitignore", ".dvcignore")
+COPIED = ("stages", "cvsi", "demo", "dvc.yaml", ".gitignore", ".dvcignore")
 DVC = (sys.executable, "-m", "dvc")
 
 
@@ -67,7 +67,8 @@ def hollow(source: Path, folder: Path) -> None:
     for name in (*COPIED, "cache", "data/demo", "params.yaml"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         if (source / name).is_dir():
-            shutil.copytree(source / name, folder / name, ignore=shutil.ignore_patterns("store"))
+            ignore = shutil.ignore_patterns("store") if name == "cache" else None
+            shutil.copytree(source / name, folder / name, ignore=ignore)
         else:
             shutil.copy(source / name, folder / name)
     content = yaml.safe_load((folder / "dvc.yaml").read_text(encoding="utf-8"))
