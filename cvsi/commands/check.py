@@ -11,7 +11,7 @@ from cvsi.commands import forecast, requirements
 from cvsi.core.console import count
 from cvsi.core.params import PATH, Params
 from cvsi.datasets import formats
-from cvsi.evaluation import methods
+from cvsi.evaluation import methods, published
 from cvsi.evaluation.fusion import Fusion
 from cvsi.models.engines import captioner_of, captioner_settings, editor_of, editor_settings
 from cvsi.pipeline.components import GALLERY_COMPONENTS, QUERY_COMPONENTS
@@ -49,6 +49,7 @@ def check_blocks(params: Params) -> None:
         formats.settings_of(dataset, name)
         captioner_of(dataset, name)
         editor_of(dataset, name)
+        published.check_benchmark(dataset.benchmark, name)
         _check_components(methods.fusion_of(params, name), f"datasets.{name}.fusion")
     for name, method in methods.methods(params).items():
         _check_components(method.fusion, f"methods.{name}")

@@ -11,7 +11,7 @@ import polars as pl
 
 from cvsi.core.console import count, info, warn
 from cvsi.core.errors import CvsiError
-from cvsi.core.params import Dataset, Params
+from cvsi.core.params import PATH, Dataset, Params
 from cvsi.core.schema import DROPPED, DROPPED_QUERIES, IMAGES, QUERIES
 from cvsi.core.tables import output
 from cvsi.datasets import formats
@@ -35,6 +35,8 @@ def build(name: str, params: Params) -> None:
     folder, broken annotations, ids that are unknown or duplicate, and for missing or unreadable images unless the
     dataset drops these.
     """
+    if "methods" not in params.model_fields_set:
+        warn(f"{PATH}: the key methods is missing; add methods: {{}}, or dvc repro stops at the stage scores")
     dataset = params.dataset(name)
     root = Path(dataset.root)
     if not root.is_dir():

@@ -13,7 +13,7 @@ import yaml
 from pydantic import ValidationError, model_validator
 
 from cvsi.core.errors import CvsiError
-from cvsi.core.params import Backbone, Settings, explain
+from cvsi.core.params import PATH, Backbone, Settings, explain
 
 Verdict = Literal["near", "off", "not comparable", "not available", "submit to see"]
 Weighting = Literal["cvsi", "pseudo", "edited", "pdv"]
@@ -105,6 +105,13 @@ def load() -> Published:
         return Published.model_validate(yaml.safe_load(text))
     except ValidationError as error:
         raise CvsiError(f"cvsi/evaluation/published.yaml: {explain(error)}") from None
+
+
+def check_benchmark(name: str | None, dataset: str) -> None:
+    """Raise CvsiError for a dataset's benchmark of which no figures are known; None is no benchmark."""
+    known = load().benchmarks
+    if name is not None and name not in known:
+        raise CvsiError(f"{PATH}: datasets.{dataset}.benchmark: no figures of '{name}'; there are: {', '.join(known)}")
 
 
 def rows(benchmark: str, backbone: Backbone) -> list[Row]:

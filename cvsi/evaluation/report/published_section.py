@@ -6,9 +6,8 @@ The parameter `benchmark` of a dataset names its benchmark; a dataset without on
 from collections.abc import Sequence
 from typing import Any
 
-from cvsi.core.errors import CvsiError
-from cvsi.core.params import PATH, Backbone, Dataset
-from cvsi.evaluation.published import NEAR, Comparison, Row, compare, load, rows
+from cvsi.core.params import Backbone, Dataset
+from cvsi.evaluation.published import NEAR, Comparison, Row, check_benchmark, compare, load, rows
 from cvsi.evaluation.report.method_table import Table
 
 Section = dict[str, Any]
@@ -23,9 +22,7 @@ def section(name: str, dataset: Dataset, backbone: Backbone, splits: Sequence[st
     benchmark, published = dataset.benchmark, load()
     if benchmark is None:
         return None
-    if benchmark not in published.benchmarks:
-        names = ", ".join(published.benchmarks)
-        raise CvsiError(f"{PATH}: datasets.{name}.benchmark: no figures of '{benchmark}'; there are: {names}")
+    check_benchmark(benchmark, name)
     theirs = rows(benchmark, backbone)
     ours = [
         pair
