@@ -79,11 +79,11 @@ def _of_vectors(job: VectorJob, run: str, images: int, n: int, indexed: bool, ca
 def _task(job: RowJob, name: str, kind: str, most: int, countable: bool) -> Task:
     """The rows of one job: counted by key where its tables are there and not too large, else the most there can be."""
     exact = countable and most <= COUNTED
-    total = todo = most
+    total, todo, recipe = most, most, job.recipe()
     if exact:
         keys = job.wanted()["key"].unique(maintain_order=True)
-        total, todo = keys.len(), job.rows().missing(keys).len()
-    rate = rates().get((job.kind, digest(job.recipe())))
+        total, todo = keys.len(), job.store.rows(job.kind, recipe, job.schema).missing(keys).len()
+    rate = rates().get((job.kind, digest(recipe)))
     return Task(name, kind, total, todo, exact, todo / rate if rate else None)
 
 

@@ -7,6 +7,7 @@ text digest, pseudo-token rows are unit vectors by reference image and sentence.
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -149,8 +150,12 @@ class PseudoTokenJob(TextVectorJob):
 
     def complete(self, block: pl.DataFrame) -> pl.DataFrame:
         """Add the image embeddings as the column `image`."""
-        job = ImageVectorJob(self.compute, self.store, self.backbone, self.dataset, self.source, Path())
-        return block.with_columns(image=pl.Series(job.rows().get(block["digest"])["vector"]))
+        return block.with_columns(image=pl.Series(self._images.get(block["digest"])["vector"]))
+
+    @cached_property
+    def _images(self) -> RowStore:
+        """The image embeddings, opened once: that identifies the backbone by its files, which takes long."""
+        return ImageVectorJob(self.compute, self.store, self.backbone, self.dataset, self.source, Path()).rows()
 
     def images_of(self, block: pl.DataFrame) -> "torch.Tensor | None":
         """The image embeddings of the references, [rows, d]."""

@@ -134,9 +134,8 @@ def _jobs(name: str, backbone: str, params: Params, images: Rows, texts: Rows) -
 
 def _compute(jobs: list[VectorJob]) -> Embeddings:
     """Compute what is missing, job by job."""
-    for job in jobs:
-        job.recipe()  # raises CvsiError for a missing model or phi before any long work
-    return Embeddings(*(compute_missing(job) for job in jobs))
+    opened = [job.rows() for job in jobs]  # raises CvsiError for a missing model or phi before any long work
+    return Embeddings(*(compute_missing(*pair) for pair in zip(jobs, opened, strict=True)))
 
 
 def _recipes(embeddings: Embeddings) -> dict[str, Any]:

@@ -22,13 +22,14 @@ from cvsi.store.jobs import RowJob
 from cvsi.store.rows import RowStore
 
 
-def compute_missing(job: RowJob) -> RowStore:
+def compute_missing(job: RowJob, opened: RowStore | None = None) -> RowStore:
     """Compute and store the rows that a job needs and the store does not contain; the rows of the job.
 
-    Prints how many rows there are, how many are stored, and how long the others took.
+    `opened` are the job's rows, where the caller opened them already. Prints how many rows there are, how many are
+    stored, and how long the others took.
     """
     began, loaded = time.monotonic(), 0.0
-    rows, every = job.rows(), job.wanted()
+    rows, every = job.rows() if opened is None else opened, job.wanted()
     wanted = every.unique("key", keep="first", maintain_order=True)
     with run_log.timed("read"):
         rows.quarantine_corrupt(wanted["key"])
