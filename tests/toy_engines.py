@@ -10,7 +10,7 @@ from PIL import Image
 
 from cvsi.core.params import Compute
 from cvsi.models.captioner import CaptionerSettings
-from cvsi.models.editor import Answer, EditorSettings
+from cvsi.models.editor import Answer, EditorSettings, Prompt
 from cvsi.models.engines import Engine, Requirements, facts_of
 from cvsi.store.rows import Store
 
@@ -77,9 +77,9 @@ class RuleEditor:
     def __init__(self, settings: RuleSettings, compute: Compute, worker: int) -> None:
         self.settings = settings
 
-    def answers(self, prompts: Sequence[str]) -> list[Answer]:
-        instructions = [prompt.splitlines()[-2].removeprefix("Instruction: ") for prompt in prompts]
-        return [f"it {text} {self.settings.ending}" for text in instructions]
+    def answers(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        instructions = [str(prompt).splitlines()[-2].removeprefix("Instruction: ") for prompt in prompts]
+        return [Answer(f"it {text} {self.settings.ending}", "stop") for text in instructions]
 
 
 def recipe(settings: ColourSettings | RuleSettings, precision: str, store: Store) -> dict[str, Any]:

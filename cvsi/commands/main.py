@@ -46,8 +46,10 @@ def show(run: str = typer.Argument(help="A run of params.yaml, e.g. demo-tiny.")
     """Print a run's table of weightings, where its report lies, and what its stages ran on, with which versions."""
     from cvsi.commands import show as shown
     from cvsi.commands import times as record
+    from cvsi.commands.fallback_warning import fallback_warning
 
-    chosen = params.load().run(run)
+    settings = params.load()
+    chosen = settings.run(run)
     content, console = shown.content(chosen), Console()
     for table in shown.tables(run, content):
         console.print(table)
@@ -55,6 +57,8 @@ def show(run: str = typer.Argument(help="A run of params.yaml, e.g. demo-tiny.")
         console.print("No split has labels, so there are no metrics.")
     for line in record.environment(record.of_run(chosen.dataset, chosen.backbone)):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
+    if line := fallback_warning(chosen.dataset, settings):
+        console.print(line, style="red", soft_wrap=True, highlight=False, markup=False)
     page = paths.folder("report", chosen.dataset, chosen.backbone) / "index.html"
     console.print(f"Report: {page}", soft_wrap=True, highlight=False)
 
@@ -102,6 +106,8 @@ def summary(
         console.print(f"{unscored.run}: {unscored.why}", soft_wrap=True, highlight=False, markup=False)
     for run, files in found.submissions.items():
         console.print(f"{run}, to submit: {', '.join(files)}", soft_wrap=True, highlight=False, markup=False)
+    for line in found.fallbacks:
+        console.print(line, style="red", soft_wrap=True, highlight=False, markup=False)
     for line in found.doubts:
         warn(f"warning: {line}")
 

@@ -13,7 +13,7 @@ from typing import Any
 import polars as pl
 
 from cvsi.commands import pack_format
-from cvsi.commands.pack_format import CARD, MANIFEST, NOUNS, RECIPE, SCHEMAS, VERSION, Kind, job_of
+from cvsi.commands.pack_format import CARD, MANIFEST, NOUNS, RAW, RECIPE, SCHEMAS, VERSION, Kind, job_of
 from cvsi.commands.pack_readme import readme
 from cvsi.core import parquet, tables
 from cvsi.core.atomic import atomic_dir
@@ -84,8 +84,9 @@ def _edits(name: str, recipe: dict[str, Any], params: Params) -> pl.DataFrame:
     rows = table.with_columns(key=queries["key"]).select(SCHEMAS["edits"].names)
     store = RowStore(Path(params.store), "edits", recipe, SCHEMAS["edits"])
     missing = store.missing(rows["key"])
-    stored = rows.filter(~pl.col("key").is_in(missing.implode()))
-    if not pl.DataFrame(store.get(stored["key"])).equals(stored):
+    known = rows.filter(~pl.col("key").is_in(missing.implode()))
+    stored = pl.DataFrame(store.get(known["key"]))
+    if not stored.select(RAW["edits"]).equals(known.select(RAW["edits"])):  # texts and statuses are parsed anew
         raise CvsiError(old)
     if missing.len():
         warn(

@@ -23,7 +23,7 @@ from cvsi.core.digest import digest
 from cvsi.core.errors import CvsiError, cause
 from cvsi.core.params import Name, Params, Settings
 from cvsi.core.parquet import SHARD_ROWS, check_version
-from cvsi.core.schema import STORED_CAPTIONS, STORED_EDITS
+from cvsi.core.schema import LATER_COLUMNS, STORED_CAPTIONS, STORED_EDITS
 from cvsi.core.strict_json import parse_json
 from cvsi.pipeline.captions import CaptionJob, caption_job
 from cvsi.pipeline.edits import EditJob, edit_job
@@ -31,6 +31,8 @@ from cvsi.pipeline.edits import EditJob, edit_job
 VERSION = 1  # of packs; raised when an earlier reader would misread one
 MANIFEST, CARD, RECIPE = "manifest.json", "README.md", "recipe.json"
 SCHEMAS = {"captions": STORED_CAPTIONS, "edits": STORED_EDITS}
+# What is compared with stored rows: of edits the model's answers; the texts may have been parsed at another time.
+RAW = {"captions": ["captions"], "edits": ["answers", "finish"]}
 NOUNS = {"captions": "captioner", "edits": "editor"}
 JOBS: dict[str, Callable[[str, Params], CaptionJob | EditJob]] = {"captions": caption_job, "edits": edit_job}
 MAX_MANIFEST, MAX_JSON, MAX_PART = 8 << 20, 1 << 20, 256 << 20
@@ -186,7 +188,8 @@ def _rows(content: bytes, schema: pa.Schema, where: Path) -> pa.Table:
         with pq.ParquetFile(pa.BufferReader(content)) as parquet:
             columns, facts = parquet.schema_arrow, parquet.metadata
             check_version(columns.metadata, where)
-            if not columns.equals(schema):
+            earlier = pa.schema([field for field in schema if field.name not in LATER_COLUMNS])
+            if not (columns.equals(schema) or columns.equals(earlier)):
                 raise CvsiError(f"{where}: columns {_words(columns)}, not {_words(schema)}")
             groups = [facts.row_group(number) for number in range(facts.num_row_groups)]
             chunks = [group.column(number) for group in groups for number in range(facts.num_columns)]
@@ -205,6 +208,8 @@ def _rows(content: bytes, schema: pa.Schema, where: Path) -> pa.Table:
     except (pa.ArrowException, OSError, ValueError, OverflowError, KeyError) as error:
         raise CvsiError(f"{where}: not a readable Parquet file ({cause(error)}); get the pack again") from None
     _check_values(table, where)
+    for name in set(schema.names) - set(table.column_names):
+        table = table.append_column(schema.field(name), pa.array([[]] * table.num_rows, schema.field(name).type))
     return table.cast(schema)
 
 

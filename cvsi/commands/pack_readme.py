@@ -13,6 +13,7 @@ import jinja2
 import polars as pl
 
 from cvsi.commands.pack_format import Kind
+from cvsi.core.statuses import fell_back
 from cvsi.models.engines import DEFAULT_CAPTIONER
 
 EXAMPLES, LONGEST = 3, 300
@@ -86,7 +87,8 @@ def _numbers(recipes: Mapping[Kind, Mapping[str, Any]], frames: Mapping[Kind, pl
         found |= {"images": images, "captions": captions, "empty": images * n - captions if n else 0}
     if "edits" in frames:
         status = frames["edits"]["status"]
-        bad = status.filter(status != "ok").value_counts(name="edits").sort("edits", "status", descending=[True, False])
+        bad = frames["edits"].filter(fell_back())["status"].value_counts(name="edits")
+        bad = bad.sort("edits", "status", descending=[True, False])
         found |= {"edits": status.len(), "fallbacks": int(bad["edits"].sum())}
         found["statuses"] = {plain(name): number for name, number in bad.iter_rows()}
     return found

@@ -13,6 +13,7 @@ from rich import box
 from rich.table import Table
 
 from cvsi.commands import consistency
+from cvsi.commands.fallback_warning import fallback_warning
 from cvsi.core import paths
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import Params, Run, explain
@@ -47,13 +48,17 @@ class Unscored(BaseModel):
 
 
 class Summary(BaseModel):
-    """All runs: those with metrics, averages over categories, those without, submissions, and warnings (`doubts`)."""
+    """All runs: those with metrics, averages over categories, those without, submissions, and warnings.
+
+    `doubts` are about the comparison, `fallbacks` about datasets of which too many edits fell back.
+    """
 
     runs: list[Line]
     averages: list[Line]
     without: list[Unscored]
     submissions: dict[str, list[str]]
     doubts: list[str]
+    fallbacks: list[str]
 
 
 def collect(settings: Params) -> Summary:
@@ -74,9 +79,11 @@ def collect(settings: Params) -> Summary:
             lines += _lines(name, run, settings, metrics)
     averages, left_out = _averages(lines)
     averaged = [names for average in averages if (names := _behind(average, lines))]
+    datasets = dict.fromkeys(run.dataset for run in settings.runs.values())
     warnings = consistency.of_summary(settings, [line.run for line in lines], averaged)
     return Summary(
-        runs=lines, averages=averages, without=without + left_out, submissions=submissions, doubts=warnings
+        runs=lines, averages=averages, without=without + left_out, submissions=submissions, doubts=warnings,
+        fallbacks=[line for name in datasets if (line := fallback_warning(name, settings))],
     )  # fmt: skip
 
 

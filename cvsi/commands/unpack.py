@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 
 from cvsi.commands import pack_format, pack_match
-from cvsi.commands.pack_format import SCHEMAS, Kind, Pack
+from cvsi.commands.pack_format import RAW, SCHEMAS, Kind, Pack
 from cvsi.core.console import count, info, warn
 from cvsi.core.params import Params
 from cvsi.store.rows import Store
@@ -51,7 +51,8 @@ def add(pack: Pack, kind: Kind, store: Store) -> ImportCounts:
         rows.quarantine_corrupt(keys)
         missing = rows.missing(keys)
         known = pl.DataFrame(table).filter(~keys.is_in(missing.implode()))
-        stored = pl.DataFrame(rows.get(known["key"]))
+        raw = RAW[kind]
+        stored, known = pl.DataFrame(rows.get(known["key"])).select(raw), known.select(raw)
         same = sum(ours == theirs for ours, theirs in zip(stored.iter_rows(), known.iter_rows(), strict=True))
         counts.added += missing.len()
         counts.same += same

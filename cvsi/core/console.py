@@ -38,9 +38,10 @@ def info(text: str) -> None:
     sys.stdout.flush()
 
 
-def warn(text: str) -> None:
-    """Print one line to standard error, at once; line breaks in it become blanks."""
-    sys.stderr.write(f"{_prefix}: {plain(' '.join(text.split()))}\n")
+def warn(text: str, red: bool = False) -> None:
+    """Print one line to standard error, at once; line breaks in it become blanks. `red` applies to a terminal."""
+    line = f"{_prefix}: {plain(' '.join(text.split()))}"
+    sys.stderr.write(f"\x1b[31m{line}\x1b[0m\n" if red and sys.stderr.isatty() else f"{line}\n")
     sys.stderr.flush()
 
 

@@ -57,6 +57,7 @@ class Dataset(Settings):
     normalize_captions: bool = False
     sizes: dict[Name, PositiveInt] = Field(default={})
     benchmark: Name | None = None
+    fallback_limit: Annotated[float, Field(ge=0, le=1)] = 0.2
 
     @property
     def own(self) -> Block:

@@ -43,7 +43,9 @@ EDITS = pa.schema(
         "edited": STRINGS,
         "added": pa.string(),
         "status": pa.string(),
+        "answer_status": STRINGS,
         "answers": STRINGS,
+        "finish": STRINGS,
     }
 )
 RANKINGS = pa.schema(
@@ -73,6 +75,7 @@ STORED_FACTS = pa.schema(
     {"key": pa.string(), "digest": pa.string(), "width": pa.int32(), "height": pa.int32(), "reason": pa.string()}
 )
 STORED_CAPTIONS = pa.schema({"key": pa.string(), "captions": STRINGS})
+# Read are `answers` and `finish`; texts and status are those of the time of storing, which earlier versions read.
 STORED_EDITS = pa.schema(
     {
         "key": pa.string(),
@@ -80,8 +83,10 @@ STORED_EDITS = pa.schema(
         "added": pa.string(),
         "status": pa.string(),
         "answers": STRINGS,
+        "finish": STRINGS,
     }
 )
+LATER_COLUMNS = ("finish",)  # lists of the store that files of earlier versions do not have: empty there
 STORED_WEIGHTS = pa.schema({"key": pa.string(), "weights": pa.string()})
 STORED_MASKS = pa.schema({"key": pa.string(), "masked": pa.string()})
 

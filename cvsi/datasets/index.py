@@ -87,7 +87,7 @@ def _write(name: str, dataset: Dataset, index: Index) -> None:
         # DVC refuses a parameter that params.yaml leaves out; it tracks the optional ones through these files.
         out.json("options/edits.json", {"prompts": dataset.prompts.model_dump()})
         out.json("options/gallery_vectors.json", {"normalize_captions": dataset.normalize_captions})
-        out.json("options/report.json", {"benchmark": dataset.benchmark})
+        out.json("options/report.json", dataset.model_dump(include={"benchmark", "fallback_limit"}))
 
 
 def _summary(listing: Listing, index: Index) -> str:

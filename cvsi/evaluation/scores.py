@@ -15,6 +15,7 @@ from cvsi.core.devices import device
 from cvsi.core.params import Params
 from cvsi.core.run_log import timed
 from cvsi.core.schema import DROPPED, DROPPED_QUERIES, EDITS, GROUP_RANKINGS, RANKINGS, per_query
+from cvsi.core.statuses import fell_back
 from cvsi.datasets.formats import format_of
 from cvsi.datasets.metrics import Protocol
 from cvsi.datasets.submissions import Submission
@@ -123,13 +124,13 @@ def with_counts(name: str, metrics: Metrics, table: QueryTable, dropped: pl.Data
     """The metrics of labelled splits with the numbers of queries, of dropped ones, and of edits that fell back."""
     edits = tables.whole("edits", name) if tables.exists("edits", name) else EDITS.empty_table()
     images = tables.optional("index", name, "dropped.parquet", DROPPED).num_rows
-    fallbacks = pl.DataFrame(edits).filter(pl.col("status") != "ok")
+    fallbacks = pl.DataFrame(edits).filter(fell_back())
     counted = {}
     for split, values in metrics.items():
         number = table.of_split(split).height
-        fell_back, gone = (frame.filter(pl.col("split") == split).height for frame in (fallbacks, dropped))
+        fallen, gone = (frame.filter(pl.col("split") == split).height for frame in (fallbacks, dropped))
         counts = {"queries": number, "dropped": gone, "dropped images": images}
-        counted[split] = values | counts | {"fallbacks": fell_back, "fallback share": 100 * fell_back / number}
+        counted[split] = values | counts | {"fallbacks": fallen, "fallback share": 100 * fallen / number}
     return counted
 
 

@@ -111,7 +111,8 @@ def editor_engine(settings: EditorSettings) -> Engine[Any, Editor]:
 
 def facts_of(settings: Settings, *left_out: str) -> dict[str, Any]:
     """The settings that belong in a recipe: all but what identifies the model, and what is left out."""
-    return settings.model_dump(exclude={"model", "revision", "precision", *left_out})
+    neutral = settings.neutral() if isinstance(settings, EditorSettings) else set()
+    return settings.model_dump(exclude={"model", "revision", "precision", *left_out, *neutral})
 
 
 def _settings(registry: Registry[Engine[Any, Any]], block: Mapping[str, Any], where: str) -> Any:

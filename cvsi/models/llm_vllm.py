@@ -3,12 +3,19 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from cvsi.core.errors import CvsiError, cause
 from cvsi.core.params import Compute
-from cvsi.models.editor import STOP, Answer, EditorSettings
+from cvsi.models.conversations import JSON_SCHEMA, merged
+from cvsi.models.editor import STOP, TOO_LONG, Answer, EditorSettings, Prompt, Turn
 from cvsi.models.engines import Engine, Model, Requirements, facts_of
 from cvsi.models.model_id import identify, require
 from cvsi.models.vllm_engine import loading, start
 from cvsi.store.rows import Store
+
+# Without reasoning an answer is a sentence; templates that do not know the key ignore it.
+NO_REASONING = {"enable_thinking": False}
+REASONING_OPENS = ("<think>", "<thinking>", "<reasoning>", "<thought>", "[THINK]", "◁think▷")
+PROBE = "probe"  # a system message by which a template shows whether it has the role
 
 
 class VllmEditorSettings(EditorSettings):
@@ -21,9 +28,10 @@ class VllmEditor:
     """vLLM's offline engine."""
 
     def __init__(self, editor: VllmEditorSettings, compute: Compute, worker: int = 0) -> None:
-        """Load the engine; raises CvsiError when the model cannot be loaded."""
+        """Load the engine; raises CvsiError when the model cannot be loaded or has no chat template and needs one."""
         require(editor.model)
         from vllm import SamplingParams  # seconds of imports, needed only when a row is missing
+        from vllm.sampling_params import StructuredOutputsParams
 
         # An answer's last bit depends on what is computed beside it and on what is cached; `exact` allows neither.
         alone: dict[str, Any] = {"max_num_seqs": 1, "enable_prefix_caching": False} if editor.exact else {}
@@ -31,30 +39,73 @@ class VllmEditor:
             self.engine: Any = start(
                 editor.model, editor.revision, editor.precision, compute, max_model_len=editor.context, **alone
             )
-        self.chat = editor.style == "chat"
+        self.settings, self.chat = editor, editor.style == "chat"
         self.tokenizer = self.engine.get_tokenizer()
-        self.sampling = SamplingParams(temperature=0.0, max_tokens=editor.max_tokens, stop=[STOP])
+        structured = StructuredOutputsParams(json=JSON_SCHEMA, disable_any_whitespace=True)
+        self.sampling = SamplingParams(
+            temperature=0.0, max_tokens=editor.max_tokens, stop=None if self.chat else [STOP],
+            structured_outputs=structured if editor.output == "json" else None,
+        )  # fmt: skip
         self.longest = self.engine.model_config.max_model_len - editor.max_tokens
+        self.system: bool | None = None  # whether the template has the role, once a conversation was rendered
 
-    def answers(self, prompts: Sequence[str]) -> list[Answer]:
-        """One raw answer per prompt, in order; None for a prompt that leaves no space for an answer."""
-        tokens = self.tokens(prompts)
+    def answers(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        """One raw answer per prompt, in order; a prompt that leaves no space for an answer is not sent."""
+        texts = self.texts(prompts)
+        tokens = self.tokens(texts)
         short = [index for index, ids in enumerate(tokens) if len(ids) <= self.longest]
         inputs = [{"prompt_token_ids": tokens[index]} for index in short]
         outputs = self.engine.generate(inputs, self.sampling, use_tqdm=False) if inputs else []
-        answers: list[Answer] = [None] * len(prompts)
+        answers = [Answer("", TOO_LONG)] * len(prompts)
         for index, output in zip(short, outputs, strict=True):
-            answers[index] = output.outputs[0].text
+            first = output.outputs[0]
+            answers[index] = Answer(_opening(texts[index]) + first.text, first.finish_reason or "")
         return answers
 
-    def tokens(self, prompts: Sequence[str]) -> list[list[int]]:
-        """Each prompt's tokens, in the chat template if there is one; all at once, so that several cores are used."""
-        if not prompts:
+    def texts(self, prompts: Sequence[Prompt]) -> list[str]:
+        """Each prompt as the text that the model continues, in the chat template if there is one."""
+        return [prompt if isinstance(prompt, str) else self._rendered(prompt) for prompt in prompts]
+
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Each text's tokens, all at once, so that several cores are used; a template adds its special tokens."""
+        if not texts:
             return []
-        if not self.chat:
-            return self.tokenizer(list(prompts))["input_ids"]  # type: ignore[no-any-return]
-        turns = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        return self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)  # type: ignore[no-any-return]
+        return self.tokenizer(list(texts), add_special_tokens=not self.chat)["input_ids"]  # type: ignore[no-any-return]
+
+    def _rendered(self, turns: Sequence[Turn]) -> str:
+        if self.system is None:
+            self.system = self._has_system_role()
+        return self._template(turns if self.system else merged(turns))
+
+    def _has_system_role(self) -> bool:
+        """Whether the template shows a system message; some refuse it, and some drop it without an error."""
+        turns = [Turn(role="system", content=PROBE), Turn(role="user", content="user")]
+        try:
+            return PROBE in self._template(turns)
+        except CvsiError:
+            self._template([Turn(role="user", content="user")])  # raises where there is no template at all
+            return False
+
+    def _template(self, turns: Sequence[Turn]) -> str:
+        options = NO_REASONING | self.settings.chat_template_kwargs
+        try:
+            return self.tokenizer.apply_chat_template(  # type: ignore[no-any-return]
+                list(turns), add_generation_prompt=True, tokenize=False, **options
+            )
+        except Exception as error:  # a template is a program of the model's author and raises what it likes
+            name = f"params.yaml: editor model '{self.settings.model}'"
+            if not getattr(self.tokenizer, "chat_template", None):
+                raise CvsiError(
+                    f"{name} has no chat template, it is no instruct model; set style: completion"
+                ) from None
+            raise CvsiError(
+                f"{name}: its chat template refuses the conversation ({cause(error)}); set style: completion"
+            ) from None
+
+
+def _opening(text: str) -> str:
+    """The tag of reasoning that the template opened at the prompt's end, which belongs to the answer."""
+    return next((tag for tag in REASONING_OPENS if text.rstrip().endswith(tag)), "")
 
 
 def _recipe(settings: VllmEditorSettings, precision: str, store: Store) -> dict[str, Any]:

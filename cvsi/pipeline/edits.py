@@ -1,7 +1,12 @@
-"""Captions and instructions to edits: the table `edits`, one row per query, each distinct prompt answered once."""
+"""Captions and instructions to edits: the table `edits`, one row per query.
 
-from collections.abc import Mapping
+Each distinct pair of captions and instruction is answered once. The store keeps the raw answers; the table is parsed
+from them.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,18 +15,24 @@ import polars as pl
 import pyarrow as pa
 
 from cvsi.core import tables
-from cvsi.core.console import count, info
+from cvsi.core.console import count, info, warn
 from cvsi.core.devices import device_kind, precision
 from cvsi.core.digest import digest
+from cvsi.core.errors import CvsiError
 from cvsi.core.params import Params
 from cvsi.core.schema import EDITS, STORED_EDITS
-from cvsi.models.editor import Editor, EditorSettings
+from cvsi.core.statuses import counts, fallbacks, worst
+from cvsi.models.editor import FAILED, TOO_LONG, Answer, Editor, EditorSettings, Prompt, Unfinished
 from cvsi.models.engines import editor_engine, editor_of
-from cvsi.pipeline import prompting
-from cvsi.store.jobs import BlockWorker, RowJob, Words
+from cvsi.pipeline import answers, prompting
+from cvsi.store.jobs import BlockWorker, Interrupted, RowJob, Words
 from cvsi.store.kinds import CODE_VERSIONS
 from cvsi.store.missing import compute_missing
 from cvsi.store.rows import Store
+
+LONGEST_STORED = 20_000  # characters of an answer
+LONGEST_FINISH = 300  # characters of a finish reason, which may quote a server
+EARLIER_TOO_LONG = "prompt too long"  # the status of rows without finish reasons
 
 
 @dataclass(frozen=True)
@@ -59,36 +70,84 @@ class EditJob(RowJob):
         return "compute.gpu_memory or the editor's context"
 
     def recipe(self) -> dict[str, Any]:
-        """The editor's own recipe, the few-shot texts and the version of this code."""
+        """The editor's own recipe, the few-shot texts, the form of a conversation and the version of this code."""
         engine, on = editor_engine(self.settings), device_kind(self.compute)
         facts = engine.recipe(self.settings, precision(self.settings.precision, on), self.store)
-        return facts | {"prompts": dict(self.prompts), "code": CODE_VERSIONS[self.kind]}
+        form = {"turns": prompting.TURNS} if self.settings.style == "chat" else {}
+        return facts | form | {"prompts": dict(self.prompts), "code": CODE_VERSIONS[self.kind]}
 
     def wanted(self) -> pl.DataFrame:
         """Every query of the index: `key`, `captions` of its reference image, and `instruction`."""
         return queries_with_captions(self.dataset).select("key", "captions", "instruction")
 
+    def permanent(self, rows: pa.Table) -> pa.Table:
+        """The rows without a failure that may pass."""
+        failed = pl.Series(rows["finish"]).list.eval(pl.element().str.starts_with(FAILED)).list.any()
+        return rows.filter((~failed).to_arrow())
+
     def load(self, worker: int) -> BlockWorker:
         """Load the language model."""
+        prompting.check_prompts(self.settings, self.prompts)
         editor = editor_engine(self.settings).load(self.settings, self.compute, worker)
         return BlockWorker(lambda block: self._edit(editor, block))
 
+    def parsed(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """A row of the table `edits` from `captions`, `instruction` and the stored `answers`, `finish` and `status`.
+
+        Edited descriptions that cannot be used become the captions, objects that cannot be used become nothing.
+        """
+        query = answers.Query(row["captions"], row["instruction"], self._examples)
+        joint = self.settings.mode == "joint"
+        groups = [row["captions"]] if joint else [[one] for one in self._chosen(row["captions"])]
+        raw = stored_answers(row["answers"], row["finish"], row["status"])
+        expected = 1 if self.settings.output == "json" else len(groups) + 1
+        if len(raw) != expected:  # of a pack; a stage stores complete rows
+            raw = [Answer("", f"{FAILED}{len(raw)} stored answers instead of {expected}")] * expected
+        if self.settings.output == "json":
+            edited, added = answers.parse_both(raw[0], query)
+            every = [edited, added]
+        else:
+            tasks = ["edited"] * (len(raw) - 1) + ["added"]
+            every = [answers.parse(answer, task, query) for answer, task in zip(raw, tasks, strict=True)]
+        lines = [[one.text] if one.text else group for one, group in zip(every[:-1], groups, strict=True)]
+        return {
+            "edited": [text for texts in lines for text in texts],
+            "added": every[-1].text or "",
+            "status": worst([one.status for one in every]),
+            "answer_status": [one.status for one in every],
+        }
+
+    def _chosen(self, captions: Sequence[str]) -> list[str]:
+        return prompting.distinct(captions, self.settings.captions)
+
+    @cached_property
+    def _examples(self) -> list[str]:
+        return [line for text in self.prompts.values() for line in prompting.example_texts(text)]
+
     def _edit(self, editor: Editor, block: pl.DataFrame) -> pa.Table:
-        rows = list(block.select("captions", "instruction").iter_rows())
-        groups = [prompting.caption_groups(self.settings.mode, captions) for captions, _ in rows]
-        prompts = [
-            prompting.prompt(self.prompts["edited"], lines, instruction, prompting.EDITED_CUE)
-            for (_, instruction), of_query in zip(rows, groups, strict=True)
-            for lines in of_query
-        ]
-        prompts += [
-            prompting.prompt(self.prompts["added"], captions, instruction, prompting.ADDED_CUE)
-            for captions, instruction in rows
-        ]
-        answers = iter(editor.answers(prompts))
-        descriptions = [list(islice(answers, len(of_query))) for of_query in groups]
-        columns = zip(block["key"], groups, descriptions, answers, strict=True)
-        return pa.Table.from_pylist([prompting.parse_answers(*row) for row in columns], STORED_EDITS)
+        """The rows of a block; raises Interrupted with the complete ones where the editor stops early."""
+        queries = list(block.select("key", "captions", "instruction").iter_rows())
+        prompts = [prompting.prompts_of(self.settings, self.prompts, lines, text) for _, lines, text in queries]
+        try:
+            given = editor.answers([prompt for of_query in prompts for prompt in of_query])
+            return self._rows(queries, _split(given, prompts))
+        except Unfinished as end:
+            raise Interrupted(self._rows(queries, _split(end.answers, prompts))) from end.__cause__
+
+    def _rows(self, queries: Sequence[Any], given: Sequence[Sequence[Answer | None]]) -> pa.Table:
+        """The rows of the queries all of whose answers are there."""
+        rows = []
+        for (key, captions, instruction), raw in zip(queries, given, strict=True):
+            complete = [answer for answer in raw if answer is not None]
+            if len(complete) < len(raw):
+                continue
+            stored = {
+                "answers": [storable(answer.text) for answer in complete],
+                "finish": [storable(answer.finish)[:LONGEST_FINISH] for answer in complete],
+            }
+            texts = self.parsed(stored | {"captions": captions, "instruction": instruction, "status": ""})
+            rows.append({"key": key} | texts | stored)
+        return pa.Table.from_pylist(rows, STORED_EDITS)
 
 
 def edit_job(name: str, params: Params) -> EditJob:
@@ -99,18 +158,60 @@ def edit_job(name: str, params: Params) -> EditJob:
 
 
 def write(name: str, params: Params) -> None:
-    """Write `cache/<name>/edits` from the dataset's queries and the captions of their reference images."""
-    job = edit_job(name, params)
+    """Write `cache/<name>/edits` from the dataset's queries and the captions of their reference images.
+
+    Raises CvsiError where every query fell back.
+    """
+    job, queries = edit_job(name, params), queries_with_captions(name)
     stored = compute_missing(job)
-    queries = queries_with_captions(name)
-    rows = stored.get(queries["key"])
+    edits = table(job, queries, stored.get(queries["key"]))
+    summary = fallbacks(edits)
+    if edits.height and summary.number == edits.height:
+        raise CvsiError(
+            f"datasets.{name}.editor: all {edits.height:,} edits fell back to the captions; most frequent: "
+            f"{summary.reason} ({summary.of_reason:,}); see docs/editors.md"
+        )
     with tables.output("edits", name, recipe=stored.recipe) as out:
-        for column in ("query_id", "split"):
-            rows = rows.append_column(column, queries[column].to_arrow())
-        out.shards(rows, EDITS)
-    fallbacks = int(queries.height - pl.Series(rows["status"]).eq("ok").sum())
-    if fallbacks:
-        info(f"{count(fallbacks, 'query')} of {queries.height:,} fell back to the captions (see column status)")
+        out.shards(edits.to_arrow(), EDITS)
+    if edits.height:
+        info("edits: " + ", ".join(f"{number:,} {status}" for status, number in counts(edits["status"]).items()))
+    if again := edits.filter(pl.col("finish").list.eval(pl.element().str.starts_with(FAILED)).list.any()).height:
+        warn(
+            f"{count(again, 'query')} got no answer because of failures that may pass; to send them again: "
+            f"dvc repro --force --single-item edits@{name}"
+        )
+    if warning := summary.warning(params.dataset(name).fallback_limit):
+        warn(warning, red=True)
+
+
+def table(job: EditJob, queries: pl.DataFrame, rows: pa.Table) -> pl.DataFrame:
+    """The table `edits` of queries (with `captions` and `instruction`) from their stored rows, in order."""
+    raw = pl.DataFrame(rows).select("answers", "finish", "status")
+    texts = [job.parsed(row) for row in pl.concat([queries, raw], how="horizontal").iter_rows(named=True)]
+    columns = {name: EDITS.field(name).type for name in ("edited", "added", "status", "answer_status")}
+    parsed = pl.DataFrame(pa.Table.from_pylist(texts, pa.schema(columns)))
+    return pl.concat([queries.select("query_id", "split"), parsed, raw.drop("status")], how="horizontal").select(
+        EDITS.names
+    )
+
+
+def _split(answers: Sequence[Answer | None], prompts: Sequence[Sequence[Prompt]]) -> list[list[Answer | None]]:
+    """The answers of each query, which has as many as prompts."""
+    following = iter(answers)
+    return [list(islice(following, len(of_query))) for of_query in prompts]
+
+
+def stored_answers(texts: Sequence[str], finish: Sequence[str], status: str) -> list[Answer]:
+    """A stored row's answers; rows of earlier versions have no finish reasons."""
+    if len(finish) == len(texts):
+        return [Answer(text, reason) for text, reason in zip(texts, finish, strict=True)]
+    too_long = TOO_LONG if status.startswith(EARLIER_TOO_LONG) else ""
+    return [Answer(text, "" if text else too_long) for text in texts]
+
+
+def storable(text: str) -> str:
+    """The beginning of a text, without what cannot be written as UTF-8."""
+    return text[:LONGEST_STORED].encode("utf-8", "replace").decode("utf-8")
 
 
 def queries_with_captions(name: str) -> pl.DataFrame:

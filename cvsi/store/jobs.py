@@ -21,12 +21,21 @@ def identity(block: pl.DataFrame) -> pl.DataFrame:
     return block
 
 
+class Interrupted(Exception):
+    """A block ended early; `rows` are complete and are stored before the exception's cause ends the run."""
+
+    def __init__(self, rows: pa.Table) -> None:
+        """Keep the complete rows."""
+        super().__init__("a block ended early")
+        self.rows = rows
+
+
 @dataclass(frozen=True)
 class BlockWorker:
     """How one block's rows become a table of the job's schema, by a loaded model.
 
     `prefetch` gets the next block while one is computed and returns at once (threads do the reading); `compute` gets
-    what it returned.
+    what it returned. `compute` raises `Interrupted` from an error where some rows of the block are complete.
     """
 
     compute: Callable[[Any], pa.Table]
@@ -89,6 +98,10 @@ class RowJob(ABC):
     def complete(self, block: pl.DataFrame) -> pl.DataFrame:
         """A block with the inputs that are too large to be listed by `wanted`."""
         return block
+
+    def permanent(self, rows: pa.Table) -> pa.Table:
+        """The rows that may be stored: all but those whose computation may succeed in the next run."""
+        return rows
 
     @abstractmethod
     def load(self, worker: int) -> BlockWorker:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cvsi.core import run_log
 from cvsi.core.console import Meter, count, info, plural, redirect_output, seconds
@@ -46,7 +47,7 @@ def compute_missing(job: RowJob, opened: RowStore | None = None) -> RowStore:
                 executor.load(len(blocks))
         loaded = time.monotonic() - began
         with Meter(missing.len(), plural(noun)) as meter, _memory(f"; lower {job.memory_advice} in params.yaml"):
-            _store(rows, executor.run(blocks), meter)
+            _store(job, rows, executor.run(blocks), meter)
         took = time.monotonic() - began - loaded
         rate = missing.len() / max(took, 1e-9)
         ready = f", after {seconds(loaded)} of loading" if loaded >= 0.1 else ""
@@ -65,21 +66,33 @@ def _blocks(job: RowJob, wanted: pl.DataFrame, missing: pl.Series) -> list[pl.Da
     return [block for _, block in todo.group_by("block", maintain_order=True)]
 
 
-def _store(rows: RowStore, tables: Iterable[pa.Table], meter: Meter) -> None:
-    """Store each table while the next one is computed."""
+def _store(job: RowJob, rows: RowStore, tables: Iterable[pa.Table], meter: Meter) -> None:
+    """Store each table while the next one is computed; also the last one before an error."""
     with ThreadPoolExecutor(1) as writer:
         writing: Future[None] | None = None
         done = 0
-        for table in tables:
+
+        def finish() -> None:
             if writing is not None:
                 with run_log.timed("write"):
                     writing.result()
                 meter.advance(done)
-            writing, done = writer.submit(rows.append, table), table.num_rows
-        if writing is not None:
-            with run_log.timed("write"):
-                writing.result()
-            meter.advance(done)
+
+        try:
+            for table in tables:
+                finish()
+                writing, done = writer.submit(_keep, job, rows, table), table.num_rows
+        finally:
+            finish()
+
+
+def _keep(job: RowJob, rows: RowStore, table: pa.Table) -> None:
+    """Store the rows that may be stored; hold the others for this run."""
+    permanent = job.permanent(table)
+    if permanent.num_rows:
+        rows.append(permanent)
+    if permanent.num_rows < table.num_rows:
+        rows.hold(table.filter(pc.invert(pc.is_in(table["key"], permanent["key"].combine_chunks()))))
 
 
 @contextmanager

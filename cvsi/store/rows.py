@@ -28,11 +28,13 @@ from cvsi.core.digest import digest
 from cvsi.core.errors import CvsiError, cause
 from cvsi.core.parquet import check_version, write_parquet
 from cvsi.core.run_log import timed
+from cvsi.core.schema import LATER_COLUMNS
 from cvsi.store.locks import shared_lock, touch
 
 READERS = 8  # files read at once: on a shared disk most of the time is latency
 SUM = re.compile("[0-9]{20}-([0-9a-f]{16})")  # names of earlier versions have twelve other digits
 DAMAGED = "damaged"
+HELD = Path("held")  # in place of a file: rows that only this process has
 EMPTY = pl.DataFrame(schema={"key": pl.String, "file": pl.String, "row": pl.Int64})
 
 
@@ -62,6 +64,7 @@ class RowStore:
         if self.store.is_dir():
             shared_lock(self.store)
         self._known, self._new, self._unreadable = EMPTY, list[pl.DataFrame](), list[Path]()
+        self._held = schema.empty_table()
         self._scan()
 
     def missing(self, keys: pl.Series) -> pl.Series:
@@ -100,14 +103,19 @@ class RowStore:
             partial.write_bytes(content)
         self._new.append(_located(rows["key"], final))
 
+    def hold(self, rows: pa.Table) -> None:
+        """Let `get` return rows that are not stored, in this process alone: what failed may succeed in the next run."""
+        self._held = pa.concat_tables([self._held, rows.select(self.schema.names).cast(self.schema)])
+
     def get(self, keys: pl.Series) -> pa.Table:
         """The rows of these keys, in their order (a key may repeat); raises KeyError for a missing one."""
-        wanted = pl.DataFrame({"key": keys}).join(self._index(), on="key", how="left", maintain_order="left")
+        index = pl.concat([self._index(), _located(self._held["key"], HELD)]).unique("key", keep="first")
+        wanted = pl.DataFrame({"key": keys}).join(index, on="key", how="left", maintain_order="left")
         if wanted["file"].has_nulls():
             raise KeyError(wanted.filter(pl.col("file").is_null())["key"][0])
         names = wanted["file"].unique(maintain_order=True)
         with timed("read"), ThreadPoolExecutor(READERS) as pool:
-            pieces = list(pool.map(lambda name: _read(self.folder / name, self.schema), names))
+            pieces = list(pool.map(self._rows_in, names))
         offsets, total = {}, 0
         for name, table in zip(names, pieces, strict=True):
             offsets[name], total = total, total + table.num_rows
@@ -115,6 +123,10 @@ class RowStore:
             return self.schema.empty_table()
         positions = wanted["row"] + wanted["file"].replace_strict(offsets, return_dtype=pl.Int64)
         return pa.concat_tables(pieces).take(pc.cast(positions.to_arrow(), pa.int64())).combine_chunks()
+
+    def _rows_in(self, name: str) -> pa.Table:
+        """All rows of a file, or those that are held."""
+        return self._held if name == HELD.name else _read(self.folder / name, self.schema)
 
     def _index(self) -> pl.DataFrame:
         """Where each row is: `key`, `file`, `row`; of files that contain the same row, the first by name."""
@@ -179,11 +191,17 @@ def _check_version(table: pa.Table, file: Path) -> None:
 
 def _read(file: Path, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
     try:
-        table = pq.read_table(file, columns=columns or schema.names, partitioning=None, page_checksum_verification=True)
+        wanted = columns or schema.names
+        if not set(LATER_COLUMNS).isdisjoint(wanted):
+            there = set(pq.read_schema(file).names)
+            columns = [name for name in wanted if name in there or name not in LATER_COLUMNS]
+        table = pq.read_table(file, columns=columns or wanted, partitioning=None, page_checksum_verification=True)
         _check_version(table, file)
-        if missing := set(columns or schema.names) - set(table.column_names):
+        for name in [name for name in wanted if name in LATER_COLUMNS and name not in table.column_names]:
+            table = table.append_column(schema.field(name), pa.array([[]] * table.num_rows, schema.field(name).type))
+        if missing := set(wanted) - set(table.column_names):
             raise ValueError(f"no column {min(missing)!r}")
-        return table.cast(pa.schema([schema.field(name) for name in table.column_names]))
+        return table.select(wanted).cast(pa.schema([schema.field(name) for name in wanted]))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise Damaged(
             f"{file}: damaged store file ({cause(error)}); run it again: the file is put aside, its rows computed again"

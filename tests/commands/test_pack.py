@@ -52,6 +52,7 @@ def make(captions: dict[str, list[str]] | None = None) -> None:
     answered = queries.select("key", "query_id", "split").with_columns(
         edited=pl.Series([[UNUSUAL], ["a yellow disc"], ["a white disc"]]), added=pl.lit("disc"),
         status=pl.Series(["ok", "ok", "no usable answer: edited"]), answers=pl.Series([["x", "y"]] * 3),
+        finish=pl.Series([["stop", "stop"]] * 3), answer_status=pl.Series([["ok", "ok"]] * 3),
     )  # fmt: skip
     editing = edit_job("toy", content)
     editing.rows().append(answered.select(STORED_EDITS.names).to_arrow().cast(STORED_EDITS))
@@ -214,7 +215,11 @@ def recaption() -> None:
         queries_with_captions("toy")
         .select("key")
         .with_columns(
-            edited=pl.Series([["other"]] * 3), added=pl.lit("z"), status=pl.lit("ok"), answers=pl.Series([["x"]] * 3)
+            edited=pl.Series([["other"]] * 3),
+            added=pl.lit("z"),
+            status=pl.lit("ok"),
+            answers=pl.Series([["x"]] * 3),
+            finish=pl.Series([["stop"]] * 3),
         )
     )
     RowStore("cache/store", "edits", tables.provenance(Path("cache/toy/edits")), STORED_EDITS).append(

@@ -117,8 +117,13 @@ def record_weights(model: str, known: str, store: str) -> None:
 def edit_row(
     key: str, mode: str, captions: Sequence[str], answers: Sequence[str | None], added: str | None
 ) -> dict[str, Any]:
-    """A row of the edits from raw answers, None for a prompt that was too long to ask."""
-    return prompting.parse_answers(key, prompting.caption_groups(mode, captions), answers, added)
+    """A row of the edits from raw answers, None for a prompt that was too long, without finish reasons as before."""
+    every = [*answers, added]
+    status = "prompt too long" if None in every else "ok"
+    return {
+        "key": key, "edited": list(captions), "added": "", "status": status,
+        "answers": [answer or "" for answer in every], "finish": [],
+    }  # fmt: skip
 
 
 def append(store: Path, kind: str, recipe: Recipe, rows: Sequence[Mapping[str, Any]], width: int = 0) -> None:

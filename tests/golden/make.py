@@ -200,7 +200,7 @@ def edit_of(place: int, mode: str, captions: list[str], instruction: str) -> dic
     if place % 9 == 1:
         answers[0] = "Instruction: none\x1b[2J"
     if place % 9 == 3:
-        added = "one\ntwo"
+        added = "one\x1b[2J\ntwo"
     if place % 9 == 5:
         answers, added = [""] * number, ""
     if place % 9 == 7:

@@ -104,7 +104,7 @@ def test_captions(settings: dict[str, Any], device: str, pinned: str) -> None:
         (
             HUB | {"style": "chat", "context": 4096},
             "cuda",
-            "59ff6a10d7419ed80d9872d99db05a7e4b7b5bcd16b87d56d1ebca644cd8cee8",
+            "b2f1c0e9a5510c9d5f0c735536ed326b71d9c6b68fd2e1adfd5f0dfe8200b089",
         ),
         (
             HUB | {"mode": "each", "max_tokens": 64},
@@ -121,7 +121,7 @@ def test_captions(settings: dict[str, Any], device: str, pinned: str) -> None:
         (
             SERVER | {"style": "chat", "address": "https://elsewhere.example/v1"},
             "cpu",
-            "6def24ef9d4defc0168b30005760df912e9322009611d01e0718415d8ab02776",
+            "48fc34dccf82e6b0eb3df22372f749efe337570568f11226b4586225524e8bb4",
         ),
         (
             {"model": "demo/weights/llama", "precision": "fp32", "max_tokens": 64},

@@ -24,6 +24,7 @@ from cvsi.core import params
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import Compute
 from cvsi.models import llm_server
+from cvsi.models.editor import Answer
 from cvsi.models.engines import EDITORS
 from cvsi.models.llm_server import KEY, ServerEditor, ServerEditorSettings
 from cvsi.models.llm_vllm import ENGINE, VllmEditor, VllmEditorSettings
@@ -39,11 +40,15 @@ LOAD_SECONDS = 300
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's editor with a chat template that adds nothing, so that both styles must give the same answers."""
+    """The demo's editor with a chat template in the demo's own form, so that both styles give the same answers."""
     folder = tmp_path_factory.mktemp("model") / "llama"
     shutil.copytree(ROOT / "demo/weights/llama", folder)
     file = folder / "tokenizer_config.json"
-    template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    template = (
+        "{% for message in messages %}{{ message['content'] }}{{ '\\n\\n' if message['role'] == 'system' else '\\n' }}"
+        "{% endfor %}"
+        "{{ 'Edited Description:' if 'Describe' in messages[0]['content'] else 'Objects most likely added:' }}"
+    )
     file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": template}))
     return folder
 
@@ -81,11 +86,13 @@ class OpenAiServer(BaseHTTPRequestHandler):
         if len(tokens) + body["max_tokens"] > longest:
             self.reply(400, {"error": {"message": f"This model's maximum context length is {longest} tokens."}})
             return
-        sampling = SamplingParams(temperature=body["temperature"], max_tokens=body["max_tokens"], stop=[body["stop"]])
+        stop = [body["stop"]] if "stop" in body else None
+        sampling = SamplingParams(temperature=body["temperature"], max_tokens=body["max_tokens"], stop=stop)
         with self.one_at_a_time:
             (output,) = engine.generate([{"prompt_token_ids": tokens}], sampling, use_tqdm=False)
-        text = output.outputs[0].text
+        text, finish = output.outputs[0].text, output.outputs[0].finish_reason
         choice = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+        choice["finish_reason"] = finish
         self.reply(200, {"id": "1", "object": "x", "created": 0, "model": "tiny", "choices": [choice | {"index": 0}]})
 
     def reply(self, status: int, content: dict[str, Any]) -> None:
@@ -173,6 +180,7 @@ def vllm(captioned: Workspace, loaded: VllmEditor) -> Iterator[None]:
     def load(settings: VllmEditorSettings, compute: Compute, worker: int) -> VllmEditor:
         assert settings.max_tokens == 64 and not settings.exact
         loaded.chat = settings.style == "chat"
+        loaded.settings, loaded.system = settings, None
         return loaded
 
     with EDITORS.using("vllm", replace(ENGINE, load=load)):
@@ -199,7 +207,7 @@ def test_edits_through_a_server_equal_those_of_the_engine(
     captioned: Workspace, vllm: None, address: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ours = write_edits()
-    assert [row["status"] for row in ours[-1:]] == ["prompt too long: edited and added"]
+    assert [row["status"] for row in ours[-1:]] == ["too long"]
     assert sum(row["status"] == "ok" for row in ours) >= 20
     use_server(captioned, address)
     monkeypatch.setenv(KEY, SECRET)
@@ -219,13 +227,14 @@ def test_edits_through_a_server_equal_those_of_the_engine(
 def test_a_chat_gets_its_template_in_both_engines(
     captioned: Workspace, vllm: None, address: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    captioned.params(datasets__toy__editor__style="chat")
+    completed = write_edits()
+    captioned.params(datasets__toy__editor__style="chat", datasets__toy__editor__captions="all")
     ours = write_edits()
     assert sum(row["status"] == "ok" for row in ours) >= 20
+    assert [row["edited"] for row in ours] == [row["edited"] for row in completed]
     monkeypatch.setenv(KEY, SECRET)
-    for style in ("chat", "completion"):
-        use_server(captioned, address, style=style)
-        assert write_edits() == ours
+    use_server(captioned, address, style="chat", captions="all")
+    assert write_edits() == ours
     assert capsys.readouterr().out.count("25 to edit") == 3
 
 
@@ -242,7 +251,7 @@ def test_each_caption_is_edited_by_itself(captioned: Workspace, address: str, mo
     use_server(captioned, address, mode="each")
     rows = write_edits()
     assert [len(row["edited"]) for row in rows] == [5] * 25
-    assert rows[-1]["status"] == "prompt too long: edited (5 of 5) and added"
+    assert rows[-1]["status"] == "too long"
     assert rows[-1]["edited"] == DISC_CAPTIONS["red.png"]
 
 
@@ -286,12 +295,13 @@ def editor_at(port: int) -> ServerEditor:
     return ServerEditor(settings, Compute(requests=4))
 
 
-def test_a_busy_server_gets_the_request_again_and_answers_keep_their_order() -> None:
+def test_a_busy_server_gets_the_request_again_and_answers_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llm_server, "FIRST_PAUSE", 0.0)
     Flaky.busy = {}
     with ThreadingHTTPServer(("127.0.0.1", 0), Flaky) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         prompts = [f"word w{number}" for number in range(9)]
-        assert editor_at(server.server_port).answers(prompts) == [f"w{number}" for number in range(9)]
+        assert editor_at(server.server_port).answers(prompts) == [Answer(f"w{number}", "stop") for number in range(9)]
         server.shutdown()
     assert set(Flaky.busy.values()) == {3}
 

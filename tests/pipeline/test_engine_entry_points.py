@@ -38,7 +38,7 @@ def test_engines_of_another_package_caption_and_edit(toy: Workspace, package: Pa
     assert edits["edited"].to_list() == [
         ["it is green now"],
         ["it is yellow now"],
-        ["it costs $5 & is <b>white</b> now"],
+        ['it costs $5 & is "white" now'],
     ]
     assert set(edits["status"]) == {"ok"}
     for stage in ("captions", "edits"):

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,12 +18,16 @@ from cvsi.core.digest import digest
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import Compute
 from cvsi.core.schema import STORED_EDITS
+from cvsi.core.statuses import usable, worst
+from cvsi.models import llm_server
 from cvsi.models.blip2 import Blip2Settings
+from cvsi.models.editor import Answer, Prompt, Turn
 from cvsi.models.engines import captioner_settings
 from cvsi.models.llm_server import KEY, ServerEditor, ServerEditorSettings
 from cvsi.pipeline import prompting
+from cvsi.pipeline.answers import LONGEST
 from cvsi.pipeline.captions import CaptionJob
-from cvsi.pipeline.edits import EditJob
+from cvsi.pipeline.edits import LONGEST_STORED, EditJob, storable
 from cvsi.store.rows import Store
 from tests.conftest import Workspace
 from tests.stage_inputs import write_captions, write_index
@@ -31,34 +36,64 @@ ANYTHING = st.text(st.characters(), max_size=60)  # surrogates and control chara
 SECRET = "sk-hostile-51c0ffee'\"\\end"
 
 
+def job(**changes: Any) -> EditJob:
+    prompts = {"edited": "e", "added": "a"}
+    return EditJob(Compute(device="cpu"), Store(Path("none")), "toy", editor_settings(**changes), prompts)
+
+
+def row_of(captions: list[str], *given: Answer, **changes: Any) -> dict[str, Any]:
+    """The parsed row of some answers, as it is stored."""
+    stored = {"answers": [storable(one.text) for one in given], "finish": [one.finish for one in given]}
+    texts = job(**changes).parsed(stored | {"captions": captions, "instruction": "is red", "status": ""})
+    return {"key": "k"} | texts | stored
+
+
 @pytest.mark.parametrize(
     "answer",
     ["", " ", "\n\n", "word " * 2000, "a dog\x1b[2J", "a\0dog", "\ud800", "\x7f", "\x9b31m", '""', '" "',
-     "a dog Instruction: is red", "Image Content: a cat", "a Objects most likely added: b"],
+     "Image Content: a cat"],
 )  # fmt: skip
 def test_an_answer_that_is_no_plain_line_falls_back(answer: str) -> None:
-    row = prompting.parse_answers("k", [["a dog"]], [answer], "whiskers")
-    assert (row["edited"], row["status"]) == (["a dog"], "no usable answer: edited")
+    row = row_of(["a dog"], Answer(answer), Answer("whiskers"))
+    assert (row["edited"], row["added"]) == (["a dog"], "whiskers") and not usable(row["status"])
 
 
-def test_html_is_text_like_any_other() -> None:
-    assert prompting.parse(" <b>a dog</b>") == "<b>a dog</b>"
-
-
-@given(st.lists(ANYTHING | st.none(), min_size=3, max_size=3))
-def test_every_answer_makes_a_row_that_can_be_stored(answers: list[str | None]) -> None:
-    row = prompting.parse_answers("k", [["a dog"], ["dogs"]], answers[:2], answers[2])
+@given(
+    st.lists(ANYTHING, min_size=3, max_size=3), st.sampled_from(["stop", "length", "", "too long", "content_filter"])
+)
+def test_every_answer_makes_a_row_that_can_be_stored(answers: list[str], finish: str) -> None:
+    row = row_of(["a dog", "dogs"], *(Answer(text, finish) for text in answers), mode="each")
     assert pa.Table.from_pylist([row], STORED_EDITS).num_rows == 1
     assert len(row["edited"]) == 2 and all(row["edited"]) and row["status"]
     for text in [*row["edited"], row["added"]]:
-        assert plain(text) == text and len(text) <= prompting.LONGEST_ANSWER
-    assert (row["status"] == "ok") == (None not in [prompting.parse(a) if a is not None else None for a in answers])
+        assert plain(text) == text and len(text) <= LONGEST
+    assert len(row["answer_status"]) == 3 and row["status"] == worst(row["answer_status"])
+    assert all(map(usable, row["answer_status"])) == usable(row["status"])
 
 
 def test_an_endless_answer_is_cut_in_the_store_too() -> None:
-    row = prompting.parse_answers("k", [["a dog"]], ["x" * 10**6], "y" * 10**6)
-    assert row["status"] == "no usable answer: edited and added"
-    assert [len(answer) for answer in row["answers"]] == [prompting.LONGEST_STORED] * 2
+    row = row_of(["a dog"], Answer("x" * 10**6), Answer("y" * 10**6))
+    assert row["status"] == "refused: more than 2,000 characters"
+    assert [len(answer) for answer in row["answers"]] == [LONGEST_STORED] * 2
+
+
+@pytest.mark.parametrize(
+    "start", ["<", "[", "{", "(", "- ", "1. ", "**", "a: ", "\n", "<think>", "```", "the ", '"', "\\boxed{"]
+)
+def test_a_hostile_answer_takes_no_time(start: str) -> None:
+    began = time.monotonic()
+    row_of(["a dog"], Answer(start * 10_000), Answer("a cat " + start * (5900 // len(start))))
+    assert time.monotonic() - began < 2
+
+
+def test_rows_of_earlier_versions_are_parsed_with_an_unknown_finish_reason() -> None:
+    old = {"captions": ["a dog"], "instruction": "is red", "finish": []}
+    earlier = {"answers": ["Edited Description: a cat", "None"], "status": "no usable answer: edited"}
+    assert job().parsed(old | earlier) == {
+        "edited": ["a cat"], "added": "", "status": "repaired: label", "answer_status": ["repaired: label", "ok"],
+    }  # fmt: skip
+    row = job().parsed(old | {"answers": ["", ""], "status": "prompt too long: edited and added"})
+    assert (row["edited"], row["status"], row["answer_status"]) == (["a dog"], "too long", ["too long"] * 2)
 
 
 @given(st.lists(ANYTHING, min_size=1, max_size=3), ANYTHING)
@@ -96,12 +131,17 @@ def test_each_setting_of_an_editor_is_in_its_recipe_but_the_address() -> None:
 
     changes: dict[str, Any] = {
         "style": "chat", "mode": "each", "exact": True, "max_tokens": 9, "context": 100, "revision": "r", "model": "n",
+        "captions": 3, "output": "json", "chat_template_kwargs": {"enable_thinking": False}, "send_temperature": False,
     }  # fmt: skip
-    assert set(changes) == set(ServerEditorSettings.model_fields) - {"engine", "address", "precision"}
+    same: dict[str, Any] = {"max_tokens_as": "max_completion_tokens", "send_stop": False}
+    assert set(changes) == set(ServerEditorSettings.model_fields) - {"engine", "address", "precision", *same}
     digests = [recipe(**{name: value}) for name, value in changes.items()]
     digests += [recipe(prompts={"edited": "e", "added": "b"}), recipe(prompts={"edited": "f", "added": "a"})]
     assert len({*digests, recipe()}) == len(digests) + 1
-    assert recipe(address="http://b/v1") == recipe(precision="bf16") == recipe()
+    assert recipe(address="http://b/v1") == recipe(precision="bf16") == recipe(**same) == recipe()
+    assert set(job().recipe()) == {
+        "engine", "style", "mode", "exact", "max_tokens", "context", "model", "revision", "prompts", "code",
+    }  # fmt: skip
 
 
 def test_each_setting_of_a_captioner_is_in_its_recipe() -> None:
@@ -142,6 +182,12 @@ class Echo(BaseHTTPRequestHandler):
     def log_message(self, *arguments: object) -> None: ...
 
 
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retries follow at once."""
+    monkeypatch.setattr(llm_server, "FIRST_PAUSE", 0.0)
+
+
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Echo) as server:
@@ -158,9 +204,11 @@ def test_a_server_that_quotes_the_key_does_not_get_it_into_the_error(
     monkeypatch.setenv(KEY, SECRET)
     monkeypatch.setattr(Echo, "status", status)
     monkeypatch.setattr(Echo, "body", '{"error": {"message": "' + "x" * padding + 'HEADER is wrong"}}')
-    with pytest.raises(CvsiError) as error:
-        ServerEditor(editor_settings(address), Compute()).answers(["a"])
-    assert "hostile" not in str(error.value) and "51c0" not in str(error.value)
+    try:
+        text = ServerEditor(editor_settings(address), Compute()).answers(["a"])[0].finish
+    except CvsiError as error:
+        text = str(error)
+    assert text and "hostile" not in text and "51c0" not in text
 
 
 @pytest.mark.parametrize(
@@ -175,17 +223,18 @@ def test_an_answer_of_another_kind_is_one_line(
     monkeypatch.setattr(Echo, "status", 200)
     monkeypatch.setattr(Echo, "body", body)
     server = ServerEditor(editor_settings(address, style=style), Compute())
+    prompt: Prompt = [Turn(role="user", content="a")] if style == "chat" else "a"
     if "message" in body:
-        assert server.answers(["a"]) == (["a"] if style == "chat" else [""])
+        assert server.answers([prompt]) == [Answer("a" if style == "chat" else "")]
         return
-    with pytest.raises(CvsiError, match=r"is not in OpenAI's format|the server refused"):
-        server.answers(["a"])
+    (answer,) = server.answers([prompt])
+    assert answer.finish.startswith("failed: an answer that is not in OpenAI's format") and not answer.permanent
 
 
 def test_a_null_is_an_empty_answer(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Echo, "status", 200)
     monkeypatch.setattr(Echo, "body", '{"choices": [{"text": null}]}')
-    assert ServerEditor(editor_settings(address), Compute()).answers(["a"]) == [""]
+    assert ServerEditor(editor_settings(address), Compute()).answers(["a"]) == [Answer("")]
 
 
 @pytest.mark.parametrize("key", ["with\nbreak", "caf\u00e9", "tab\t"])

@@ -14,6 +14,7 @@ from cvsi.core.console import count, info
 from cvsi.core.params import Params
 from cvsi.core.provenance import Recipes
 from cvsi.core.schema import DROPPED, DROPPED_QUERIES, per_method
+from cvsi.core.statuses import counts, fallbacks
 from cvsi.datasets.formats import format_of
 from cvsi.evaluation import OWN, methods, queries, scores
 from cvsi.evaluation.gallery import Gallery
@@ -41,6 +42,7 @@ def build(name: str, backbone: str, params: Params) -> None:
         aspects={split: method_table.by_aspect(rows, main) for split, rows in table.items()},
         facts=_facts(name, queried, gallery, recipes, dataset.format), models=_models(name, backbone, params, recipes),
         numbers=_aspect_sizes(queried), published=published,
+        warning=fallbacks(pl.DataFrame(tables.whole("edits", name))).warning(dataset.fallback_limit),
         recipes={stage: provenance.flat(recipe) for stage, recipe in recipes.items()},
     )  # fmt: skip
     fusions = {key: fusion.recipe() for key, fusion in methods.table(params, name).items()}
@@ -78,7 +80,8 @@ def _facts(name: str, table: QueryTable, gallery: Gallery, recipes: Recipes, dat
     """The page's facts of the data: its size, what was dropped, how many edits fell back."""
     images = tables.optional("index", name, "dropped.parquet", DROPPED).num_rows
     dropped = tables.optional("index", name, "dropped_queries.parquet", DROPPED_QUERIES).num_rows
-    fallbacks = pl.DataFrame(tables.whole("edits", name)).filter(pl.col("status") != "ok").height
+    edits = pl.DataFrame(tables.whole("edits", name))
+    fallen = fallbacks(edits)
     captions = pl.Series(tables.whole("captions", name)["captions"]).list.len()
     number, wanted = int(captions.sum()), recipes["captions"].get("n")
     empty = captions.len() * wanted - number if isinstance(wanted, int) else 0
@@ -89,8 +92,9 @@ def _facts(name: str, table: QueryTable, gallery: Gallery, recipes: Recipes, dat
         "queries": ", ".join(f"{number:,} {split}" for split, number in queries.iter_rows()),
         "dropped": f"{count(images, 'image')}, {count(dropped, 'query')}",
         "captions": f"{number:,}{f', and {empty:,} empty ones left out' if empty else ''}",
-        "fallbacks": f"{count(fallbacks, 'edit')} of {height:,} ({100 * fallbacks / max(height, 1):.1f} %) "
-        "fell back to the captions themselves",
+        "edits": ", ".join(f"{number:,} {status}" for status, number in counts(edits["status"]).items()) or "none",
+        "fallbacks": f"{count(fallen.number, 'edit')} of {height:,} ({100 * fallen.share:.1f} %) "
+        f"fell back to the captions themselves{f'; most frequent: {fallen.reason}' if fallen.number else ''}",
         "format": dataset_format,
     }
 

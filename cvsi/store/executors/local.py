@@ -13,7 +13,7 @@ import pyarrow as pa
 from cvsi.core import run_log
 from cvsi.core.params import Settings
 from cvsi.store.executors import ExecutorKind
-from cvsi.store.jobs import BlockWorker, RowJob
+from cvsi.store.jobs import BlockWorker, Interrupted, RowJob
 
 
 class LocalSettings(Settings):
@@ -67,8 +67,12 @@ class Local:
         while ready is not None:
             following = next(blocks, None)
             reading = None if following is None else worker.prefetch(self.job.complete(following))
-            with run_log.timed("compute"):
-                table = worker.compute(ready)
+            try:
+                with run_log.timed("compute"):
+                    table = worker.compute(ready)
+            except Interrupted as end:
+                yield end.rows
+                raise (end.__cause__ or end) from None
             yield table
             ready = reading
 
