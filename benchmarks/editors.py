@@ -164,7 +164,7 @@ def main(
     annotations: Annotated[Path, typer.Option(help="The folder with CIRCO, CIRR and FASHIONIQ.")] = ANNOTATIONS,
     captions: Annotated[
         str, typer.Option(help="Distinct captions per prompt, several numbers by commas, or all.")
-    ] = "3",
+    ] = "2",
     output: Annotated[str, typer.Option(help="text or json.")] = "text",
     prompts: Annotated[
         str, typer.Option(help="chat: the prompts for conversations; plain: those for completions.")

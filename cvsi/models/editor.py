@@ -12,7 +12,7 @@ STOP = "\n\n"  # in completion style, an answer ends at a blank line
 STOPPED, CUT, FILTERED, TOO_LONG = "stop", "length", "content_filter", "too long"  # finish reasons; "" is unknown
 REFUSED, FAILED = "refused: ", "failed: "  # beginnings of finish reasons, before what the server reported
 # The defaults in chat style: the longest answer by output, and the number of captions (measured, see docs/editors.md).
-CHAT_TOKENS, CHAT_CAPTIONS = {"text": 128, "json": 256}, 3
+CHAT_TOKENS, CHAT_CAPTIONS = {"text": 128, "json": 256}, 2
 
 
 class Turn(TypedDict):

@@ -25,9 +25,6 @@ LONGEST_RAW = 6000  # characters of an answer with all that surrounds its text
 TAG = re.compile(r"</?[a-z!?][^<>]*>", re.IGNORECASE)
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z(\[*])")
 WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
-FUNCTION_WORDS = frozenset(
-    "a an the of on in at to and or with without by for from is are it its that this there up as one two".split()
-)
 NOTHING = re.compile(
     r"""^(?:there\ (?:is|are|would\ be)\ )?
     (?:none|no|nothing|n/?a|not\ applicable|null|nil|empty|no\ one|nobody
@@ -115,7 +112,7 @@ class Query:
     @cached_property
     def own_words(self) -> frozenset[str]:
         """The words of the captions and the instruction."""
-        return frozenset(words(self.own)) | FUNCTION_WORDS
+        return frozenset(words(self.own))
 
     @cached_property
     def example_runs(self) -> frozenset[tuple[str, ...]]:

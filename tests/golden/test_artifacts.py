@@ -1,7 +1,8 @@
 """A small store and two datasets to all artifacts, by the real stages: nothing is computed, and no byte differs.
 
 `data/expected.json` holds the digests of the outputs as commit 67f3d76 wrote them, `data/expected/` the text of the
-small ones. The stored edits have no finish reasons, as then; their table has statuses of a later parser. The digests hold for the pinned pyarrow; those of columns, which say what differs, hold for any.
+small ones. The stored edits have no finish reasons, as then; their table has the statuses of a later parser. Digests
+hold for the pinned pyarrow; those of columns, which say what differs, hold for any.
 """
 
 from pathlib import Path

@@ -35,12 +35,8 @@ def test_engines_of_another_package_caption_and_edit(toy: Workspace, package: Pa
     assert all(len(lines) == 2 and lines[0].startswith("a picture of colour ") for lines in captions.values())
     assert "3 queries: 0 in the store, 3 to edit" in toy.run("edits", "toy")
     edits = pl.read_parquet("cache/toy/edits/*.parquet")
-    assert edits["edited"].to_list() == [
-        ["it is green now"],
-        ["it is yellow now"],
-        ['it costs $5 & is "white" now'],
-    ]
-    assert set(edits["status"]) == {"ok"}
+    assert edits["edited"].to_list() == [["it is green now"], ["it is yellow now"], captions["black.png"]]
+    assert edits["status"].to_list() == ["ok", "ok", "refused: a tag"]  # the instruction has one
     for stage in ("captions", "edits"):
         assert "in the store, 0 to" in toy.run(stage, "toy")
     toy.params(datasets__toy__captioner__words="a photo of")

@@ -78,7 +78,7 @@ def test_captions_edited_one_by_one() -> None:
 def test_the_defaults_of_both_styles() -> None:
     plain, chat = settings(), settings(style="chat")
     assert (plain.max_tokens, plain.captions) == (700, "all")
-    assert (chat.max_tokens, chat.captions) == (128, 3)
+    assert (chat.max_tokens, chat.captions) == (128, 2)
     assert settings(style="chat", output="json").max_tokens == 256
     assert settings(style="chat", max_tokens=9, captions="all").captions == "all"
 
