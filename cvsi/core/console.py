@@ -1,7 +1,7 @@
 """Messages of a stage: lines that begin with its name, and progress with rate and remaining time.
 
-On a terminal progress is a bar; elsewhere (DVC logs, CI) a plain line every few seconds. Characters that a stream cannot
-encode are spelled out (`\\xf6`): a path or a text must never stop a command.
+On a terminal progress is a bar; elsewhere (DVC logs, CI) a plain line every few seconds. Characters that a stream
+cannot encode are spelled out as in Python's literals: a path or a text must never stop a command.
 """
 
 import io

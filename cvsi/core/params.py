@@ -1,8 +1,9 @@
 """`params.yaml` to frozen, typed settings; an unknown key, a missing one or a bad value is one clear line.
 
 The file is read from the working directory. DVC reads it too, to decide which stages run. This module checks the
-common frame: no key may be given twice, and no name may lead an output into the folder of something else. The blocks of a format, an engine, a fusion or an executor stay as they are; the registry that the block
-belongs to checks it with `checked`: a stage checks the blocks that it reads, `cvsi check` checks all of them.
+common frame: no key is given twice, and no name leads an output into a folder that something else uses. The blocks of a
+format, an engine, a fusion or an executor stay as they are; the registry that the block belongs to checks it with
+`checked`: a stage checks the blocks that it reads, `cvsi check` checks all of them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -196,11 +197,12 @@ class Params(Settings):
     @model_validator(mode="after")
     def names_have_folders_of_their_own(self) -> Self:
         """Refuse names and a store by which two outputs, or an output and the store, would share a folder."""
-        for noun, names in (("datasets", self.datasets), ("backbones", self.backbones)):
+        folders = (("datasets", [*self.datasets]), ("backbones", [*self.backbones]), ("phis", [*self.phis]))
+        for noun, names in folders[:2]:
             for name in names:
                 if what := paths.reserved().get(paths.comparable(name)):
                     raise ValueError(f"{noun}.{name}: the name is reserved, {what} has it; choose another name")
-        for noun, names in (("datasets", self.datasets), ("backbones", self.backbones), ("phis", self.phis)):
+        for noun, names in folders:
             first: dict[str, str] = {}
             for name in names:
                 other = first.setdefault(paths.comparable(name), name)
@@ -284,7 +286,7 @@ def _lines(numbers: list[int]) -> str:
 
 
 def _repeated_keys(loader: yaml.SafeLoader, document: yaml.Node) -> Iterator[tuple[str, list[int]]]:
-    """Each key that a mapping has more than once, dotted, with its lines; a key that `<<` merges in counts elsewhere."""
+    """Each key that a mapping has more than once, dotted, with its lines; keys that `<<` merges in do not count."""
     seen, todo = set[int](), [("", document)]
     while todo:
         where, node = todo.pop()

@@ -56,7 +56,5 @@ def comparable(name: str) -> str:
 
 def inside(path: str | Path, folder: Path) -> bool:
     """Whether a path is a folder or lies in it, links resolved and case ignored."""
-    parts, above = (
-        [comparable(part) for part in Path(os.path.realpath(name)).parts] for name in (path, folder)
-    )
+    parts, above = ([comparable(part) for part in Path(os.path.realpath(name)).parts] for name in (path, folder))
     return parts[: len(above)] == above

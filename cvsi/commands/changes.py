@@ -1,0 +1,97 @@
+"""A dataset's folder as it is now against its index: new, changed and removed files and queries; no file is opened.
+
+The index is older than what a person did to the folder since. Files are compared by what the store knows of them at
+their present size and time, so only what is neither indexed nor known counts as new or changed.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from cvsi.commands.requirements import Inventory
+from cvsi.core.console import count
+from cvsi.core.params import Params
+from cvsi.core.schema import DROPPED, DROPPED_QUERIES
+from cvsi.core.tables import exists, optional, read
+from cvsi.datasets.files import FileFactsJob
+from cvsi.store.rows import Store
+
+EDITED_BY = ("split", "reference_id", "instruction")  # what decides a query's edits, its reference's captions aside
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Numbers of files and queries that differ from the index; `unread` are files of it that may have changed."""
+
+    new: int = 0
+    changed: int = 0
+    unread: int = 0
+    removed: int = 0
+    queries: int = 0
+    removed_queries: int = 0
+    edits: int = 0  # queries that are new or changed, or whose reference image may be
+
+    @property
+    def files(self) -> int:
+        """The files that may need new captions and vectors."""
+        return self.new + self.changed + self.unread
+
+    def line(self, name: str) -> str:
+        """The changes in one line; empty without any."""
+        counts = (
+            (self.new, "new file", ""),
+            (self.changed, "changed file", ""),
+            (self.unread, "file", " that changed, or that this store has not seen yet"),
+            (self.removed, "removed file", ""),
+            (self.queries, "new or changed query", ""),
+            (self.removed_queries, "removed query", ""),
+        )
+        listed = ", ".join(f"{count(number, noun)}{which}" for number, noun, which in counts if number)
+        return f"{name}: {listed}, not yet indexed; the index is older, so the numbers below are at most" * bool(listed)
+
+
+def since_index(name: str, params: Params, inventory: Inventory) -> Changes:
+    """What changed in a dataset's folder since its index was made; nothing where either cannot be read.
+
+    Raises CvsiError for a damaged index.
+    """
+    if not exists("index", name) or name not in inventory.listings:
+        return Changes()
+    images = pl.DataFrame(read("index", name, "images.parquet")).select("path", indexed="digest").unique("path")
+    dropped = pl.DataFrame(optional("index", name, "dropped.parquet", DROPPED)).filter(
+        pl.col("reason") != "no such file"
+    )
+    files = _with_facts(params, Path(params.dataset(name).root), inventory.present[name])
+    files = files.join(images, on="path", how="left", maintain_order="left")
+    in_index, unread = pl.col("indexed").is_not_null(), pl.col("digest").is_null()
+    usable = unread.and_(~pl.col("path").is_in(dropped["path"].implode())) | (pl.col("reason") == "")
+    new = files.filter(~in_index & usable)
+    changed = files.filter(in_index & (pl.col("digest") != pl.col("indexed")))
+    again = files.filter(in_index & unread)
+    removed = images.join(files, on="path", how="anti")
+    touched = pl.concat([frame["path"] for frame in (new, changed, again)])
+    of_path = inventory.listings[name].images.filter(pl.col("path").is_in(touched.implode()))["image_id"]
+    listed = inventory.listings[name].queries
+    before = pl.DataFrame(read("index", name, "queries.parquet"))
+    lost = pl.DataFrame(optional("index", name, "dropped_queries.parquet", DROPPED_QUERIES))
+    other = listed.join(before, on=EDITED_BY, how="anti").join(lost, on=["split", "query_id"], how="anti")
+    edits = pl.concat([other, listed.filter(pl.col("reference_id").is_in(of_path.implode()))])
+    return Changes(
+        new=new.height,
+        changed=changed.height,
+        unread=again.height,
+        removed=removed.height,
+        queries=other.height,
+        removed_queries=max(before.height + lost.height - listed.height, 0),
+        edits=edits.unique(["split", "query_id"]).height,
+    )
+
+
+def _with_facts(params: Params, root: Path, present: pl.DataFrame) -> pl.DataFrame:
+    """The files that may be read: `path`, and `digest` and `reason` as the store knows them, null where it does not."""
+    job = FileFactsJob(params.compute, Store(Path(params.store)), root, present.filter(pl.col("refused") == ""))
+    rows, wanted = job.rows(), job.wanted().select("key", "path")
+    known = wanted.filter(~pl.col("key").is_in(rows.missing(wanted["key"]).implode()))
+    facts = pl.DataFrame(rows.get(known["key"])).select("key", "digest", "reason").unique("key")
+    return wanted.join(facts, on="key", how="left", maintain_order="left").drop("key")
