@@ -213,9 +213,12 @@ class Params(Settings):
                     )
         outputs = [paths.CACHE / name for name in self.datasets] + [paths.phi_folder(name) for name in self.phis]
         for folder in (*outputs, paths.WORLD, paths.runs_folder()):
-            if paths.inside(self.store, folder) or paths.inside(folder, Path(self.store)):
-                raise ValueError(f"store: {self.store} and {folder}, which has outputs or records, share a folder; "
-                                 "name a folder for the store alone")  # fmt: skip
+            if paths.inside(self.store, folder):
+                raise ValueError(
+                    f"store: {self.store} lies in {folder}, which outputs or records replace; name another"
+                )
+        if paths.inside(self.store, paths.CACHE) and paths.inside(paths.CACHE, Path(self.store)):
+            raise ValueError(f"store: {self.store} is the folder of the datasets' outputs; name one of its own")
         return self
 
     def dataset(self, name: str) -> Dataset:
@@ -289,7 +292,7 @@ def _repeated_keys(loader: yaml.SafeLoader, document: yaml.Node) -> Iterator[tup
     """Each key that a mapping has more than once, dotted, with its lines; keys that `<<` merges in do not count."""
     seen, todo = set[int](), [("", document)]
     while todo:
-        where, node = todo.pop()
+        where, node = todo.pop(0)  # in this order, an anchor comes before its aliases
         if id(node) in seen:  # an alias
             continue
         seen.add(id(node))
