@@ -38,6 +38,7 @@ def main():
     """Create or update the environment; exits with one line if that fails."""
     requirements = ROOT / "requirements" / ("cuda.txt" if has_gpu() else "cpu.txt")
     fitting, size = PYTHONS[requirements.name], SIZES[requirements.name]
+    check_git()
     stamp_file, stamp = VENV / "installed.txt", fingerprint(requirements)
     if stamp_file.exists() and stamp_file.read_text(encoding="utf-8") == stamp:
         return
@@ -61,6 +62,15 @@ def main():
     step([*uv, "install", "--python", str(python), "--no-deps", "--no-build-isolation", "-e", "."])
     stamp_file.write_text(stamp, encoding="utf-8")
     info("done")
+
+
+def check_git():
+    """Print what to do where the project is in no git repository: dvc then ends with a line that does not say it."""
+    above = [ROOT, *ROOT.parents]
+    if (ROOT / "dvc.yaml").exists() and not any((folder / ".git").exists() for folder in above):
+        settings = [ROOT / ".dvc" / name for name in ("config", "config.local")]
+        if not any(file.exists() and "no_scm = true" in file.read_text(encoding="utf-8") for file in settings):
+            info("no git repository here, and dvc needs one: run git init, or: dvc config core.no_scm true")
 
 
 def hand_over(file, fitting):

@@ -1,4 +1,4 @@
-"""The command `cvsi check`: what is missing and where to get it, what a run would compute, on what terms of use.
+"""The command `cvsi check`: what is missing or changed, what a run would compute, on what terms of use.
 
 It takes seconds: no model is loaded, and nothing is downloaded or computed.
 """

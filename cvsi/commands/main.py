@@ -148,7 +148,7 @@ def store(
 
 @app.command()
 def check() -> None:
-    """Check params.yaml; print what is missing, what the runs would compute, and which terms of use apply."""
+    """Check params.yaml and the folders it names: what is missing or changed, what would be computed, terms of use."""
     from cvsi.commands.check import report
 
     if report(params.load(), terminal()):

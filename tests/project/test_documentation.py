@@ -264,7 +264,7 @@ def test_commands_exist(block: Block) -> None:
     "line",
     ["make everything", "cvsi shwo demo-tiny", "cvsi show", "cvsi sweep demo tiny --stp 0.1", "dvc reproduce",
      "dvc push --run-caches", "dvc repro report@x training/dvc.yaml:train@x", "git comit", "python -m demo.trains",
-     "python3 tools/set-up.py", "cp -rn tools/nothing.py x", "dvc exp run -S backbones.tiny.prepro=plain", "frobnicate"],
+     "python3 tools/set-up.py", "cp -rn tools/nothing.py x", "dvc exp run -S backbones.tiny.prep=plain", "frobnicate"],
 )  # fmt: skip
 def test_a_command_that_does_not_exist_is_found_out(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises((AssertionError, UsageError, DvcParserError, SystemExit, ModuleNotFoundError, KeyError)):
@@ -321,7 +321,7 @@ def test_own_photos_as_in_readme_are_edited(place: Workspace) -> None:
     """The block as it stands through every stage, on pictures that the tiny models know."""
     (block,) = [block for block in BLOCKS if block.document == "README.md" and kind_of(block) == "queries"]
     write_photos(place, block)
-    draw(place.path / "drawn", params.World(gallery=20, val=4, test=1))
+    draw(place.path / "drawn", params.World(gallery=60, val=4, test=1))
     drawn = sorted((place.path / "drawn").rglob("*.jpg"))
     for photo, picture in zip(sorted((place.path / "data" / "holiday").rglob("*g")), drawn, strict=False):
         shutil.copy(picture, photo)

@@ -101,6 +101,20 @@ def test_the_size_is_printed_and_an_environment_of_another_python_is_replaced(ba
     assert not (bare / ".venv" / "old").exists()
 
 
+@pytest.mark.parametrize("advice", ["", ".git", "no_scm"])
+def test_a_copy_without_git_is_told_what_to_do(bare: Path, advice: str) -> None:
+    (bare / "dvc.yaml").touch()
+    (bare / ".dvc").mkdir()
+    (bare / ".dvc" / "config").write_text(
+        "[core]\n    analytics = false\n" + "    no_scm = true\n" * (advice == "no_scm")
+    )
+    if advice == ".git":
+        (bare / ".git").mkdir()
+    told = "setup: no git repository here, and dvc needs one: run git init, or: dvc config core.no_scm true\n"
+    done = setup(bare, "sys.version_info = (3, 9, 2)", PATH="/missing")
+    assert done.stdout == (told if not advice else "") and len(done.stderr.splitlines()) == 1
+
+
 def test_no_network(bare: Path) -> None:
     unreachable = {"PIP_INDEX_URL": NOTHING_LISTENS, "PIP_RETRIES": "0", "PIP_FIND_LINKS": "", "PIP_NO_CACHE_DIR": "1"}
     done = setup(bare, **unreachable)
