@@ -90,8 +90,10 @@ def since_index(name: str, params: Params, inventory: Inventory) -> Changes:
 
 def _with_facts(params: Params, root: Path, present: pl.DataFrame) -> pl.DataFrame:
     """The files that may be read: `path`, and `digest` and `reason` as the store knows them, null where it does not."""
-    job = FileFactsJob(params.compute, Store(Path(params.store)), root, present.filter(pl.col("refused") == ""))
+    readable = present.filter(pl.col("size").is_not_null() & (pl.col("refused") == ""))
+    job = FileFactsJob(params.compute, Store(Path(params.store)), root, readable)
     rows, wanted = job.rows(), job.wanted().select("key", "path")
     known = wanted.filter(~pl.col("key").is_in(rows.missing(wanted["key"]).implode()))
     facts = pl.DataFrame(rows.get(known["key"])).select("key", "digest", "reason").unique("key")
-    return wanted.join(facts, on="key", how="left", maintain_order="left").drop("key")
+    files = wanted.join(facts, on="key", how="left", maintain_order="left").drop("key")
+    return files.unique("path", keep="first", maintain_order=True)
