@@ -14,6 +14,7 @@ from cvsi.core.console import count
 from cvsi.core.params import Params
 from cvsi.core.schema import DROPPED, DROPPED_QUERIES
 from cvsi.core.tables import exists, optional, read
+from cvsi.datasets.base import Listing
 from cvsi.datasets.files import FileFactsJob
 from cvsi.store.rows import Store
 
@@ -58,34 +59,42 @@ def since_index(name: str, params: Params, inventory: Inventory) -> Changes:
     """
     if not exists("index", name) or name not in inventory.listings:
         return Changes()
-    images = pl.DataFrame(read("index", name, "images.parquet")).select("path", indexed="digest").unique("path")
-    dropped = pl.DataFrame(optional("index", name, "dropped.parquet", DROPPED)).filter(
-        pl.col("reason") != "no such file"
-    )
+    indexed = pl.DataFrame(read("index", name, "images.parquet")).select("path", indexed="digest").unique("path")
     files = _with_facts(params, Path(params.dataset(name).root), inventory.present[name])
-    files = files.join(images, on="path", how="left", maintain_order="left")
-    in_index, unread = pl.col("indexed").is_not_null(), pl.col("digest").is_null()
-    usable = unread.and_(~pl.col("path").is_in(dropped["path"].implode())) | (pl.col("reason") == "")
-    new = files.filter(~in_index & usable)
-    changed = files.filter(in_index & (pl.col("digest") != pl.col("indexed")))
-    again = files.filter(in_index & unread)
-    removed = images.join(files, on="path", how="anti")
-    touched = pl.concat([frame["path"] for frame in (new, changed, again)])
-    of_path = inventory.listings[name].images.filter(pl.col("path").is_in(touched.implode()))["image_id"]
-    listed = inventory.listings[name].queries
-    before = pl.DataFrame(read("index", name, "queries.parquet"))
-    lost = pl.DataFrame(optional("index", name, "dropped_queries.parquet", DROPPED_QUERIES))
-    other = listed.join(before, on=EDITED_BY, how="anti").join(lost, on=["split", "query_id"], how="anti")
-    edits = pl.concat([other, listed.filter(pl.col("reference_id").is_in(of_path.implode()))])
+    files = files.join(indexed, on="path", how="left", maintain_order="left")
+    known, unread = pl.col("indexed").is_not_null(), pl.col("digest").is_null()
+    new = files.filter(
+        ~known & ((unread & ~pl.col("path").is_in(_unusable(name).implode())) | (pl.col("reason") == ""))
+    )
+    changed = files.filter(known & (pl.col("digest") != pl.col("indexed")))
+    again = files.filter(known & unread)
+    queries, edits, gone = _queries(name, inventory.listings[name], pl.concat([new, changed, again])["path"])
     return Changes(
         new=new.height,
         changed=changed.height,
         unread=again.height,
-        removed=removed.height,
-        queries=other.height,
-        removed_queries=max(before.height + lost.height - listed.height, 0),
-        edits=edits.unique(["split", "query_id"]).height,
+        removed=indexed.join(files, on="path", how="anti").height,
+        queries=queries,
+        removed_queries=gone,
+        edits=edits,
     )
+
+
+def _unusable(name: str) -> pl.Series:
+    """The files that the index dropped because they are no usable images; those that were missing may be there now."""
+    dropped = pl.DataFrame(optional("index", name, "dropped.parquet", DROPPED))
+    return dropped.filter(pl.col("reason") != "no such file")["path"]
+
+
+def _queries(name: str, listing: Listing, touched: pl.Series) -> tuple[int, int, int]:
+    """New or changed queries, queries whose edits may change (`touched` are paths of images), and removed queries."""
+    before = pl.DataFrame(read("index", name, "queries.parquet"))
+    dropped = pl.DataFrame(optional("index", name, "dropped_queries.parquet", DROPPED_QUERIES))
+    other = listing.queries.join(before, on=EDITED_BY, how="anti").join(dropped, on=["split", "query_id"], how="anti")
+    images = listing.images.filter(pl.col("path").is_in(touched.implode()))["image_id"]
+    of_images = listing.queries.filter(pl.col("reference_id").is_in(images.implode()))
+    edits = pl.concat([other, of_images]).unique(["split", "query_id"])
+    return other.height, edits.height, max(before.height + dropped.height - listing.queries.height, 0)
 
 
 def _with_facts(params: Params, root: Path, present: pl.DataFrame) -> pl.DataFrame:
