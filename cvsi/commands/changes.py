@@ -14,7 +14,6 @@ from cvsi.core.console import count
 from cvsi.core.params import Params
 from cvsi.core.schema import DROPPED, DROPPED_QUERIES
 from cvsi.core.tables import exists, optional, read
-from cvsi.datasets.base import Listing
 from cvsi.datasets.files import FileFactsJob
 from cvsi.store.rows import Store
 
@@ -59,7 +58,8 @@ def since_index(name: str, params: Params, inventory: Inventory) -> Changes:
     """
     if not exists("index", name) or name not in inventory.listings:
         return Changes()
-    indexed = pl.DataFrame(read("index", name, "images.parquet")).select("path", indexed="digest").unique("path")
+    images = pl.DataFrame(read("index", name, "images.parquet"))
+    indexed = images.select("path", indexed="digest").unique("path")
     files = _with_facts(params, Path(params.dataset(name).root), inventory.present[name])
     files = files.join(indexed, on="path", how="left", maintain_order="left")
     known, unread = pl.col("indexed").is_not_null(), pl.col("digest").is_null()
@@ -68,7 +68,11 @@ def since_index(name: str, params: Params, inventory: Inventory) -> Changes:
     )
     changed = files.filter(known & (pl.col("digest") != pl.col("indexed")))
     again = files.filter(known & unread)
-    queries, edits, gone = _queries(name, inventory.listings[name], pl.concat([new, changed, again])["path"])
+    queries, edits, gone = _queries(
+        name,
+        inventory.listings[name].queries,
+        images.join(pl.concat([changed, again]), on="path", how="semi")["image_id"],
+    )
     return Changes(
         new=new.height,
         changed=changed.height,
@@ -86,15 +90,14 @@ def _unusable(name: str) -> pl.Series:
     return dropped.filter(pl.col("reason") != "no such file")["path"]
 
 
-def _queries(name: str, listing: Listing, touched: pl.Series) -> tuple[int, int, int]:
-    """New or changed queries, queries whose edits may change (`touched` are paths of images), and removed queries."""
+def _queries(name: str, listed: pl.DataFrame, touched: pl.Series) -> tuple[int, int, int]:
+    """New or changed queries, queries whose edits may change (`touched` are ids of images), and removed queries."""
     before = pl.DataFrame(read("index", name, "queries.parquet"))
     dropped = pl.DataFrame(optional("index", name, "dropped_queries.parquet", DROPPED_QUERIES))
-    other = listing.queries.join(before, on=EDITED_BY, how="anti").join(dropped, on=["split", "query_id"], how="anti")
-    images = listing.images.filter(pl.col("path").is_in(touched.implode()))["image_id"]
-    of_images = listing.queries.filter(pl.col("reference_id").is_in(images.implode()))
-    edits = pl.concat([other, of_images]).unique(["split", "query_id"])
-    return other.height, edits.height, max(before.height + dropped.height - listing.queries.height, 0)
+    other = listed.join(before, on=EDITED_BY, how="anti").join(dropped, on=["split", "query_id"], how="anti")
+    edits = pl.concat([other, listed.filter(pl.col("reference_id").is_in(touched.implode()))])
+    gone = max(before.height + dropped.height - listed.height, 0)
+    return other.height, edits.unique(["split", "query_id"]).height, gone
 
 
 def _with_facts(params: Params, root: Path, present: pl.DataFrame) -> pl.DataFrame:

@@ -188,6 +188,7 @@ def test_removed_changed_and_renamed_files_are_counted(captioned: Workspace) -> 
     text = check(0)
     assert "toy: 1 file that changed, or that this store has not seen yet, 1 removed file, not yet indexed" in text
     assert "at most 1 of 8" in line_of(text, "images to 5 captions")
+    assert "at most 3 of 3" in line_of(text, "queries to edit")
     (photos / "orange.png").rename(photos / "fruit.png")
     assert "toy: 1 new file, 1 file that changed, or that this store has not seen yet, 2 removed files" in check(0)
 

@@ -10,7 +10,7 @@ What is only parsed, and why: `dvc repro`, `dvc push`, `make ...`, `python -m de
 (tests/project/test_pipeline.py and test_sharing.py run the pipeline and the commands of "Every day");
 `spacy download`, `git push` and addresses of servers need a network; commands on runs of benchmarks need their data;
 `mkdir /team/...`, `chgrp` and `umask` are for a file server; examples of what a command prints (a fence `text`, or
-lines that begin with a number) are compared by the tests of that command. docs/extending.md is run by test_extending.py.
+lines that begin with a number) are compared by the tests of that command. test_extending.py runs docs/extending.md.
 """
 
 import importlib.util
