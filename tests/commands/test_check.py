@@ -188,9 +188,11 @@ def test_removed_changed_and_renamed_files_are_counted(captioned: Workspace) -> 
     text = check(0)
     assert "toy: 1 file that changed, or that this store has not seen yet, 1 removed file, not yet indexed" in text
     assert "at most 1 of 8" in line_of(text, "images to 5 captions")
-    assert "at most 3 of 3" in line_of(text, "queries to edit")
+    assert "edit 3 of 3" in line_of(text, "queries to edit")
     (photos / "orange.png").rename(photos / "fruit.png")
     assert "toy: 1 new file, 1 file that changed, or that this store has not seen yet, 2 removed files" in check(0)
+    (photos / "blue.png").write_bytes((photos / "blue.png").read_bytes() + b"more")  # a query's reference
+    assert "at most 3 of 3" in line_of(check(0), "queries to edit")
 
 
 def test_a_file_changed_back_is_a_changed_file(captioned: Workspace) -> None:
