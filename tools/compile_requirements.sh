@@ -4,7 +4,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 uv=.venv/bin/uv
 compile() {
-    "$uv" pip compile pyproject.toml --extra "$1" --extra dev --override requirements/overrides.txt --universal \
+    "$uv" pip compile pyproject.toml --extra "$1" --extra dev --override requirements/overrides.txt \
+        --excludes requirements/excludes.txt --universal \
         --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet --output-file "requirements/$1.txt"
 }
 compile cpu

@@ -46,6 +46,7 @@ SPDX_NAMES = {
 READ = {
     "cuda-toolkit": NVIDIA,  # an empty package that requires NVIDIA's other packages
     "oss-harmony": "Apache-2.0",
+    "pi-heif": "BSD-3-Clause AND LGPL-3.0-or-later",  # its wheels contain libheif and libde265
     "setuptools": "MIT",
     "supervisor": "BSD",  # with an additional notice, http://www.repoze.org/LICENSE.txt
     "tiktoken": "MIT",

@@ -9,14 +9,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-OLDEST = (3, 11)
-NEWER = ("python3.13", "python3.12", "python3.11")
-NEEDED_GB = 8
+# The Pythons for which every package of a requirement file has wheels (tests/project/test_requirements.py), and the
+# GiB that it takes when installed, measured with du on Linux. cuda-python 12.6.2.post1 has wheels up to Python 3.12.
+PYTHONS = {
+    "cpu.txt": ((3, 11), (3, 12), (3, 13), (3, 14)),
+    "cuda.txt": ((3, 11), (3, 12)),
+}
+SIZES = {"cpu.txt": 6.8, "cuda.txt": 8.9}
+SPARE = 1.5  # while it is installed
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 LOG = VENV / "setup.log"
 HINTS = (
-    ("No space left on device", f"the disk is full; free {NEEDED_GB} GB and run the command again"),
+    ("No space left on device", "the disk is full; free some of it and run the command again"),
     (
         "invalid peer certificate",
         "the package index's certificate is not trusted here; set SSL_CERT_FILE to your system's",
@@ -31,19 +36,20 @@ HINTS = (
 
 def main():
     """Create or update the environment; exits with one line if that fails."""
-    if sys.version_info < OLDEST:
-        newer = next(filter(None, map(usable, NEWER)), None)
-        if newer is None:
-            fail("Python {}.{} is too old; install Python 3.11 or newer".format(*sys.version_info[:2]))
-        sys.exit(subprocess.call([newer, __file__]))
     requirements = ROOT / "requirements" / ("cuda.txt" if has_gpu() else "cpu.txt")
+    fitting, size = PYTHONS[requirements.name], SIZES[requirements.name]
+    check_git()
     stamp_file, stamp = VENV / "installed.txt", fingerprint(requirements)
     if stamp_file.exists() and stamp_file.read_text(encoding="utf-8") == stamp:
         return
-    free = shutil.disk_usage(ROOT).free / 1e9
-    if free < NEEDED_GB:
-        fail(f"{free:.1f} GB free on this disk, the packages need {NEEDED_GB}; free some and run again")
-    info(f"installing {requirements.relative_to(ROOT)} into .venv (about 6 GB; takes minutes, once)")
+    if tuple(sys.version_info[:2]) not in fitting:
+        hand_over(requirements.name, fitting)
+    free, needed = shutil.disk_usage(ROOT).free / float(1 << 30), size + SPARE
+    if free < needed:
+        fail(f"{free:.1f} GiB free on this disk, the packages need {needed:.1f}; free some and run again")
+    info(f"installing requirements/{requirements.name} into .venv ({size} GiB; takes minutes, once)")
+    if VENV.exists() and version(VENV / "bin" / "python") not in fitting:
+        shutil.rmtree(VENV)  # made by a Python that does not fit, or by one that is gone
     VENV.mkdir(exist_ok=True)
     LOG.write_text("", encoding="utf-8")
     python = VENV / "bin" / "python"
@@ -58,11 +64,37 @@ def main():
     info("done")
 
 
-def usable(name):
-    """The path of the Python with this name if it can be started, or None."""
-    path = shutil.which(name)
-    works = path and subprocess.call([path, "-c", ""], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) == 0
-    return path if works else None
+def check_git():
+    """Print what to do where the project is in no git repository: dvc then ends with a line that does not say it."""
+    above = [ROOT, *ROOT.parents]
+    if (ROOT / "dvc.yaml").exists() and not any((folder / ".git").exists() for folder in above):
+        settings = [ROOT / ".dvc" / name for name in ("config", "config.local")]
+        if not any(file.exists() and "no_scm = true" in file.read_text(encoding="utf-8") for file in settings):
+            info("no git repository here, and dvc needs one: run git init, or: dvc config core.no_scm true")
+
+
+def hand_over(file, fitting):
+    """Go on in the first Python on PATH that fits; without one, exit with a line that names those that would."""
+    for wanted in fitting:
+        path = shutil.which("python{}.{}".format(*wanted))
+        if path and version(path) == wanted:
+            sys.exit(subprocess.call([path, __file__]))
+    names = ["{}.{}".format(*wanted) for wanted in fitting]
+    fail(
+        "requirements/{} needs Python {} or {}; this is Python {}.{}, and none of those is on PATH; install one".format(
+            file, ", ".join(names[:-1]), names[-1], *sys.version_info[:2]
+        )
+    )
+
+
+def version(python):
+    """The version of a Python as (major, minor), or None if it cannot be started."""
+    command = [str(python), "-c", "import sys; print(*sys.version_info[:2])"]
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    except OSError:
+        return None
+    return tuple(map(int, done.stdout.split())) if done.returncode == 0 else None
 
 
 def has_gpu():

@@ -1,4 +1,4 @@
-"""The command `cvsi check`: what is missing and where to get it, what a run would compute, on what terms of use.
+"""The command `cvsi check`: what is missing or changed, what a run would compute, on what terms of use.
 
 It takes seconds: no model is loaded, and nothing is downloaded or computed.
 """
@@ -22,11 +22,13 @@ def report(params: Params, console: Console) -> int:
     """Check every block of params.yaml and print the preflight of the active datasets and runs; how much is missing."""
     check_blocks(params)
     inventory = requirements.collect(params)
+    changes = forecast.changes_of(params, inventory)
     used = f"datasets {', '.join(params.used_datasets)}; runs {', '.join(params.runs) or 'none'}"
-    for line in (used, *forecast.memory(params), forecast.disk(params, inventory), *inventory.notes):
+    stale = [line for name, changed in changes.items() if (line := changed.line(name))]
+    for line in (used, *forecast.memory(params), forecast.disk(params, inventory), *inventory.notes, *stale):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     table = Table("of", "what", "to compute", "time", title="to do", box=box.SIMPLE_HEAD, title_justify="left")
-    for task in forecast.tasks(params, inventory):
+    for task in forecast.tasks(params, inventory, changes):
         table.add_row(*forecast.words(task))
     console.print(table)
     if inventory.terms:
@@ -35,7 +37,7 @@ def report(params: Params, console: Console) -> int:
     if inventory.missing:
         _print(console, f"missing: {count(len(inventory.missing), 'thing')}", inventory.missing)
     else:
-        console.print("Nothing is missing.")
+        console.print("Nothing is missing." + " The index is older than what it lists: dvc repro." * bool(stale))
     return len(inventory.missing)
 
 

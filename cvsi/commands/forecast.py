@@ -1,17 +1,22 @@
 """Estimates how many rows each stage must compute, and how long, before anything is started.
 
-The rows are those of the stages' own jobs. Counts are exact where the tables that a job reads are there, else the most
-that the listing allows. A time is given only where this folder's records contain a measured block of the same recipe.
+The rows are those of the stages' own jobs. Counts are exact where the tables that a job reads are there and the
+dataset's folder has not changed since, else the most that the listing allows. A time is given only where this folder's
+records contain enough measured rows of the same recipe.
 """
 
 import os
 import shutil
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
+from cvsi.commands.changes import Changes, since_index
 from cvsi.commands.requirements import Inventory, engines
-from cvsi.commands.times import rates
+from cvsi.commands.times import rate_of
 from cvsi.core import paths
 from cvsi.core.console import seconds
 from cvsi.core.devices import device_kind, precision
@@ -22,7 +27,6 @@ from cvsi.core.tables import exists, read
 from cvsi.models import catalogue
 from cvsi.pipeline.captions import caption_job
 from cvsi.pipeline.edits import edit_job
-from cvsi.pipeline.embeddings import VectorJob
 from cvsi.pipeline.vectors import gallery_jobs
 from cvsi.store.jobs import RowJob
 
@@ -43,48 +47,68 @@ class Task:
     seconds: float | None = None
 
 
-def tasks(params: Params, inventory: Inventory) -> list[Task]:
-    """What is to be computed, dataset by dataset and run by run."""
+def changes_of(params: Params, inventory: Inventory) -> dict[str, Changes]:
+    """What changed in each dataset's folder since its index was made; nothing for a damaged index."""
+    found = {}
+    for name in params.used_datasets:
+        try:
+            found[name] = since_index(name, params, inventory)
+        except CvsiError:  # `tasks` says that it cannot be counted
+            found[name] = Changes()
+    return found
+
+
+def tasks(params: Params, inventory: Inventory, changes: Mapping[str, Changes] = MappingProxyType({})) -> list[Task]:
+    """What is to be computed, dataset by dataset and run by run; `changes` are those since the indexes."""
     listed = []
     for name in params.used_datasets:
         try:
-            listed += _of_dataset(name, params, inventory)
+            listed += _of_dataset(name, params, inventory, changes.get(name, Changes()))
         except CvsiError:  # something is missing, which the inventory lists
             listed.append(Task(name, "cannot be counted: something is missing", 0, 0, False))
     return listed
 
 
-def _of_dataset(name: str, params: Params, inventory: Inventory) -> list[Task]:
+def _of_dataset(name: str, params: Params, inventory: Inventory, changes: Changes) -> list[Task]:
     images, queries = _images(name, params, inventory), _queries(name, params, inventory)
     captions = caption_job(name, params)
     n = captions.settings.n
     indexed, captioned = exists("index", name), exists("index", name) and exists("captions", name)
+    of_images, of_texts = _More(changes.files, changes.new), _More(changes.files * n, changes.new * n)
+    of_queries = _More(changes.edits, max(changes.queries - changes.removed_queries, 0))
     listed = [
-        _task(captions, name, f"images to {n} captions", images, indexed),
-        _task(edit_job(name, params), name, "queries to edit", queries, captioned),
+        _task(captions, name, f"images to {n} captions", images, indexed, of_images),
+        _task(edit_job(name, params), name, "queries to edit", queries, captioned, of_queries),
     ]
     for run in params.runs.values():
         if run.dataset == name:
             for job in gallery_jobs(name, run.backbone, params):
-                listed.append(_of_vectors(job, f"{name}, {run.backbone}", images, n, indexed, captioned))
+                of_run = f"{name}, {run.backbone}"
+                if job.words.noun == "image":
+                    listed.append(_task(job, of_run, "image vectors", images, indexed, of_images))
+                else:
+                    listed.append(_task(job, of_run, "caption vectors", images * n, captioned, of_texts))
     return listed
 
 
-def _of_vectors(job: VectorJob, run: str, images: int, n: int, indexed: bool, captioned: bool) -> Task:
-    if job.words.noun == "image":
-        return _task(job, run, "image vectors", images, indexed)
-    return _task(job, run, "caption vectors", images * n, captioned)
+class _More(NamedTuple):
+    """Rows that a folder's changes add at most: to what is to be computed, and to all."""
+
+    todo: int
+    total: int
 
 
-def _task(job: RowJob, name: str, kind: str, most: int, countable: bool) -> Task:
+def _task(job: RowJob, name: str, kind: str, most: int, countable: bool, more: _More) -> Task:
     """The rows of one job: counted by key where its tables are there and not too large, else the most there can be."""
-    exact = countable and most <= COUNTED
+    counted = countable and most <= COUNTED
     total, todo, recipe = most, most, job.recipe()
-    if exact:
+    if counted:
         keys = job.wanted()["key"].unique(maintain_order=True)
         total, todo = keys.len(), job.store.rows(job.kind, recipe, job.schema).missing(keys).len()
-    rate = rates().get((job.kind, digest(recipe)))
-    return Task(name, kind, total, todo, exact, todo / rate if rate else None)
+        total += more.total
+        todo = min(todo + more.todo, total)
+    rate = rate_of(job.kind, digest(recipe), todo)
+    return Task(name, kind, total, todo, counted and not more.todo, todo / rate if rate else None)
 
 
 def _images(name: str, params: Params, inventory: Inventory) -> int:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from cvsi import __version__
 from cvsi.core import params, paths
-from cvsi.core.console import count, info, seconds, warn
+from cvsi.core.console import count, encodable_json, info, seconds, tolerate_encoding, warn
 from cvsi.core.errors import CvsiError
 
 WIDE = 160  # columns of a table that is written to a file or a pipe
@@ -18,6 +18,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 
 def main() -> None:
     """Run the command line; an error is one line on standard error."""
+    tolerate_encoding()
     try:
         app()
     except CvsiError as error:
@@ -78,7 +79,7 @@ def compare(
         raise CvsiError("compare needs a second run, or --other with the cache folder of another workspace")
     comparison = compare_runs(params.load(), first, second or first, Path(other) if other else None)
     if as_json:
-        typer.echo(comparison.model_dump_json(indent=2))
+        typer.echo(encodable_json(comparison.model_dump_json(indent=2)))
     console = terminal()
     for table in () if as_json else tables(comparison):
         console.print(table)
@@ -97,7 +98,7 @@ def summary(
 
     found = collect(params.load())
     if as_json:
-        typer.echo(text(found))
+        typer.echo(encodable_json(text(found)))
         return
     console = terminal()
     for table in tables(found):
@@ -153,7 +154,7 @@ def store(
 
 @app.command()
 def check() -> None:
-    """Check params.yaml; print what is missing, what the runs would compute, and which terms of use apply."""
+    """Check params.yaml and the folders it names: what is missing or changed, what would be computed, terms of use."""
     from cvsi.commands.check import report
 
     if report(params.load(), terminal()):

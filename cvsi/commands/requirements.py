@@ -7,10 +7,14 @@ terms of use of everything named are collected too.
 import json
 import socket
 from collections.abc import Iterator
+from configparser import ConfigParser
+from configparser import Error as ConfigError
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
+
+import polars as pl
 
 from cvsi.core import paths
 from cvsi.core.console import count
@@ -31,12 +35,16 @@ CONNECT_SECONDS = 1.0
 
 @dataclass
 class Inventory:
-    """What is missing and where to get it, notes, which terms of use apply to what, and the listings that were read."""
+    """What is missing and where to get it, notes, which terms of use apply to what, and the listings that were read.
+
+    `present` are a listing's files on disk, by dataset, with their size and time.
+    """
 
     missing: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     terms: dict[str, list[str]] = field(default_factory=dict)
     listings: dict[str, Listing] = field(default_factory=dict)
+    present: dict[str, pl.DataFrame] = field(default_factory=dict)
 
     def add_missing(self, what: str, where: str) -> None:
         """Add something missing, once."""
@@ -64,6 +72,7 @@ def engines(name: str, dataset: Dataset) -> Iterator[tuple[str, Requirements]]:
 def collect(params: Params) -> Inventory:
     """Look for everything that the active datasets and the runs need."""
     inventory, store = Inventory(), Store(Path(params.store))
+    _repository(inventory)
     for name in params.used_datasets:
         dataset = params.dataset(name)
         _dataset(inventory, name, dataset)
@@ -78,6 +87,32 @@ def collect(params: Params) -> Inventory:
     for name in params.used_backbones:
         _backbone(inventory, params.backbone(name))
     return inventory
+
+
+def _repository(inventory: Inventory) -> None:
+    """What `dvc repro` needs around the project: DVC's folder, and git's unless DVC is told to do without it."""
+    here = Path.cwd()
+    if not (here / "dvc.yaml").is_file():  # outside the project, a test of params.yaml say
+        return
+    above = [here, *here.parents]
+    dvc = next((folder / ".dvc" for folder in above if (folder / ".dvc").is_dir()), None)
+    if dvc is None:
+        inventory.add_missing("DVC's folder .dvc", "copy it from the project, or: git init, then dvc init")
+    elif not any((folder / ".git").exists() for folder in above) and not _without_git(dvc):
+        advice = "dvc repro needs one: git init, or, to do without: dvc config core.no_scm true"
+        inventory.add_missing("git repository", advice)
+
+
+def _without_git(dvc: Path) -> bool:
+    """Whether DVC's settings of this repository, the later file first, say that there is no git."""
+    for name in ("config.local", "config"):
+        settings = ConfigParser(interpolation=None, strict=False)
+        try:
+            settings.read(dvc / name, encoding="utf-8")
+            return settings.getboolean("core", "no_scm")
+        except (ConfigError, ValueError):  # not set there, or not readable, which DVC itself reports
+            continue
+    return False
 
 
 def _dataset(inventory: Inventory, name: str, dataset: Dataset) -> None:
@@ -95,8 +130,8 @@ def _dataset(inventory: Inventory, name: str, dataset: Dataset) -> None:
         what, _, why = str(error).partition(": ")
         inventory.add_missing(what, source.get if "no such file" in why and dataset.benchmark else why)
         return
-    inventory.listings[name] = listing
     present = stat_files(root, listing.images["path"])
+    inventory.listings[name], inventory.present[name] = listing, present
     absent = listing.images.filter(~listing.images["path"].is_in(present["path"].implode()))["path"]
     if absent.len():
         what = f"{count(absent.len(), 'image')} of {listing.images.height:,} below {root} ({absent[0]}, ...)"

@@ -4,10 +4,10 @@
 computed: some are duplicates (`equal`), some are in the store (`stored`).
 """
 
-import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, ValidationError
 from rich import box
@@ -17,6 +17,8 @@ from cvsi.core.console import seconds, warn
 from cvsi.core.paths import runs_folder
 
 PARTS = ("load", "read", "compute", "write")
+ENOUGH_ROWS = 64  # of one step: a batch or more, so that the rows outweigh what precedes the first
+ENOUGH_SECONDS, SEVERAL_ROWS = 30.0, 4  # or fewer rows that take long each
 
 
 class StepRecord(BaseModel):
@@ -25,6 +27,7 @@ class StepRecord(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     kind: str
+    recipe: str = ""
     rows: NonNegativeInt = 0
     distinct: NonNegativeInt = 0
     found: NonNegativeInt = 0
@@ -130,17 +133,37 @@ def _read(file: Path) -> RunRecord | None:
         return None
 
 
+class Measured(NamedTuple):
+    """Rows that one step computed, and the seconds that took, loading left out."""
+
+    rows: int
+    seconds: float
+
+    def enough_for(self, todo: int) -> bool:
+        """Whether the time of `todo` rows follows from it: a few rows take as long as starting to compute does."""
+        long = self.seconds >= ENOUGH_SECONDS and self.rows >= SEVERAL_ROWS
+        return long or self.rows >= min(todo, ENOUGH_ROWS)
+
+
 @cache
-def rates() -> dict[tuple[str, str], float]:
-    """Rows per second by kind and recipe, of the latest recorded step that computed any, loading left out."""
-    latest: dict[tuple[str, str], float] = {}
+def rates() -> dict[tuple[str, str], tuple[Measured, ...]]:
+    """What this folder's records measured, by kind and recipe, on the devices of the latest record of these alone."""
+    found: dict[tuple[str, str], tuple[Any, list[Measured]]] = {}
     for file in sorted(runs_folder().glob("*.json"), reverse=True):
         try:
-            steps = json.loads(file.read_text(encoding="utf-8"))["steps"]
-        except (ValueError, KeyError):
+            record = RunRecord.model_validate_json(file.read_bytes())
+        except (ValidationError, OSError):
             continue  # the incomplete record of a killed run measured nothing
-        for step in steps:
-            if "recipe" in step and step["computed"]:
-                rate = step["computed"] / max(step["seconds"] - step["load_seconds"], 1e-3)
-                latest.setdefault((step["kind"], step["recipe"]), rate)
-    return latest
+        for step in record.steps:
+            if step.computed and step.recipe:
+                on = record.device, record.hardware
+                latest, measured = found.setdefault((step.kind, step.recipe), (on, []))
+                if on == latest:
+                    measured.append(Measured(step.computed, max(step.seconds - step.load_seconds, 1e-3)))
+    return {key: tuple(measured) for key, (_, measured) in found.items()}
+
+
+def rate_of(kind: str, recipe: str, todo: int) -> float | None:
+    """Rows per second of the steps that measured enough to tell the time of `todo` rows; None without such a step."""
+    enough = [step for step in rates().get((kind, recipe), ()) if step.enough_for(todo)]
+    return sum(step.rows for step in enough) / sum(step.seconds for step in enough) if enough else None

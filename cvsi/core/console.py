@@ -1,8 +1,11 @@
 """Messages of a stage: lines that begin with its name, and progress with rate and remaining time.
 
-On a terminal progress is a bar; elsewhere (DVC logs, CI) a plain line every few seconds.
+On a terminal progress is a bar; elsewhere (DVC logs, CI) a plain line every few seconds. Characters that a stream
+cannot encode are spelled out as in Python's literals: a path or a text must never stop a command.
 """
 
+import io
+import json
 import os
 import re
 import sys
@@ -11,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TextIO
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -27,6 +30,36 @@ def set_prefix(name: str) -> None:
     _prefix = name
 
 
+def tolerate_encoding() -> None:
+    """Let both standard streams, and those of processes started from here, spell out what they cannot encode.
+
+    Where Python would take file names for another encoding than UTF-8 (`LC_ALL=C` with UTF-8 switched off), it is
+    started again with UTF-8 for these, since it would find no name that is not ASCII.
+    """
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    os.environ["PYTHONIOENCODING"] = f"{encoding}:backslashreplace"
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.execve(sys.executable, sys.orig_argv, os.environ | {"PYTHONUTF8": "1"})
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def encodable(text: str, stream: TextIO) -> str:
+    """The text with every character spelled out that a stream cannot encode."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def encodable_json(text: str) -> str:
+    """JSON for standard output: a character that it cannot encode becomes JSON's own escape."""
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return "".join(char if char.isascii() else json.dumps(char)[1:-1] for char in text)
+    return text
+
+
 def plain(text: str) -> str:
     """The text with every control character spelled out, so that a name in a message cannot control a terminal."""
     return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
@@ -34,13 +67,13 @@ def plain(text: str) -> str:
 
 def info(text: str) -> None:
     """Print one line to standard output, at once."""
-    sys.stdout.write(f"{_prefix}: {plain(text)}\n")
+    sys.stdout.write(encodable(f"{_prefix}: {plain(text)}\n", sys.stdout))
     sys.stdout.flush()
 
 
 def warn(text: str, red: bool = False) -> None:
     """Print one line to standard error, at once; line breaks in it become blanks. `red` applies to a terminal."""
-    line = f"{_prefix}: {plain(' '.join(text.split()))}"
+    line = encodable(f"{_prefix}: {plain(' '.join(text.split()))}", sys.stderr)
     sys.stderr.write(f"\x1b[31m{line}\x1b[0m\n" if red and sys.stderr.isatty() else f"{line}\n")
     sys.stderr.flush()
 

@@ -1,17 +1,19 @@
 """`params.yaml` to frozen, typed settings; an unknown key, a missing one or a bad value is one clear line.
 
 The file is read from the working directory. DVC reads it too, to decide which stages run. This module checks the
-common frame. The blocks of a format, an engine, a fusion or an executor stay as they are; the registry that the block
-belongs to checks it with `checked`: a stage checks the blocks that it reads, `cvsi check` checks all of them.
+common frame: no key is given twice, and no name leads an output into a folder that something else uses. The blocks of a
+format, an engine, a fusion or an executor stay as they are; the registry that the block belongs to checks it with
+`checked`: a stage checks the blocks that it reads, `cvsi check` checks all of them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
+from cvsi.core import paths
 from cvsi.core.errors import CvsiError
 
 T = TypeVar("T")
@@ -167,7 +169,7 @@ class Params(Settings):
     methods: dict[Name, Block] = Field(default={})
     world: World = World()
     compute: Compute = Compute()
-    store: Annotated[str, Field(min_length=1)] = "cache/store"
+    store: Annotated[str, Field(min_length=1)] = paths.STORE.as_posix()
 
     @field_validator("store")
     @classmethod
@@ -191,6 +193,33 @@ class Params(Settings):
         for name, phi in self.phis.items():
             if phi.backbone not in self.backbones:
                 raise ValueError(f"phis.{name} names backbone '{phi.backbone}', which is not among the backbones")
+        return self
+
+    @model_validator(mode="after")
+    def names_have_folders_of_their_own(self) -> Self:
+        """Refuse names and a store by which two outputs, or an output and the store, would share a folder."""
+        folders = (("datasets", [*self.datasets]), ("backbones", [*self.backbones]), ("phis", [*self.phis]))
+        for noun, names in folders[:2]:
+            for name in names:
+                if what := paths.reserved().get(paths.comparable(name)):
+                    raise ValueError(f"{noun}.{name}: the name is reserved, {what} has it; choose another name")
+        for noun, names in folders:
+            first: dict[str, str] = {}
+            for name in names:
+                other = first.setdefault(paths.comparable(name), name)
+                if other != name:
+                    raise ValueError(
+                        f"{noun}.{name} and {noun}.{other} would share a folder where case, or a dot at the end, does "
+                        "not count; choose another name"
+                    )
+        outputs = [paths.CACHE / name for name in self.datasets] + [paths.phi_folder(name) for name in self.phis]
+        for folder in (*outputs, paths.WORLD, paths.runs_folder()):
+            if paths.inside(self.store, folder):
+                raise ValueError(
+                    f"store: {self.store} lies in {folder}, which outputs or records replace; name another"
+                )
+        if paths.inside(self.store, paths.CACHE) and paths.inside(paths.CACHE, Path(self.store)):
+            raise ValueError(f"store: {self.store} is the folder of the datasets' outputs; name one of its own")
         return self
 
     def dataset(self, name: str) -> Dataset:
@@ -223,7 +252,7 @@ class Params(Settings):
 def load(path: Path = PATH) -> Params:
     """Read and check `params.yaml`; raises CvsiError with one line that names each bad key and value."""
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = _parse(path.read_text(encoding="utf-8"), path)
     except FileNotFoundError:
         raise CvsiError(f"{path}: no such file; run in the project's folder, where params.yaml is") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -234,6 +263,51 @@ def load(path: Path = PATH) -> Params:
         return Params.model_validate(raw)
     except ValidationError as error:
         raise CvsiError(f"{path}: {explain(error)}") from None
+
+
+def _parse(text: str, path: Path) -> Any:
+    """The content of a YAML text; raises CvsiError for a key that a mapping has twice, which DVC refuses too."""
+    loader = yaml.SafeLoader(text)
+    try:
+        document = loader.get_single_node()
+        if document is None:
+            return None
+        repeated = [
+            f"key {key} is given {'twice' if len(lines) == 2 else f'{len(lines)} times'}, in {_lines(lines)}"
+            for key, lines in sorted(_repeated_keys(loader, document), key=lambda item: item[1])
+        ]
+        if repeated:
+            raise CvsiError(f"{path}: {'; '.join(repeated)}; keep one")
+        return loader.construct_document(document)
+    finally:
+        loader.dispose()
+
+
+def _lines(numbers: list[int]) -> str:
+    """`line 3` or `lines 3 and 7`."""
+    *before, last = map(str, dict.fromkeys(numbers))
+    return f"lines {', '.join(before)} and {last}" if before else f"line {last}"
+
+
+def _repeated_keys(loader: yaml.SafeLoader, document: yaml.Node) -> Iterator[tuple[str, list[int]]]:
+    """Each key that a mapping has more than once, dotted, with its lines; keys that `<<` merges in do not count."""
+    seen, todo = set[int](), [("", document)]
+    while todo:
+        where, node = todo.pop(0)  # in this order, an anchor comes before its aliases
+        if id(node) in seen:  # an alias
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            todo += [(f"{where}[{number}]", item) for number, item in enumerate(node.value)]
+        elif isinstance(node, yaml.MappingNode):
+            lines: dict[Any, list[int]] = {}
+            for key, value in node.value:
+                if isinstance(key, yaml.ScalarNode):
+                    # `<<` has no value of its own.
+                    name = key.value if key.tag.endswith(":merge") else loader.construct_object(key)
+                    lines.setdefault(name, []).append(key.start_mark.line + 1)
+                    todo.append((f"{where}.{name}" if where else str(name), value))
+            yield from ((f"{where}.{key}" if where else str(key), at) for key, at in lines.items() if len(at) > 1)
 
 
 def checked(settings: type[S], block: Mapping[str, Any], where: str) -> S:

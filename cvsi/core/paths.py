@@ -4,11 +4,17 @@ No other module spells a path below `cache/`. Only the standard library is impor
 ends at once.
 """
 
+import os
 from pathlib import Path
 
 CACHE = Path("cache")
 MODELS = Path("models")
+STORE = CACHE / "store"  # unless params.yaml names another
 WORLD = Path("data/demo")  # what the stage world draws
+# The folders of outputs below `cache/<dataset>/` and `cache/<dataset>/<backbone>/`, and the other stages' nouns.
+OF_DATASET = ("index", "captions", "edits")
+OF_RUN = ("gallery_vectors", "query_vectors", "scores", "report", "sweep", "verdicts", "rerank")
+OTHER_STAGES = ("world", "train_phi", "demo_captions")
 
 
 def folder(stage: str, dataset: str, backbone: str | None = None) -> Path:
@@ -34,3 +40,21 @@ def phi_checkpoint(store: str | Path, recipe: str) -> Path:
 def libraries_log() -> Path:
     """The file that gets what libraries print while a model is loaded."""
     return runs_folder() / "libraries.log"
+
+
+def reserved() -> dict[str, str]:
+    """Names that no dataset and no backbone may have, as `comparable` spells them, each with what has it."""
+    own = {STORE.name: "the store", runs_folder().name: "the records of runs", "README.md": "a file of the project"}
+    nouns = dict.fromkeys((*OF_DATASET, *OF_RUN, *OTHER_STAGES), "a stage")
+    return {comparable(name): what for name, what in (nouns | own).items()}
+
+
+def comparable(name: str) -> str:
+    """A folder's name as a file system sees it that ignores case, and dots and blanks at the end."""
+    return name.casefold().rstrip(". ")
+
+
+def inside(path: str | Path, folder: Path) -> bool:
+    """Whether a path is a folder or lies in it, links resolved and case ignored."""
+    parts, above = ([comparable(part) for part in Path(os.path.realpath(name)).parts] for name in (path, folder))
+    return parts[: len(above)] == above

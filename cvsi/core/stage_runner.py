@@ -1,7 +1,6 @@
 """Runs a stage script: its arguments, its errors as one line, a quick and clean end on Ctrl-C and SIGTERM."""
 
 import errno
-import io
 import os
 import signal
 import sys
@@ -16,7 +15,7 @@ from typing import Any, NoReturn
 import typer
 
 from cvsi.core import run_log
-from cvsi.core.console import set_prefix, warn
+from cvsi.core.console import set_prefix, tolerate_encoding, warn
 from cvsi.core.errors import CvsiError
 from cvsi.core.paths import runs_folder
 
@@ -42,9 +41,7 @@ class Stopped(BaseException):
 
 def run(stage: Callable[..., None]) -> None:
     """Run a stage from the command line and exit: 0, 1 on an error (one line), 128 + n on signal n."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a path or a text must never stop a stage
+    tolerate_encoding()
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
     @wraps(stage)

@@ -1,6 +1,9 @@
 """The preflight: each missing thing once, exact counts where the store exists, times of measured blocks, no model."""
 
 import json
+import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,14 +19,15 @@ import yaml
 from typer.testing import CliRunner
 
 from cvsi.commands.main import app
-from cvsi.commands.times import rates
+from cvsi.commands.times import rate_of, rates
 from cvsi.core import params, run_log
 from cvsi.core.schema import STORED_CAPTIONS
 from cvsi.datasets import index
 from cvsi.pipeline import captions
 from cvsi.pipeline.captions import CaptionJob
 from cvsi.store.jobs import BlockWorker
-from tests.conftest import Workspace, environment, project_params
+from tests.conftest import Workspace, draw_pictures, environment, project_params, write_queries
+from tests.imports import ROOT
 
 BENCHMARKS = ("circo", "cirr-val", "cirr-test1", "fashioniq-dress", "fashioniq-shirt", "fashioniq-toptee")
 BACKBONES = ("vit-b-32", "vit-l-14", "vit-bigg-14")
@@ -140,3 +144,216 @@ def test_the_server_of_an_editor_is_connected_to(toy: Workspace, port: int | Non
         toy.params(datasets__toy__editor={"engine": "server", "address": address, "model": "m"})
         text = check(missing)
     assert f"server {address}" in text if missing else "Nothing is missing" in text
+
+
+def line_of(text: str, what: str) -> str:
+    """The row of the table, or the line, that contains these words."""
+    (line,) = [line for line in text.splitlines() if what in line]
+    return " ".join(line.split())
+
+
+@pytest.fixture
+def captioned(toy: Workspace, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """The toy dataset with its index and captions."""
+    index.build("toy", params.load())
+    monkeypatch.setattr(CaptionJob, "load", lambda job, worker: BlockWorker(describe))
+    captions.write("toy", params.load())
+    return toy
+
+
+def test_an_index_that_is_up_to_date_is_not_reported(captioned: Workspace) -> None:
+    text = check(0)
+    assert "not yet indexed" not in text and "Nothing is missing." in text and "older" not in text
+    assert "0 of 8 nothing" in line_of(text, "images to 5 captions")
+
+
+def test_new_files_that_the_index_does_not_have_are_counted(captioned: Workspace) -> None:
+    draw_pictures(captioned.path / "photos" / "more")
+    for name in ("white.png", "black.png"):
+        (captioned.path / "photos" / f"copy-{name}").write_bytes((captioned.path / "photos" / name).read_bytes())
+    text = check(0)
+    assert "toy: 10 new files, not yet indexed; the index is older" in text
+    assert "at most 10 of 18" in line_of(text, "images to 5 captions")
+    assert "at most 10 of 18" in line_of(text, "image vectors") or "at most 18 of 18" in line_of(text, "image vectors")
+    assert "Nothing is missing. The index is older than what it lists" in text
+    index.build("toy", params.load())
+    again = check(0)  # all of them are copies
+    assert "not yet indexed" not in again and "0 of 8 nothing" in line_of(again, "images to 5 captions")
+
+
+def test_removed_changed_and_renamed_files_are_counted(captioned: Workspace) -> None:
+    photos = captioned.path / "photos"
+    (photos / "white.png").unlink()
+    (photos / "purple.png").write_bytes((photos / "purple.png").read_bytes() + b"more")
+    text = check(0)
+    assert "toy: 1 file that changed, or that this store has not seen yet, 1 removed file, not yet indexed" in text
+    assert "at most 1 of 8" in line_of(text, "images to 5 captions")
+    assert "edit 3 of 3" in line_of(text, "queries to edit")
+    (photos / "orange.png").rename(photos / "fruit.png")
+    assert "toy: 1 new file, 1 file that changed, or that this store has not seen yet, 2 removed files" in check(0)
+    (photos / "blue.png").write_bytes((photos / "blue.png").read_bytes() + b"more")  # a query's reference
+    assert "at most 3 of 3" in line_of(check(0), "queries to edit")
+
+
+def test_a_file_changed_back_is_a_changed_file(captioned: Workspace) -> None:
+    file = captioned.path / "photos" / "purple.png"
+    original, times = file.read_bytes(), file.stat()
+    file.write_bytes((captioned.path / "photos" / "green.png").read_bytes())
+    index.build("toy", params.load())
+    file.write_bytes(original)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert re.search("toy: 1 (changed file|file that changed, or that this store has not seen yet), not yet", check(0))
+
+
+def test_new_and_changed_queries_are_counted(captioned: Workspace) -> None:
+    query = {"reference": "red.png", "instruction": "is green", "targets": ["green.png", "blue.png"]}
+    hidden = {"reference": "black.png", "instruction": "costs $5 & is <b>white</b>"}
+    changed = {"reference": "blue.png", "instruction": "is orange", "targets": ["yellow.png"]}
+    write_queries(
+        captioned.path / "photos", {"reference": "white.png", "instruction": "is old"}, query, hidden, changed
+    )
+    text = check(0)
+    assert "toy: 2 new or changed queries, not yet indexed" in text  # the others only moved to other lines
+    assert "at most" in line_of(text, "queries to edit")
+    write_queries(captioned.path / "photos", query)
+    assert "toy: 2 removed queries, not yet indexed" in check(0)
+
+
+def test_with_a_store_that_knows_no_file_nothing_is_called_new(captioned: Workspace) -> None:
+    captioned.params(store="elsewhere")
+    text = check(0)
+    assert "toy: 8 files that changed, or that this store has not seen yet, not yet indexed" in text
+
+
+def measured(folder: Path, number: int, recipe: str, computed: int, seconds: float, **facts: Any) -> None:
+    """A record of one step of captions."""
+    step = {"kind": "captions", "recipe": recipe, "computed": computed, "load_seconds": 60.0, "seconds": 60.0 + seconds}
+    record = {"stage": "captions", "arguments": ["toy"], "began": "2026", "seconds": 99.0, "outcome": "done"}
+    (folder / f"{number}.json").write_text(json.dumps(record | {"steps": [step]} | facts), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("records", "todo", "expected"),
+    [
+        ([(1, 0.4)], 40, None),  # one text: mostly what precedes the first
+        ([(1, 0.4)], 1, 2.5),
+        ([(1, 0.4)] * 100, 1000, None),  # however often
+        ([(3, 0.6), (1, 0.5)], 4, None),
+        ([(1, 0.4), (2000, 20.0)], 1000, 100.0),  # the few rows do not count, wherever they are
+        ([(2000, 20.0), (1, 0.4)], 1000, 100.0),
+        ([(100, 1.0), (900, 19.0)], 1000, 50.0),  # by rows
+        ([(8, 4.0)], 2, 2.0),
+        ([(8, 4.0)], 9, None),
+        ([(5, 100.0)], 5000, 0.05),  # few rows that take long each
+        ([(1, 100.0)], 5000, None),
+        ([(64, 0.0)], 5000, 64_000.0),
+        ([], 5, None),
+    ],
+)
+def test_rates_come_from_enough_rows_alone(
+    toy: Workspace, records: list[tuple[int, float]], todo: int, expected: float | None
+) -> None:
+    folder = toy.path / "cache" / ".runs"
+    folder.mkdir(parents=True)
+    for number, (computed, seconds) in enumerate(records):
+        measured(folder, number, "r", computed, seconds)
+    assert rate_of("captions", "r", todo) == (None if expected is None else pytest.approx(expected))
+    assert rate_of("captions", "other", 1) is None and rate_of("edits", "r", 1) is None
+
+
+def test_rates_of_another_device_and_broken_records_do_not_count(toy: Workspace) -> None:
+    folder = toy.path / "cache" / ".runs"
+    folder.mkdir(parents=True)
+    measured(folder, 1, "r", 1000, 1.0, device="cuda", hardware=["H100"])
+    measured(folder, 2, "r", 1000, 100.0, device="cpu", hardware=["EPYC"])
+    (folder / "3.json").write_text('{"stage": "cap')
+    (folder / "4.json").write_text('{"steps": [{"kind": "captions", "recipe": "r", "computed": "many"}]}')
+    assert rate_of("captions", "r", 500) == pytest.approx(10.0)
+
+
+GIT = "git repository"
+
+
+@pytest.mark.parametrize(
+    ("config", "git", "missing"),
+    [
+        ("[core]\n    analytics = false\n", False, GIT),
+        ("[core]\n    analytics = false\n", True, ""),
+        ("[core]\n    no_scm = true\n['remote \"x\"']\n    url = /x\n", False, ""),
+        ("[core]\n    no_scm = false\n", False, GIT),
+        ("broken [", False, GIT),
+        (None, True, "DVC's folder .dvc"),
+    ],
+)
+def test_a_project_without_git_is_told_what_to_do(toy: Workspace, config: str | None, git: bool, missing: str) -> None:
+    (toy.path / "dvc.yaml").write_text("stages: {}\n")
+    if config is not None:
+        (toy.path / ".dvc").mkdir()
+        (toy.path / ".dvc" / "config").write_text(config)
+    if git:
+        (toy.path / ".git").mkdir()
+    text = check(bool(missing))
+    if missing == GIT:
+        row = line_of(text, GIT)
+        assert "git init" in row and "dvc config core.no_scm true" in row
+    assert (missing in text) if missing else "Nothing is missing" in text
+
+
+@pytest.mark.parametrize(
+    ("advice", "code"), [("git init --quiet", 0), ("dvc config core.no_scm true", 0), ("true", 255)]
+)
+def test_what_it_tells_makes_dvc_work(toy: Workspace, advice: str, code: int) -> None:
+    (toy.path / "dvc.yaml").write_text("stages:\n  a: {cmd: 'true'}\n")
+    (toy.path / ".dvc").mkdir()
+    (toy.path / ".dvc" / "config").write_text("[core]\n    analytics = false\n")
+    for command, expected in ((advice, 0), ("dvc repro --quiet", code)):
+        done = subprocess.run(command.split(), cwd=toy.path, env=environment(toy.path), capture_output=True)
+        assert done.returncode == expected, done.stderr
+
+
+NARROW = [
+    {"PYTHONIOENCODING": "ascii"},
+    {"PYTHONIOENCODING": "ascii:strict"},
+    {"PYTHONIOENCODING": "cp1252", "COLUMNS": "30"},
+    {"PYTHONIOENCODING": "latin-1"},
+    {"LC_ALL": "C", "LANG": "C"},
+    {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+]
+
+
+def outside(folder: Path, encoding: dict[str, str], *command: str) -> tuple[int, str]:
+    """Run a command with a narrow encoding; its code and what it printed, whatever bytes."""
+    drop = ("PYTHONIOENCODING", "PYTHONUTF8", "LC_ALL", "LANG")
+    env = {name: value for name, value in environment(folder).items() if name not in drop} | encoding
+    done = subprocess.run([sys.executable, *command], cwd=folder, env=env, capture_output=True)
+    text = (done.stdout + done.stderr).decode("latin-1")
+    assert "Traceback" not in text, text
+    return done.returncode, text
+
+
+@pytest.mark.parametrize("encoding", NARROW, ids=lambda encoding: " ".join(f"{k}={v}" for k, v in encoding.items()))
+def test_a_narrow_encoding_stops_no_command(toy: Workspace, encoding: dict[str, str]) -> None:
+    name = "r\u00f6d \u201cx\u201d \u65e5.png"
+    (toy.path / "photos").rename(toy.path / "ph\u00f6t\u014ds")
+    (toy.path / "ph\u00f6t\u014ds" / "red.png").rename(toy.path / "ph\u00f6t\u014ds" / name)
+    write_queries(toy.path / "ph\u00f6t\u014ds", {"reference": name, "instruction": "is gr\u00fcn"})
+    toy.params(datasets__toy__root="ph\u00f6t\u014ds")
+    main = ("-c", "from cvsi.commands.main import main; main()")
+    code, text = outside(toy.path, encoding, *main, "check")
+    assert code == 0 and "Nothing is missing" in text
+    (toy.path / "ph\u00f6t\u014ds" / name).write_bytes(b"no image")
+    code, text = outside(toy.path, encoding, str(ROOT / "stages" / "index.py"), "toy")
+    assert code == 1 and "1 unreadable image: r" in text and len(text.splitlines()) == 3, text
+    shutil.rmtree(toy.path / "ph\u00f6t\u014ds")
+    code, text = outside(toy.path, encoding, *main, "check")
+    assert code == 1 and "missing: 1 thing" in text and "folder ph" in text
+    code, text = outside(toy.path, encoding, *main, "show", "r\u00f6d\u65e5")
+    assert code == 1 and len(text.splitlines()) == 1
+    assert outside(toy.path, encoding, *main, "sh\u00f6w\u65e5")[0] == 2
+
+
+def test_tables_fall_back_to_ascii(toy: Workspace) -> None:
+    text = outside(
+        toy.path, {"PYTHONIOENCODING": "ascii"}, "-c", "from cvsi.commands.main import main; main()", "check"
+    )
+    assert text[1].isascii() and "|" in text[1] and "+--" in text[1]

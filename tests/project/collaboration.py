@@ -97,7 +97,7 @@ def commit(workspace: Workspace, message: str) -> None:
 
 def publish(workspace: Workspace) -> None:
     """Push the commits and the outputs."""
-    call(workspace, "dvc", "push", "--run-cache")
+    call(workspace, "dvc", "push", "--run-cache", "--all-commits")
     call(workspace, "git", "push", "--quiet", "--set-upstream", "origin", "HEAD")
 
 

@@ -1,9 +1,11 @@
 """A team's work: clones that share by git, a DVC remote and a store, also several at the same time.
 
-By default, a clone pulls from an S3 server and reproduces; the longer scenarios are marked `slow`.
+By default, a clone pulls from an S3 server and reproduces, and the commands of docs/sharing.md are run on a small
+pipeline; the longer scenarios are marked `slow`.
 """
 
 import json
+import re
 import shutil
 import subprocess
 import time
@@ -18,6 +20,7 @@ from cvsi.core.digest import digest
 from cvsi.core.schema import STORED_CAPTIONS
 from cvsi.store.rows import RowStore
 from tests.conftest import Workspace, repro
+from tests.imports import ROOT
 from tests.project.collaboration import (
     SECRET,
     START,
@@ -180,3 +183,90 @@ def texts(project: Workspace) -> set[str]:
     """The keys of all texts that the demo's vectors need."""
     parts = column(project, "captions/*", "captions") + column(project, "edits/*", "edited")
     return {digest(text) for text in parts + column(project, "index/queries", "instruction")}
+
+
+SHARING = (ROOT / "docs" / "sharing.md").read_text(encoding="utf-8")
+PIPELINE = """
+stages:
+  index: {cmd: "mkdir -p cache/index && cp images cache/index/", always_changed: true, outs: [cache/index]}
+  edits: {cmd: "mkdir -p cache/edits && cat prompt cache/index/images > cache/edits/a && echo edits >> log",
+          deps: [prompt, cache/index], outs: [cache/edits]}
+  scores: {cmd: "mkdir -p cache/scores && sed s/^/of-/ cache/edits/a > cache/scores/a && echo scores >> log",
+           deps: [cache/edits], outs: [cache/scores]}
+"""
+
+
+def every_day(first: str) -> list[str]:
+    """The commands of a block of "Every day" in docs/sharing.md, which begins with this command."""
+    (block,) = re.findall(rf"\n\n((?:    .*\n)*    {first}.*\n(?:    .*\n)*)", SHARING.partition("## Every day")[2])
+    lines = [line.partition("#")[0].strip() for line in block.splitlines()]
+    return [command.strip() for line in lines for command in line.split("&&")]
+
+
+def run_block(member: Workspace, commands: list[str]) -> None:
+    for command in commands:
+        words = [*command.split(), "--quiet"] + (["-m", "a state"] if command == "git commit" else [])
+        call(member, *(words[:-1] if command.startswith("git add") else words))
+
+
+def computed_stages(member: Workspace) -> list[str]:
+    """The stages that a member computed so far, in order."""
+    log = member.path / "log"
+    return log.read_text().split() if log.exists() else []
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Workspace, Workspace]:
+    """A member with two committed states of a small pipeline, the second one on the remote, and a teammate's clone."""
+    first, mate = Workspace(tmp_path / "first"), Workspace(tmp_path / "mate")
+    first.path.mkdir()
+    for name, text in {"dvc.yaml": PIPELINE, "images": "i", "prompt": "one", ".gitignore": "log\n/cache\n"}.items():
+        (first.path / name).write_text(text)
+    call(first, "git", "init", "--quiet")
+    call(first, "dvc", "init", "--quiet")
+    call(first, "dvc", "remote", "add", "--quiet", "--default", "team", str(tmp_path / "remote"))
+    call(first, "dvc", "repro", "--quiet")
+    commit(first, "prompt one")
+    (first.path / "prompt").write_text("tried and not committed")
+    call(first, "dvc", "repro", "--quiet")
+    call(first, "git", "init", "--quiet", "--bare", str(tmp_path / "origin.git"))
+    call(first, "git", "remote", "add", "origin", str(tmp_path / "origin.git"))
+    call(first, "git", "push", "--quiet", "--set-upstream", "origin", "HEAD")
+    call(first, "git", "clone", "--quiet", str(tmp_path / "origin.git"), str(mate.path))
+    (first.path / "prompt").write_text("two")
+    return first, mate
+
+
+def state(member: Workspace, prompt: str, *options: str) -> str:
+    """Reproduce with a prompt; the scores."""
+    (member.path / "prompt").write_text(prompt)
+    call(member, "dvc", "repro", "--quiet", *options)
+    return (member.path / "cache/scores/a").read_text()
+
+
+def test_a_prompt_changed_back_is_restored_by_the_commands_of_every_day(pair: tuple[Workspace, Workspace]) -> None:
+    first, mate = pair
+    run_block(first, every_day("git add"))
+    run_block(mate, every_day("git pull"))
+    assert computed_stages(first) == ["edits", "scores"] * 3 and computed_stages(mate) == []
+    assert state(mate, "one", "--pull") == "of-onei" and computed_stages(mate) == []
+    assert state(mate, "tried and not committed", "--pull") == "of-tried and not committedi"
+    assert computed_stages(mate) == ["edits", "scores"]  # the condition that it was committed
+    state(mate, "three")
+    run_block(mate, every_day("git add"))  # a clone without the outputs of the first state can push
+    run_block(first, every_day("git pull"))
+    assert (first.path / "prompt").read_text() == "three" and len(computed_stages(first)) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("push", "repro"), [([], ["--pull"]), (["--all-commits"], [])])
+def test_without_either_option_it_is_computed_again(
+    pair: tuple[Workspace, Workspace], push: list[str], repro: list[str]
+) -> None:
+    first, mate = pair
+    state(first, "two")
+    commit(first, "prompt two")
+    call(first, "dvc", "push", "--quiet", "--run-cache", *push)
+    call(first, "git", "push", "--quiet")
+    run_block(mate, every_day("git pull")[:2])
+    assert state(mate, "one", *repro) == "of-onei" and computed_stages(mate) == ["edits", "scores"]
