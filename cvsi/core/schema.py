@@ -72,6 +72,7 @@ GALLERY_PARTS = ("image", "caption")
 STORED_FACTS = pa.schema(
     {"key": pa.string(), "digest": pa.string(), "width": pa.int32(), "height": pa.int32(), "reason": pa.string()}
 )
+STORED_CHANGES = pa.schema({"key": pa.string(), "path": pa.string()})
 STORED_CAPTIONS = pa.schema({"key": pa.string(), "captions": STRINGS})
 STORED_EDITS = pa.schema(
     {

@@ -64,6 +64,10 @@ class RowStore:
         self._known, self._new, self._unreadable = EMPTY, list[pl.DataFrame](), list[Path]()
         self._scan()
 
+    def keys(self) -> pl.Series:
+        """The keys of all rows, each once."""
+        return self._index()["key"]
+
     def missing(self, keys: pl.Series) -> pl.Series:
         """The keys that have no row yet, in the order given."""
         return keys.filter(~keys.is_in(self._index()["key"].implode()))

@@ -76,7 +76,7 @@ def test_a_thousand_malformed_files_are_embedded_or_listed_with_a_reason(
         compute={"workers": 1, "caption_batch": 32, "image_batch": 32, "block_batches": 16},
     )  # fmt: skip
     printed = measured(toy, "index", "toy")
-    assert "1 other file ignored" in printed and "\x1b" not in printed
+    assert "1 .txt (notes.txt)" in printed and "\x1b" not in printed
     images, dropped = (pl.read_parquet(f"cache/toy/index/{name}.parquet") for name in ("images", "dropped"))
     everything = listed(folder)
     assert len(everything) > 1000

@@ -28,7 +28,8 @@ def read(format: str, root: Path, **changes: object) -> Listing:
 def test_a_folder_becomes_images_and_queries(toy: Workspace) -> None:
     (toy.path / "photos" / "notes.txt").write_text("not an image", encoding="utf-8")
     printed = toy.run("index", "toy")
-    assert "8 images, 3 queries, 3 of 3 references among the gallery, 1 other file ignored" in printed
+    assert "8 images, 3 queries, 3 of 3 references among the gallery" in printed
+    assert "1 file not read: 1 .txt (notes.txt)" in printed
     images, queries = table(toy, "images"), table(toy, "queries")
     assert images["image_id"].to_list() == sorted(f"{name}.png" for name in
         ("red", "green", "blue", "yellow", "orange", "purple", "black", "white"))  # fmt: skip
