@@ -39,6 +39,7 @@ SHOWN_FIELDS = {
     "n": 9,
     "seed": 9,
     "mode": 9,
+    "code": 3,
 }
 DAY = 86_400.0
 

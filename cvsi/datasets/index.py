@@ -18,7 +18,7 @@ from cvsi.datasets import formats
 from cvsi.datasets.base import Listing, check_listing
 from cvsi.datasets.faults import absent_images, faults, links_outside, roots_advice
 from cvsi.datasets.files import FACTS_RECIPE, read_facts, stat_files
-from cvsi.datasets.names import match_names, refuse_unlisted, unlisted_images
+from cvsi.datasets.names import ids_are_paths, match_names, refuse_unlisted, unlisted_images
 from cvsi.datasets.roots import Roots, roots_of
 from cvsi.datasets.walk import skipped_lines
 
@@ -53,9 +53,9 @@ def build(name: str, params: Params) -> None:
         info(line)
     images, dropped, advice = _examine(name, roots, listing, dataset, params)
     queries, dropped_queries = _keep(listing.queries, images)
-    for table, listed, noun in ((images, listing.images, "images"), (queries, listing.queries, "queries")):
+    for table, known, noun in ((images, dropped, "images"), (queries, listing.queries, "queries")):
         if not table.height:
-            why = f"{faults(dropped, 'dropped')}; {advice}" if listed.height else "the dataset lists none"
+            why = f"{faults(dropped, 'dropped')}; {advice}" if known.height else "the dataset lists none"
             raise CvsiError("; ".join([f"{root}: no {noun} to work on: {why}", *skipped_lines(listing.skipped)]))
     index = Index(images, queries, dropped, dropped_queries)
     _write(name, dataset, index)
@@ -162,7 +162,8 @@ def _unlisted(listing: Listing) -> pl.DataFrame:
         .group_by("image", maintain_order=True)
         .agg(number=pl.struct("split", "query_id").n_unique())
     )
-    reasons = [f"not in the list of images, but named by {count(number, 'query')}" for number in named["number"]]
+    what = "no such file" if ids_are_paths(listing) else "not in the list of images"
+    reasons = [f"{what}, but named by {count(number, 'query')}" for number in named["number"]]
     return pl.DataFrame({"path": named["image"], "reason": pl.Series(reasons, dtype=pl.String)})
 
 

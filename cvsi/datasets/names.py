@@ -94,6 +94,11 @@ def match_names(listing: Listing, roots: Roots) -> Listing:
     return replace(listing, queries=queries, matched=matched)
 
 
+def ids_are_paths(listing: Listing) -> bool:
+    """Whether images have no names but their paths, as in a folder of own photos."""
+    return listing.images["image_id"].equals(listing.images["path"].alias("image_id"))
+
+
 def unlisted_images(listing: Listing) -> pl.DataFrame:
     """What queries name that is no image of the listing: `split`, `query_id`, `column`, `image`."""
     tables = []
@@ -113,7 +118,7 @@ def refuse_unlisted(unlisted: pl.DataFrame, listing: Listing, roots: Roots, stop
     if not unlisted.height:
         return
     split, column = unlisted.row(0)[0], unlisted["column"][0]
-    if (listing.images["image_id"] == listing.images["path"]).all():
+    if ids_are_paths(listing):
         for name in unlisted["image"].unique(maintain_order=True):
             relative_path(name, listing.sources[split])
     if stop:

@@ -26,7 +26,8 @@ class Roots:
         self.root, self.further = root, tuple(map(Path, further))
         self._real: dict[str, str] = {}
         self._own = tuple(self.real(folder) for folder in (root, *self.further))
-        self._cache = tuple(self.real(folder) for folder in dvc_cache_files())
+        self._within = tuple(f"{folder.rstrip('/')}/" for folder in self._own)
+        self._in_cache = tuple(f"{self.real(folder)}/" for folder in dvc_cache_files())
 
     def __iter__(self) -> Iterator[Path]:
         """The root, then the further ones."""
@@ -36,7 +37,8 @@ class Roots:
         """The absolute path with every link followed; raises OSError for a circle of links."""
         if links > MAX_LINKS:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), os.fspath(path))
-        parent, name = os.path.split(os.path.join(Path.cwd(), path))  # an absolute path stays what it is
+        full = os.fspath(path)
+        parent, name = os.path.split(full if full.startswith("/") else os.path.join(Path.cwd(), full))
         if not name:
             return parent if parent == os.path.dirname(parent) else self.real(parent, links)
         folder = self._real.get(parent)
@@ -46,7 +48,7 @@ class Roots:
             return folder if name == "." else os.path.dirname(folder)
         joined = os.path.join(folder, name)
         try:
-            target = Path(joined).readlink()
+            target = os.readlink(joined)
         except OSError:  # no link, or nothing at all
             return joined
         return self.real(os.path.join(folder, target), links + 1)
@@ -54,8 +56,8 @@ class Roots:
     def outside(self, path: str | Path, cache: bool = True) -> str:
         """The real path where it is in none of the folders, else nothing; with `cache`, DVC's cache is one of them."""
         real = self.real(path)
-        allowed = self._own + self._cache if cache else self._own
-        return "" if any(real == folder or real.startswith(folder.rstrip("/") + "/") for folder in allowed) else real
+        allowed = self._within + self._in_cache if cache else self._within
+        return "" if real.startswith(allowed) or real in self._own else real
 
     def inside(self, path: str) -> str | None:
         """A path that is absolute or has `..` as one relative to the root; None where it is in none of the folders."""

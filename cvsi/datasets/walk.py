@@ -4,7 +4,7 @@ import fnmatch
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from cvsi.core.console import count
@@ -34,8 +34,8 @@ class Walk:
         self._ignore = [(pattern, re.compile(fnmatch.translate(_composed(pattern.rstrip("/"))))) for pattern in ignore]
         self._linked = set[str]()
         pending: list[Folder] = [("", str(roots.root), (roots.real(roots.root),))]
-        while pending:
-            pending += self._folder(*pending.pop())
+        for folder in pending:  # level by level, as the list grows, so that of several links the shortest path counts
+            pending += self._folder(*folder)
         self._recognise()
         self.images.sort()
 
@@ -50,7 +50,7 @@ class Walk:
         below = []
         for entry in entries:
             path = prefix + entry.name
-            is_folder = _is_folder(entry)
+            is_folder = _is(entry.is_dir)
             if kind := self._left_out(path, entry.name):
                 self._skip("folder" if is_folder else "file", kind, path)
             elif not is_folder:
@@ -92,10 +92,10 @@ class Walk:
             pass
         elif suffix:
             self._skip("file", suffix, path)
-        elif entry.is_file() and not self._roots.outside(entry.path):
+        elif _is(entry.is_file) and not self._roots.outside(entry.path):
             self._unnamed.append(path)
         else:
-            self._skip("file", OUTSIDE_ROOT if entry.is_file() else "no regular file", path)
+            self._skip("file", OUTSIDE_ROOT if _is(entry.is_file) else "no regular file", path)
 
     def _recognise(self) -> None:
         """Sort the files without a suffix by their first bytes."""
@@ -133,9 +133,10 @@ def skipped_lines(skipped: Skipped) -> list[str]:
     return lines
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def _is(test: Callable[[], bool]) -> bool:
+    """The result of a test of the file system; no where it fails, for a circle of links."""
     try:
-        return entry.is_dir()
+        return test()
     except OSError:
         return False
 
