@@ -16,6 +16,7 @@ from typing import TypeVar
 import pi_heif
 from PIL import Image, UnidentifiedImageError
 
+from cvsi.core.av1 import coded_sizes
 from cvsi.core.errors import ChangedFile, CvsiError
 
 T = TypeVar("T")
@@ -24,7 +25,7 @@ SUFFIXES = frozenset(".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .hei
 KINDS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 # Formats in an ISO container, by the brands that its first box names.
 BRANDS = {"AVIF": (b"avif", b"avis"), "HEIF": (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")}
-CONTAINER_BRANDS = (b"mif1", b"msf1", b"miaf")
+CONTAINER_BRANDS = (b"mif1", b"msf1")
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
 SIGNATURE_BYTES = 64  # of a file's start, enough for `is_image_start`
 BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)  # bytes
@@ -117,6 +118,8 @@ def decode(data: bytes, before: Callable[[int], object] = lambda size: None) -> 
             raise Unreadable(f"a GIF of more than {MAX_BLOCKS:,} blocks before its picture")
         with Image.open(io.BytesIO(data), formats=_formats(data)) as image:
             _check(image, data)
+            if image.format == "AVIF":
+                _check_coded(data)
             before(_memory(image))
             image.load()
             _check(image, data)
@@ -175,6 +178,14 @@ def _check(image: Image.Image, data: bytes) -> None:
     tags = getattr(image, "tag_v2", {})
     if tags.get(TILE_WIDTH, 0) * tags.get(TILE_HEIGHT, 0) > MAX_PIXELS:
         raise Unreadable(f"tiles of {TOO_LARGE}")
+
+
+def _check_coded(data: bytes) -> None:
+    """Refuse an AVIF whose coded pictures are larger than its container says, which is what a decoder allocates."""
+    sizes = coded_sizes(data)
+    largest, total = max((wide * high for wide, high in sizes), default=0), sum(wide * high for wide, high in sizes)
+    if largest > MAX_PIXELS or total > 4 * MAX_PIXELS:
+        raise Unreadable(f"an AVIF with coded pictures of {TOO_LARGE}")
 
 
 def _memory(image: Image.Image) -> int:

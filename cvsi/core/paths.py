@@ -9,6 +9,7 @@ from pathlib import Path
 CACHE = Path("cache")
 MODELS = Path("models")
 WORLD = Path("data/demo")  # what the stage world draws
+DVC_CACHE = Path(".dvc/cache")  # DVC's own, where its settings (their section has the same name) name no other
 
 
 def folder(stage: str, dataset: str, backbone: str | None = None) -> Path:

@@ -28,7 +28,7 @@ from cvsi.datasets.base import (
 )
 from cvsi.datasets.formats import Format
 from cvsi.datasets.metrics import Protocol, recall
-from cvsi.datasets.roots import Roots
+from cvsi.datasets.roots import Roots, succeeds
 
 FOLDERS = ("images", "resized_images")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".jpe", ".jfif", ".gif", ".bmp", ".tif", ".tiff")  # the first one counts
@@ -87,7 +87,7 @@ def _existing(roots: Roots, names: list[str]) -> dict[str, str]:
                 name = wanted.get(stem) or wanted.get(loose(stem))
                 if name is None or suffix.lower() not in SUFFIXES:
                     continue
-                empty = not (entry.is_file() and entry.stat().st_size > 0)
+                empty = not (succeeds(entry.is_file) and entry.stat().st_size > 0)
                 exact = stem == name and suffix in SUFFIXES
                 rank = (empty, not exact, place, SUFFIXES.index(suffix.lower()))
                 if name not in best or (rank, entry.name) < best[name]:

@@ -8,7 +8,7 @@ these changes, or when a stage recorded that its content did (see `store/changed
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from cvsi.core.images import Unreadable, contents, use
 from cvsi.core.params import Params
 from cvsi.core.schema import STORED_FACTS
 from cvsi.datasets.base import loose
-from cvsi.datasets.roots import Roots
+from cvsi.datasets.roots import Roots, succeeds
 from cvsi.store.changed import changes, record_change
 from cvsi.store.jobs import BlockWorker, RowJob, Words
 from cvsi.store.kinds import CODE_VERSIONS
@@ -55,7 +55,7 @@ def stat_files(roots: Roots, paths: pl.Series) -> pl.DataFrame:
     missing = list[str]()
     for folder, names in folders.items():
         for base in roots:
-            if names and _is((base / folder).is_dir):
+            if names and succeeds((base / folder).is_dir):
                 present = _scan(base / folder, names, roots, base)
                 rows += present
                 gone = {row[0] for row in present}
@@ -164,7 +164,7 @@ def _scan(folder: Path, names: dict[str, str], roots: Roots, base: Path) -> list
     with os.scandir(folder) as entries:
         for entry in entries:
             path = names.get(entry.name)
-            if path is None or not _is(entry.is_file):
+            if path is None or not succeeds(entry.is_file):
                 continue
             outside = f"{outside_folder}/{entry.name}" if outside_folder else ""
             if not outside and entry.is_symlink():
@@ -207,7 +207,7 @@ def _loose_file(path: str, roots: Roots, folders: dict[Path, dict[str, list[str]
                 break
             place /= name
         else:
-            if _is(place.is_file):
+            if succeeds(place.is_file):
                 return place.relative_to(base).as_posix() if base == roots.root else roots.from_root(place)
     return None
 
@@ -223,14 +223,6 @@ def _names_in(folder: Path, folders: dict[Path, dict[str, list[str]]]) -> dict[s
             pass
         folders[folder] = names
     return folders[folder]
-
-
-def _is(test: Callable[[], bool]) -> bool:
-    """The result of a test of the file system; no where it fails, for a name that is too long or a circle of links."""
-    try:
-        return test()
-    except OSError:
-        return False
 
 
 def _facts(path: Path) -> dict[str, Any]:

@@ -8,11 +8,12 @@ a folder.
 import configparser
 import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import PATH, Dataset
+from cvsi.core.paths import DVC_CACHE
 
 MAX_LINKS = 40  # links in one path, as in Linux
 CACHE_FILES = Path("files", "md5")  # below a cache folder of DVC: its files, by digest
@@ -86,13 +87,22 @@ def roots_of(dataset: Dataset, name: str) -> Roots:
     return Roots(Path(dataset.root), dataset.roots)
 
 
+def succeeds(test: Callable[[], bool]) -> bool:
+    """The result of a test of the file system; no where it fails, for a name that is too long or a circle of links."""
+    try:
+        return test()
+    except OSError:
+        return False
+
+
 def dvc_cache_files() -> list[Path]:
     """The folders with the files of this project's DVC cache: the default one and one that DVC's settings name."""
-    project = next((folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / ".dvc").is_dir()), None)
+    project = next(
+        (folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / DVC_CACHE.parent).is_dir()), None
+    )
     if project is None:
         return []
-    settings = project / ".dvc"
-    folders = [settings / "cache"]
+    settings, folders = project / DVC_CACHE.parent, [project / DVC_CACHE]
     for file in (*_shared_settings(), settings / "config", settings / "config.local"):
         if named := _cache_folder(file):
             folders.append(file.parent / Path(named).expanduser())
@@ -114,4 +124,4 @@ def _cache_folder(file: Path) -> str:
         parser.read_string(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, configparser.Error):  # no file, or one that DVC refuses with its own message
         return ""
-    return parser.get("cache", "dir", fallback="").strip().strip("\"'")
+    return parser.get(DVC_CACHE.name, "dir", fallback="").strip().strip("\"'")

@@ -4,13 +4,13 @@ import fnmatch
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from cvsi.core.console import count
 from cvsi.core.images import SIGNATURE_BYTES, SUFFIXES, is_image_start
 from cvsi.datasets.base import OUTSIDE_ROOT, split_suffix
-from cvsi.datasets.roots import Roots
+from cvsi.datasets.roots import Roots, succeeds
 
 Folder = tuple[str, str, tuple[str, ...]]  # the beginning of its files' paths, where it is, real paths from the root on
 Skipped = dict[tuple[str, str], list[str]]  # names by noun and kind
@@ -50,7 +50,7 @@ class Walk:
         below = []
         for entry in entries:
             path = prefix + entry.name
-            is_folder = _is(entry.is_dir)
+            is_folder = succeeds(entry.is_dir)
             if kind := self._left_out(path, entry.name):
                 self._skip("folder" if is_folder else "file", kind, path)
             elif not is_folder:
@@ -92,10 +92,10 @@ class Walk:
             pass
         elif suffix:
             self._skip("file", suffix, path)
-        elif _is(entry.is_file) and not self._roots.outside(entry.path):
+        elif succeeds(entry.is_file) and not self._roots.outside(entry.path):
             self._unnamed.append(path)
         else:
-            self._skip("file", OUTSIDE_ROOT if _is(entry.is_file) else "no regular file", path)
+            self._skip("file", OUTSIDE_ROOT if succeeds(entry.is_file) else "no regular file", path)
 
     def _recognise(self) -> None:
         """Sort the files without a suffix by their first bytes."""
@@ -131,14 +131,6 @@ def skipped_lines(skipped: Skipped) -> list[str]:
         advice = f"; {ROOTS_ADVICE}" if OUTSIDE_ROOT in kinds else ""
         lines.append(f"{count(sum(map(len, kinds.values())), noun)} not read: {', '.join(parts)}{advice}")
     return lines
-
-
-def _is(test: Callable[[], bool]) -> bool:
-    """The result of a test of the file system; no where it fails, for a circle of links."""
-    try:
-        return test()
-    except OSError:
-        return False
 
 
 def _composed(text: str) -> str:
