@@ -36,7 +36,7 @@ MAX_RATIO = 1000  # as does one resized by its shorter side
 MAX_SCANNED = 5_000_000_000  # pixels times scans of a progressive JPEG, about 20 seconds
 MAX_BLOCKS = 10_000  # before a GIF's image; Pillow joins them one by one, in quadratic time
 TOO_LARGE = f"more than {MAX_PIXELS:,} pixels"
-HALF = {"WEBP": "WebP", "HEIF": "HEIC", "AVIF": "AVIF"}  # formats that take twice the memory, so half the pixels
+HALF = {"WEBP": "a WebP", "HEIF": "a HEIC", "AVIF": "an AVIF"}  # formats that take twice the memory, so half the pixels
 PIXEL_BYTES = {**dict.fromkeys(HALF, 16), "I": 14}  # per pixel while it is decoded and converted; else 8, or 12
 RESIZED = 512**2  # pixels of the largest backbone's input
 EXIF_TRANSPOSE = {
@@ -170,7 +170,7 @@ def _check(image: Image.Image, data: bytes) -> None:
         raise Unreadable("no pixels")
     half = HALF.get(image.format or "")
     if long * short * (2 if half else 1) > MAX_PIXELS:
-        raise Unreadable(f"a {half} of more than {MAX_PIXELS // 2:,} pixels" if half else TOO_LARGE)
+        raise Unreadable(f"{half} of more than {MAX_PIXELS // 2:,} pixels" if half else TOO_LARGE)
     if long > MAX_SIDE or long > MAX_RATIO * short:
         raise Unreadable(f"{image.width} x {image.height}: a side above {MAX_SIDE:,} or {MAX_RATIO:,} times the other")
     if "progressive" in image.info and data.count(b"\xff\xda") * long * short > MAX_SCANNED:

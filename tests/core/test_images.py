@@ -1,275 +1,165 @@
-"""Names in annotations that other systems wrote: matched with the files where unique, else the difference is named."""
+"""Opening of images of every mode, orientation and state."""
 
-import codecs
-import json
-import shutil
-import unicodedata
-from collections.abc import Callable
+import io
+import random
+import struct
+import time
+from contextlib import suppress
 from pathlib import Path
 
-import polars as pl
+import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
-from cvsi.core import params
+from cvsi.core.av1 import coded_sizes
 from cvsi.core.errors import CvsiError
-from cvsi.datasets import index
-from cvsi.datasets.base import load_json, load_lines
-from tests.conftest import Workspace, write_queries
-from tests.datasets.test_index import QUERY, circo_folder, fashioniq_folder
-
-NFC, NFD = "gr\u00fcn.png", unicodedata.normalize("NFD", "gr\u00fcn.png")
-LONG = "STRASSE.png"
+from cvsi.core.images import Unreadable, decode, load
+from tests.core import malformed_images
 
 
-def build() -> None:
-    index.build("toy", params.load())
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    data = io.BytesIO()
+    image.save(data, kind, **options)
+    return data.getvalue()
 
 
-def queries() -> pl.DataFrame:
-    return pl.read_parquet("cache/toy/index/queries.parquet")
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1", "RGB"])
+def test_every_mode_becomes_rgb(mode: str) -> None:
+    image = decode(encoded(Image.new("RGB", (5, 4), (200, 200, 200)).convert(mode)))
+    assert image.mode == "RGB" and image.size == (5, 4)
 
 
-def images() -> pl.DataFrame:
-    return pl.read_parquet("cache/toy/index/images.parquet")
+def test_cmyk_and_sixteen_bit() -> None:
+    assert decode(encoded(Image.new("CMYK", (5, 4)), "JPEG")).mode == "RGB"
+    grey = np.linspace(0, 65535, 256, dtype=np.uint16).reshape(16, 16)
+    values = np.asarray(decode(encoded(Image.fromarray(grey))))[..., 0].reshape(-1).astype(int)
+    assert values.tolist() == pytest.approx(list(range(256)), abs=1)
 
 
-@pytest.mark.parametrize(
-    ("on_disk", "written"),
-    [
-        (NFD, NFC), (NFC, NFD), ("Green.PNG", "green.png"), ("green.png", "GREEN.PNG"), ("stra\u00dfe.png", LONG),
-        ("sub/green.png", "sub\\green.png"), ("Sub/a b.png", ".\\sub\\A B.png"), ("green.png", " green.png "),
-        ("green.png", "photos/../green.png"), ("green.png", "../photos/green.png"), ("green.png", "{root}/green.png"),
-        (f"\u00fc/{NFD}", f"u\u0308/{NFC}"), ("green.png", "{root}/Green.png"), ("green.png", "//green.png"),
-    ],
-)  # fmt: skip
-def test_a_name_in_another_form_is_matched(
-    toy: Workspace, capsys: pytest.CaptureFixture[str], on_disk: str, written: str
-) -> None:
-    target = Path("photos", on_disk)
-    target.parent.mkdir(exist_ok=True)
-    shutil.move("photos/green.png", target)
-    name = written.format(root=toy.path / "photos")
-    write_queries(
-        toy.path / "photos",
-        {"reference": name, "instruction": "is red", "targets": ["red.png", name]},
-        {"reference": "red.png", "instruction": "is red", "targets": [name, on_disk]},
-    )
-    if written.startswith("//"):
-        with pytest.raises(CvsiError, match="leaves the dataset's folder"):
-            build()
-        return
-    build()
-    assert queries()["reference_id"].to_list() == [on_disk, "red.png"]
-    assert queries()["target_ids"].to_list() == [["red.png", on_disk], [on_disk]]
-    assert queries()["exclude_ids"].to_list() == [[on_disk], ["red.png"]]
-    assert on_disk in images()["image_id"]
-    assert "1 name matched in another case, Unicode form or way of writing" in capsys.readouterr().out
+def test_an_image_is_turned_by_its_exif_orientation() -> None:
+    image = Image.new("RGB", (8, 4), "white")
+    exif = image.getexif()
+    exif[0x0112] = 6
+    assert decode(encoded(image, "JPEG", exif=exif)).size == (4, 8)
 
 
-def test_an_absolute_path_through_a_link_and_one_into_roots_are_matched(
-    toy: Workspace, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    disk = tmp_path_factory.mktemp("disk")
-    shutil.move("photos/green.png", disk / "g.png")
-    shutil.copy("photos/red.png", "photos/g.png")
-    Path("photos/green.png").symlink_to(disk / "g.png")
-    Path("linked").symlink_to("photos")
-    names = [str(toy.path / "linked/red.png"), str(disk / "g.png")]
-    write_queries(toy.path / "photos", *({"reference": name, "instruction": "x"} for name in names))
-    toy.params(datasets__toy__roots=[str(disk)])
-    build()
-    assert queries()["reference_id"].to_list() == ["red.png", "green.png"]
+HEIC = Path(__file__).parent / "data"
 
 
-@pytest.mark.parametrize(
-    ("written", "meant"),
-    [
-        ("RED.png", r"\(did you mean 'Red.png' or 'red.png'\?\)"), ("white.jpg", r"\(did you mean 'white.png'\?\)"),
-        ("holiday/black.png", r"\(did you mean 'black.png'\?\)"), ("C:\\photos\\black.png", "mean 'black.png'"),
-        ("my%20cat.png", "did you mean 'my cat.png'"), ("orang.png", "did you mean 'orange.png'"),
-        ("zebra.png", "query 0 names 'zebra.png'; correct the annotation, or set missing_images: drop"),
-    ],
-)  # fmt: skip
-def test_a_name_that_is_not_unique_or_not_there_names_the_difference(toy: Workspace, written: str, meant: str) -> None:
-    shutil.copy("photos/blue.png", "photos/Red.png")
-    shutil.copy("photos/blue.png", "photos/my cat.png")
-    write_queries(toy.path / "photos", {"reference": written, "instruction": "x"})
-    with pytest.raises(CvsiError, match=meant) as error:
-        build()
-    assert str(error.value).startswith("photos/queries.jsonl: reference_id not among the images") and "\n" not in str(
-        error.value
-    )
+def corners(image: Image.Image) -> list[str]:
+    """The colours of the corners, clockwise from the upper left."""
+    wide, high = image.width - 4, image.height - 4
+    names = {"100": "red", "010": "green", "001": "blue", "111": "white"}
+    pixels = np.asarray(image) // 128
+    return [names["".join(map(str, pixels[y, x]))] for x, y in ((3, 3), (wide, 3), (wide, high), (3, high))]
 
 
-def test_an_exact_name_goes_before_one_in_another_form(toy: Workspace) -> None:
-    shutil.copy("photos/blue.png", "photos/Red.png")
-    shutil.copy("photos/blue.png", f"photos/{NFC}")
-    shutil.copy("photos/blue.png", f"photos/{NFD}")
-    names = ["red.png", "Red.png", NFC, NFD]
-    write_queries(toy.path / "photos", *({"reference": name, "instruction": "x"} for name in names))
-    build()
-    assert queries()["reference_id"].to_list() == names
+def test_heic_is_read_and_turned_once() -> None:
+    upright, turned = (decode((HEIC / f"{name}.heic").read_bytes()) for name in ("upright", "turned"))
+    assert (upright.mode, upright.size) == (turned.mode, turned.size[::-1]) == ("RGB", (96, 64))
+    assert corners(upright) == ["red", "green", "white", "blue"]
+    assert corners(turned) == ["blue", "red", "green", "white"]
+    assert turned.getexif().get(0x0112, 1) == 1
 
 
-@pytest.mark.parametrize("path", ["/etc/passwd", "../out.png", "a/../../out.png", "", ".", "photos/../.."])
-@pytest.mark.parametrize("rule", ["stop", "drop"])
-def test_a_path_outside_is_refused_whatever_is_dropped(toy: Workspace, path: str, rule: str) -> None:
-    shutil.copy("photos/red.png", "out.png")
-    toy.params(datasets__toy__missing_images=rule)
-    write_queries(toy.path / "photos", {"reference": path, "instruction": "x"})
-    with pytest.raises(CvsiError, match=r"queries\.jsonl: path .* leaves the dataset's folder"):
-        build()
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_avif_is_turned_as_heic_is(turn: int) -> None:
+    upright = decode((HEIC / "upright.heic").read_bytes())
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    turned = decode(encoded(upright, "AVIF", exif=exif.tobytes(), quality=95))
+    upright.info["exif"] = exif.tobytes()
+    assert corners(turned) == corners(ImageOps.exif_transpose(upright))
 
 
-def test_queries_of_files_that_are_gone_are_dropped_and_counted(
-    toy: Workspace, capsys: pytest.CaptureFixture[str]
-) -> None:
-    toy.params(datasets__toy__missing_images="drop")
-    Path("photos/blue.png").unlink()
-    build()
-    assert "dropped 1 image, and 1 query with them; dropped 1 further target" in capsys.readouterr().out
-    dropped = pl.read_parquet("cache/toy/index/dropped.parquet").rows()
-    assert dropped == [("blue.png", "no such file, but named by 2 queries")]
+def test_alpha_grey_and_animated_avif() -> None:
+    for mode in ("RGBA", "L", "LA"):
+        assert decode(encoded(Image.new("RGB", (40, 30), "red").convert(mode), "AVIF")).mode == "RGB"
+    frames = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")]
+    image = decode(encoded(frames[0], "AVIF", save_all=True, append_images=frames[1:]))
+    assert np.asarray(image)[9, 9].argmax() == 0
 
 
-ENCODINGS: dict[str, Callable[[str], bytes]] = {
-    "utf-8": lambda text: codecs.BOM_UTF8 + text.encode(),
-    "utf-16-le": lambda text: codecs.BOM_UTF16_LE + text.encode("utf-16-le"),
-    "utf-16-be": lambda text: codecs.BOM_UTF16_BE + text.encode("utf-16-be"),
-    "joined": lambda text: "".join(f"\ufeff{line}\r\n" for line in text.splitlines()).encode(),
-}
+@pytest.mark.parametrize("brand", [b"mif1", b"heix", b"msf1"])
+def test_heic_by_its_brands(brand: bytes) -> None:
+    data = (HEIC / "upright.heic").read_bytes()
+    assert decode(data[:8] + brand + data[12:]).size == (96, 64)
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS)
-def test_a_byte_order_mark_is_no_content(toy: Workspace, encoding: str) -> None:
-    build()
-    before, file = queries(), Path("photos/queries.jsonl")
-    file.write_bytes(ENCODINGS[encoding](file.read_text(encoding="utf-8")))
-    build()
-    assert queries().equals(before)
-
-
-def test_a_byte_order_mark_in_json(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_bytes(codecs.BOM_UTF8 + b'{"a": 1}')
-    assert load_json(tmp_path / "a.json", dict[str, int]) == {"a": 1}
-    (tmp_path / "b.jsonl").write_bytes(codecs.BOM_UTF8 + b"\n1\n\n2\n")
-    assert load_lines(tmp_path / "b.jsonl", int) == [1, 2]
-    (tmp_path / "c.json").write_bytes("{}".encode("utf-16-le"))
-    with pytest.raises(CvsiError, match=r"c\.json: "):
-        load_json(tmp_path / "c.json", dict[str, int])
-
-
-def rename(change: Callable[[str], str]) -> Callable[[], None]:
-    def renamed() -> None:
-        for file in Path("coco/COCO2017_unlabeled/unlabeled2017").iterdir():
-            file.rename(file.with_name(change(file.name)))
-
-    return renamed
-
-
-def in_list(change: Callable[[str], str]) -> Callable[[], None]:
-    def changed() -> None:
-        file = Path("coco/COCO2017_unlabeled/annotations/image_info_unlabeled2017.json")
-        content = json.loads(file.read_text(encoding="utf-8"))
-        for image in content["images"]:
-            image["file_name"] = change(image["file_name"])
-        file.write_text(json.dumps(content), encoding="utf-8")
-
-    return changed
+def test_avif_by_its_brands() -> None:
+    data = encoded(Image.new("RGB", (40, 30)), "AVIF")
+    assert decode(data[:8] + b"mif1" + data[12:]).size == (40, 30)
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        rename(str.upper), rename(lambda name: name.replace(".png", ".PNG")), in_list(str.title),
-        in_list(lambda name: str(Path("coco/COCO2017_unlabeled/unlabeled2017", name).absolute())),
-        in_list(lambda name: f".\\{name}"),
-    ],
+    ("name", "reason"),
+    [("60000x60000.heic", "more than 120,000,000 pixels"), ("8000x8000.heic", "a HEIC of more than 60,000,000 pixels"),
+     ("7900x7500.heic", "size"), ("16x16.heic", "size"), ("12000x12000.avif", "more than 120,000,000 pixels"),
+     ("8000x8000.avif", "an AVIF of more than 60,000,000 pixels")],
 )  # fmt: skip
-def test_image_lists_in_another_form_are_matched_with_the_files(toy: Workspace, change: Callable[[], None]) -> None:
-    circo_folder(toy.path / "coco", [], [QUERY])
-    toy.params(datasets__toy__format="circo", datasets__toy__root="coco")
-    build()
-    before = images()
-    change()
-    build()
-    assert images().drop("path").equals(before.drop("path"))
-    for path in images()["path"]:
-        assert Path("coco", path).is_file()
+def test_a_container_that_states_another_size_is_refused(name: str, reason: str) -> None:
+    size, _, kind = name.partition(".")
+    data = (HEIC / "upright.heic").read_bytes() if kind == "heic" else encoded(Image.new("L", (99, 66)), "AVIF")
+    wide, high = map(int, size.split("x"))
+    with pytest.raises(Unreadable, match=reason):
+        decode(malformed_images.resized(data, wide, high))
 
 
-def test_a_file_answers_to_one_listed_name_only(toy: Workspace) -> None:
-    circo_folder(toy.path / "coco", [{"id": 70, "file_name": "RED.png"}], [QUERY])
-    toy.params(datasets__toy__format="circo", datasets__toy__root="coco")
-    with pytest.raises(CvsiError, match=r"1 missing image: COCO2017_unlabeled/unlabeled2017/RED\.png"):
-        build()
+def test_an_avif_whose_coded_picture_is_larger_than_stated_is_refused_undecoded() -> None:
+    data = encoded(Image.new("L", (16_000, 8_000), 99), "AVIF", quality=10, speed=10)
+    with pytest.raises(Unreadable, match="an AVIF with coded pictures of more than 120,000,000 pixels"):
+        decode(malformed_images.resized(data, 64, 64))
 
 
-def fashioniq(toy: Workspace, names: list[str], pairs: list[tuple[str, str]], **changes: object) -> None:
-    fashioniq_folder(toy.path / "fiq", names, pairs)
-    rules = {f"datasets__toy__{key}": value for key, value in changes.items()}
-    toy.params(datasets__toy__format="fashioniq", datasets__toy__root="fiq", datasets__toy__category="dress", **rules)
+def test_coded_sizes_of_pictures_masks_and_sequences() -> None:
+    assert coded_sizes(encoded(Image.new("RGBA", (300, 200)), "AVIF")) == [(300, 200)] * 2
+    frames = [Image.effect_noise((300, 200), 20 + number).convert("RGB") for number in range(3)]
+    sequence = encoded(frames[0], "AVIF", save_all=True, append_images=frames[1:])
+    assert set(coded_sizes(sequence)) == {(512, 256)}  # as many bits as the size takes
+    assert coded_sizes((HEIC / "upright.heic").read_bytes()) == []
+
+
+def test_broken_containers_of_coded_sizes_end_quickly() -> None:
+    data = encoded(Image.new("RGB", (300, 200)), "AVIF")
+    dice = random.Random(1)
+    for _ in range(2000):
+        broken = bytearray(data[: dice.randrange(1, len(data))])
+        for _ in range(dice.randrange(4)):
+            broken[dice.randrange(len(broken))] = dice.randrange(256)
+        with suppress(ValueError, IndexError, struct.error):
+            coded_sizes(bytes(broken))
+    began = time.process_time()
+    for bomb in (b"\0\0\0\x08free" * 2_000_000, data + b"\0\0\0\0moov" + b"\0\0\0\x08trak" * 1_000_000):
+        with suppress(ValueError):
+            coded_sizes(bomb)
+    assert time.process_time() - began < 3
 
 
 @pytest.mark.parametrize(
-    ("file", "wanted"),
-    [
-        ("images/a.jpeg", None), ("images/a.JPG", None), ("images/a.JPEG", None), ("images/a.PNG", None),
-        ("images/A.jpg", None), ("images/a.webp", None), ("resized_images/a.jpg", None),
-        ("resized_images/a.PNG", None), ("resized_images/A.Jpeg", None),
-        ("images/a.png resized_images/a.png", "images/a.png"), ("images/a.jpeg images/a.jpg", "images/a.jpg"),
-        ("images/a.JPG images/a.jpg", "images/a.jpg"), ("images/A.png images/a.jpg", "images/a.jpg"),
-    ],
-)  # fmt: skip
-def test_fashioniq_images_of_any_suffix_in_either_folder(toy: Workspace, file: str, wanted: str | None) -> None:
-    fashioniq(toy, ["a", "b"], [("a", "b")])
-    Path("fiq/resized_images").mkdir()
-    shutil.copy("photos/blue.png", "fiq/images/b.png")
-    for name in file.split():
-        shutil.copy("photos/red.png", f"fiq/{name}")
-    build()
-    assert images()["path"].to_list() == [wanted or file, "images/b.png"]
+    ("data", "reason"),
+    [(b"", "empty file"), (b"hello", "not an image"), (encoded(Image.new("RGB", (64, 64)), "JPEG")[:300], "Truncated")],
+    ids=["empty", "text", "cut"],
+)
+def test_unreadable_bytes_give_a_reason(data: bytes, reason: str) -> None:
+    with pytest.raises(Unreadable, match=reason):
+        decode(data)
 
 
-def test_fashioniq_names_taken_out_of_a_split_are_dropped_and_counted(
-    toy: Workspace, capsys: pytest.CaptureFixture[str]
-) -> None:
-    fashioniq(toy, ["a", "b"], [("a", "b"), ("gone", "a"), ("a", "lost"), ("b", "a"), ("gone", "lost")])
-    for name in "ab":
-        shutil.copy("photos/red.png", f"fiq/images/{name}.png")
-    with pytest.raises(CvsiError, match=r"reference_id not among the images: query 1 names 'gone', query 4 .*drop"):
-        build()
-    toy.params(datasets__toy__missing_images="drop")
-    build()
-    assert "dropped 2 images, and 3 queries with them" in capsys.readouterr().out
-    assert pl.read_parquet("cache/toy/index/dropped.parquet").rows() == [
-        ("gone", "not in the list of images, but named by 2 queries"),
-        ("lost", "not in the list of images, but named by 2 queries"),
-    ]
-    assert queries()["query_id"].to_list() == ["0", "3"]
+def test_a_bomb_is_refused_before_it_is_decoded() -> None:
+    header = encoded(Image.new("1", (1, 1)))
+    huge = header.replace((1).to_bytes(4, "big") * 2, (50_000).to_bytes(4, "big") * 2, 1)
+    import struct
+    import zlib
+
+    start = huge.index(b"IHDR")
+    crc = zlib.crc32(huge[start : start + 17])
+    huge = huge[: start + 17] + struct.pack(">I", crc) + huge[start + 21 :]
+    with pytest.raises(Unreadable, match="pixels"):
+        decode(huge)
 
 
-@pytest.mark.parametrize("column", ["reference", "target_hard", "members"])
-def test_cirr_names_that_are_not_listed_follow_the_same_rule(toy: Workspace, column: str) -> None:
-    shutil.move("photos", "cirr/dev")
-    paths = {name: f"./dev/{name}.png" for name in ("red", "green", "blue")}
-    row: dict[str, object] = {
-        "pairid": 1,
-        "reference": "red",
-        "target_hard": "green",
-        "caption": "x",
-        "img_set": {"members": ["red"]},
-    }
-    gone: dict[str, object] = {column: "gone"} if column != "members" else {"img_set": {"members": ["gone"]}}
-    other = row | {"pairid": 2} | gone
-    for name, content in (("image_splits/split.rc2.val", paths), ("captions/cap.rc2.val", [row, other])):
-        file = Path(f"cirr/cirr/{name}.json")
-        file.parent.mkdir(parents=True)
-        file.write_text(json.dumps(content), encoding="utf-8")
-    toy.params(datasets__toy__format="cirr", datasets__toy__root="cirr", datasets__toy__splits=["val"])
-    with pytest.raises(CvsiError, match="query 2 names 'gone'"):
-        build()
-    toy.params(datasets__toy__missing_images="drop")
-    build()
-    assert queries()["query_id"].to_list() == (["1"] if column != "members" else ["1", "2"])
-    assert queries()["group_ids"].to_list()[-1] == ([] if column == "members" else ["red"])
+def test_a_file_that_changed_since_it_was_indexed(tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    file.write_bytes(encoded(Image.new("RGB", (2, 2))))
+    with pytest.raises(CvsiError, match=r"a\.png: the file changed since it was indexed"):
+        load(file, "0" * 64, lambda image: image)

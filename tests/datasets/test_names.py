@@ -260,7 +260,8 @@ def test_cirr_names_that_are_not_listed_follow_the_same_rule(toy: Workspace, col
         "caption": "x",
         "img_set": {"members": ["red"]},
     }
-    other = row | {"pairid": 2} | ({column: "gone"} if column != "members" else {"img_set": {"members": ["gone"]}})
+    gone: dict[str, object] = {column: "gone"} if column != "members" else {"img_set": {"members": ["gone"]}}
+    other = row | {"pairid": 2} | gone
     for name, content in (("image_splits/split.rc2.val", paths), ("captions/cap.rc2.val", [row, other])):
         file = Path(f"cirr/cirr/{name}.json")
         file.parent.mkdir(parents=True)
