@@ -112,11 +112,11 @@ def annotation_path(root: Path, name: str, further: Sequence[str] = ()) -> Path:
     roots = Roots(root, further)
     file = next((base / name for base in roots if (base / name).exists()), root / name)
     try:
-        target = roots.outside(file)
+        target = roots.target_outside(file) if roots.outside(file) else ""
     except OSError:  # a circle of links, which opening the file reports
         return file
     if target:
-        folder = Path(target).parent
+        folder = Path(target) if Path(target).is_dir() else Path(target).parent
         raise CvsiError(
             f"{file}: {OUTSIDE_ROOT}; copy the file into it, or add {folder} to the dataset's roots in params.yaml"
         )

@@ -45,7 +45,7 @@ def stat_files(roots: Roots, paths: pl.Series) -> pl.DataFrame:
 
     `file` is the file's path relative to the root: `path` itself, or one that differs only in case, Unicode form or
     slashes where no file has the exact name, or one in a further root. `modified` and `changed` are in ns. `refused` is
-    empty, or the real path of a file that may not be read, because a link, its own or its folder's, leaves the roots.
+    empty, or where a file is that may not be read, because a link, its own or its folder's, leaves the roots.
     """
     folders: dict[str, dict[str, str]] = {}
     for path in paths.to_list():
@@ -160,7 +160,8 @@ def _known_before(job: FileFactsJob, missing: pl.DataFrame) -> int:
 
 def _scan(folder: Path, names: dict[str, str], roots: Roots, base: Path) -> list[tuple[Any, ...]]:
     """Rows of the files of a folder below `base` whose names are in `names`, which maps them to their paths."""
-    outside_folder, rows, own = roots.outside(folder), list[tuple[Any, ...]](), base == roots.root
+    rows, own = list[tuple[Any, ...]](), base == roots.root
+    outside_folder = roots.target_outside(folder) if roots.outside(folder) else ""
     with os.scandir(folder) as entries:
         for entry in entries:
             path = names.get(entry.name)

@@ -32,12 +32,12 @@ class Names:
 
     def match(self, name: str) -> str | None:
         """The one id that a name means, or None."""
-        for form in self._forms(name):
-            ids = [form] if form in self._exact else self._by_form.get(loose(form), [])
-            if len(ids) == 1:
-                return ids[0]
-            if ids:
-                return None
+        forms = self._forms(name)
+        if exact := [form for form in forms if form in self._exact]:
+            return exact[0]
+        ids = dict.fromkeys(image for form in forms for image in self._by_form.get(loose(form), []))
+        if ids:
+            return next(iter(ids)) if len(ids) == 1 else None
         return self._by_file.get(os.path.realpath(name)) if name.startswith("/") and "\0" not in name else None
 
     def near(self, name: str) -> list[str]:

@@ -60,6 +60,16 @@ class Roots:
         allowed = self._within + self._in_cache if cache else self._within
         return "" if real.startswith(allowed) or real in self._own else real
 
+    def target_outside(self, path: Path) -> str:
+        """Where the first link of a path below one of the folders leads that leaves them; nothing if none does."""
+        base = next(folder for folder in self if path.is_relative_to(folder))
+        place = base
+        for part in path.relative_to(base).parts:
+            place /= part
+            if target := self.outside(place):
+                return target
+        return ""
+
     def inside(self, path: str) -> str | None:
         """A path that is absolute or has `..` as one relative to the root; None where it is in none of the folders."""
         if "\0" in path:

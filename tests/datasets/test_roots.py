@@ -15,6 +15,7 @@ from cvsi.core import params
 from cvsi.core.errors import CvsiError
 from cvsi.core.images import load
 from cvsi.datasets import index
+from cvsi.datasets.base import OUTSIDE_ROOT
 from cvsi.datasets.roots import Roots, dvc_cache_files
 from tests.conftest import Workspace, draw_pictures, environment
 from tests.datasets.test_index import QUERY, circo_folder
@@ -218,6 +219,44 @@ def test_files_may_be_in_a_further_root(
     annotations = disk / "annotations"
     shutil.move("coco/annotations", annotations)
     build()
+
+
+def test_a_link_of_a_whole_benchmark_is_one_folder_to_add(
+    toy: Workspace, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    disk = tmp_path_factory.mktemp("disk") / "coco"
+    circo_folder(toy.path / "coco", [], [QUERY])
+    toy.params(datasets__toy__format="circo", datasets__toy__root="coco")
+    build()
+    before = images()
+    shutil.move("coco/COCO2017_unlabeled", disk)
+    Path("coco/COCO2017_unlabeled").symlink_to(disk)
+    assert f"or add {disk} to the dataset's roots" in toy.error("index", "toy")
+    shutil.copytree(disk / "annotations", "list/annotations")
+    Path("coco/COCO2017_unlabeled").unlink()
+    Path("list/unlabeled2017").symlink_to(disk / "unlabeled2017")
+    shutil.move("list", "coco/COCO2017_unlabeled")
+    line = toy.error("index", "toy")
+    assert "8 unreadable images" in line and f"add {disk}/unlabeled2017, to which they lead, to roots" in line
+    toy.params(datasets__toy__roots=[str(disk)])
+    build()
+    assert images().equals(before)
+
+
+def test_git_annex(toy: Workspace, plain: pl.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> None:
+    annex = tmp_path_factory.mktemp("repository")
+    shutil.move("photos", annex / "photos")
+    for number, file in enumerate(sorted((annex / "photos").glob("*.png"))):
+        place = annex / f".git/annex/objects/{number:02}/Xx/SHA256E-{number}.png/SHA256E-{number}.png"
+        place.parent.mkdir(parents=True)
+        shutil.move(file, place)
+        file.symlink_to(os.path.relpath(place, file.parent))
+    toy.params(datasets__toy__root=str(annex / "photos"))
+    line = toy.error("index", "toy")
+    assert f"8 unreadable images: black.png, blue.png, green.png and 5 more ({OUTSIDE_ROOT}); add {annex}/.git" in line
+    toy.params(datasets__toy__roots=[str(annex / ".git/annex/objects")])
+    build()
+    assert images().equals(plain)
 
 
 def test_a_chain_of_links_counts_where_it_ends(tmp_path: Path) -> None:

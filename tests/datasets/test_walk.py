@@ -4,6 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
+import polars as pl
 import pytest
 from PIL import Image
 
@@ -161,6 +162,18 @@ def test_names_of_skipped_files_cannot_control_a_terminal(toy: Workspace) -> Non
         Path(os.fsdecode(name)).touch()
     printed = toy.run("index", "toy")
     assert "3 .mov" in printed and "\x1b" not in printed and len(printed.splitlines()) == 4
+
+
+def test_photos_of_a_phone_are_indexed_with_the_size_they_are_shown_in(toy: Workspace) -> None:
+    data = Path(__file__).parents[1] / "core/data"
+    for name in ("IMG_1.HEIC", "IMG_2.heif", "IMG_3.jpg", "IMG_4"):  # by content, whatever the suffix
+        shutil.copy(data / "turned.heic", toy.path / "photos" / name)
+    Image.new("RGB", (30, 20)).save("photos/a.avif")
+    toy.run("index", "toy")
+    sizes = pl.read_parquet("cache/toy/index/images.parquet").select("path", "width", "height").rows()
+    assert [row for row in sizes if row[0][0] in "Ia"] == [
+        ("IMG_1.HEIC", 64, 96), ("IMG_2.heif", 64, 96), ("IMG_3.jpg", 64, 96), ("IMG_4", 64, 96), ("a.avif", 30, 20),
+    ]  # fmt: skip
 
 
 def test_check_names_what_is_not_read(toy: Workspace) -> None:
