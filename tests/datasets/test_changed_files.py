@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
@@ -18,12 +19,15 @@ from cvsi.core.errors import ChangedFile, CvsiError
 from cvsi.core.images import load
 from cvsi.core.schema import STORED_CAPTIONS, STORED_FACTS
 from cvsi.datasets import files, index
+from cvsi.evaluation import scores
+from cvsi.evaluation.report import build as report
 from cvsi.pipeline.image_loader import ImageLoader
 from cvsi.store.changed import changes
 from cvsi.store.jobs import BlockWorker, RowJob, Words
 from cvsi.store.missing import compute_missing
 from cvsi.store.rows import RowStore, Store
 from tests.conftest import Workspace
+from tests.stage_inputs import write_captions, write_edits
 
 TURNED = Path("photos/turned.jpg")
 
@@ -212,7 +216,23 @@ def test_the_error_can_be_sent_to_another_process() -> None:
     assert error.path == "photos/a.png" and str(error).startswith("photos/a.png: the file changed")
 
 
-def test_the_report_notices_a_changed_file_too(photos: Workspace) -> None:
-    from cvsi.evaluation.report import build
-
-    assert "changes_recorded" in build.build.__code__.co_names
+def test_the_report_notices_a_changed_file_too(toy: Workspace) -> None:
+    content = params.load()
+    index.build("toy", content)
+    write_captions()
+    write_edits()
+    vectors = np.random.default_rng(1).normal(size=(8, 128)).astype(np.float32)
+    columns = ("edited", "pseudo", "reference", "source", "instruction")
+    queries = pl.read_parquet("cache/toy/index/queries.parquet").select("query_id", "split")
+    for name, table, parts in (
+        ("gallery_vectors", images().select("image_id"), ("image", "caption")), ("query_vectors", queries, columns),
+    ):  # fmt: skip
+        folder = Path("cache/toy/tiny", name)
+        folder.mkdir(parents=True)
+        rows = pl.Series(vectors[: table.height], dtype=pl.Array(pl.Float32, 128))
+        table.with_columns(rows.alias(part) for part in parts).write_parquet(folder / "part.parquet")
+    scores.build("toy", "tiny", content)
+    Path("photos/red.png").write_bytes(Path("photos/green.png").read_bytes())
+    with pytest.raises(ChangedFile, match=r"photos/red\.png"):
+        report.build("toy", "tiny", content)
+    assert changes(Store(Path(content.store))).rows() == [("photos/red.png", 1)]
