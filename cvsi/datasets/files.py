@@ -29,7 +29,7 @@ from cvsi.store.changed import changes, record_change
 from cvsi.store.jobs import BlockWorker, RowJob, Words
 from cvsi.store.kinds import CODE_VERSIONS
 from cvsi.store.missing import compute_missing
-from cvsi.store.rows import Store
+from cvsi.store.rows import RowStore, Store
 
 FACTS_RECIPE = {"code": CODE_VERSIONS["files"]}
 BEFORE = ({"code": 2},)  # recipes of earlier versions, whose keys end with the modification time
@@ -58,8 +58,7 @@ def stat_files(roots: Roots, paths: pl.Series) -> pl.DataFrame:
             if names and succeeds((base / folder).is_dir):
                 present = _scan(base / folder, names, roots, base)
                 rows += present
-                gone = {row[0] for row in present}
-                names = {name: path for name, path in names.items() if path not in gone} if gone else names
+                names = _left(names, present)
         missing += names.values()
     rows += _loosely(missing, {row[1] for row in rows}, roots) if missing else []
     columns = zip(*rows, strict=True) if rows else ([] for _ in STATUS_COLUMNS)
@@ -127,7 +126,7 @@ def read_facts(root: Path, files: pl.DataFrame, params: Params) -> pl.DataFrame:
     """
     job = FileFactsJob(params.compute, Store(Path(params.store)), root, files)
     wanted, rows = job.wanted(), job.rows()
-    again = _known_before(job, wanted.filter(pl.col("key").is_in(rows.missing(wanted["key"]).implode())))
+    again = _known_before(job, rows, wanted.filter(pl.col("key").is_in(rows.missing(wanted["key"]).implode())))
     facts = pl.DataFrame(compute_missing(job, rows).get(wanted["key"])).drop("key")
     if again:
         info(
@@ -147,11 +146,11 @@ def changes_recorded(params: Params) -> Iterator[None]:
         raise
 
 
-def _known_before(job: FileFactsJob, missing: pl.DataFrame) -> int:
+def _known_before(job: FileFactsJob, rows: RowStore, missing: pl.DataFrame) -> int:
     """How many of these files have facts under the same path, size and modification time."""
     if not missing.height:
         return 0
-    keys = [job.rows().keys().str.replace(r" \d+ \d+ \d+$", "")]
+    keys = [rows.keys().str.replace(r" \d+ \d+ \d+$", "")]
     for recipe in BEFORE:
         if (before := job.store.rows(job.kind, recipe, job.schema)).folder.is_dir():
             keys.append(before.keys())
@@ -173,6 +172,14 @@ def _scan(folder: Path, names: dict[str, str], roots: Roots, base: Path) -> list
             file = path if own else roots.from_root(Path(entry.path))
             rows.append((path, file, *_status(entry.stat()), outside))
     return rows
+
+
+def _left(names: dict[str, str], present: list[tuple[Any, ...]]) -> dict[str, str]:
+    """The names whose files are not among these rows."""
+    if len(present) in (0, len(names)):
+        return {} if present else names
+    paths = {row[0] for row in present}
+    return {name: path for name, path in names.items() if path not in paths}
 
 
 def _status(status: os.stat_result) -> tuple[int, int, int, int]:
