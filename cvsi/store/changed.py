@@ -40,5 +40,6 @@ def changes(store: Store) -> pl.DataFrame:
     rows = changed_rows(store)
     if not rows.folder.is_dir():
         return pl.DataFrame(schema={"path": pl.String, "changes": pl.UInt32})
+    rows.quarantine_corrupt(rows.keys())  # a stage that notices the change once more records it again
     table = pl.DataFrame(rows.get(rows.keys()))
     return table.group_by("path").agg(changes=pl.len())

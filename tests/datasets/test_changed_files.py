@@ -201,6 +201,19 @@ def test_records_of_changed_files_are_never_removed(photos: Workspace) -> None:
     assert part.kind == "changed_files" and not part.unused(0)
 
 
+@pytest.mark.parametrize(
+    "damage", [lambda data: b"", lambda data: data[:-9], lambda data: data[:99] + b"x" + data[100:]]
+)
+def test_a_damaged_record_stops_nothing(photos: Workspace, damage: Callable[[bytes], bytes]) -> None:
+    content = params.load()
+    with pytest.raises(ChangedFile), files.changes_recorded(content):
+        load(TURNED, "0" * 64, lambda image: image)
+    (file,) = Path(content.store, "changed_files").rglob("*.parquet")
+    file.write_bytes(damage(file.read_bytes()))
+    index.build("toy", content)
+    assert changes(Store(Path(content.store))).height == 0
+
+
 def test_a_store_that_cannot_be_written_gives_other_advice(photos: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(rows: RowStore, table: pa.Table) -> None:
         raise OSError(30, "Read-only file system")
