@@ -20,9 +20,12 @@ from cvsi.core import paths
 from cvsi.core.console import count
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import Backbone, Dataset, Params
-from cvsi.datasets import formats
 from cvsi.datasets.base import Listing
+from cvsi.datasets.faults import absent_images, faults, links_outside, roots_advice
 from cvsi.datasets.files import stat_files
+from cvsi.datasets.index import read_listing
+from cvsi.datasets.roots import roots_of
+from cvsi.datasets.walk import skipped_lines
 from cvsi.models import catalogue
 from cvsi.models.clip_checkpoint import FOLDER
 from cvsi.models.engines import Model, Requirements, captioner_engine, captioner_of, editor_engine, editor_of
@@ -125,20 +128,31 @@ def _dataset(inventory: Inventory, name: str, dataset: Dataset) -> None:
             inventory.add_missing(f"folder {root}", source.get if dataset.benchmark else f"put {name}'s images there")
         return
     try:
-        listing = formats.read(dataset, name)
+        roots = roots_of(dataset, name)
+        listing = read_listing(dataset, name, roots)
     except CvsiError as error:
         what, _, why = str(error).partition(": ")
         inventory.add_missing(what, source.get if "no such file" in why and dataset.benchmark else why)
         return
-    present = stat_files(root, listing.images["path"])
-    inventory.listings[name], inventory.present[name] = listing, present
-    absent = listing.images.filter(~listing.images["path"].is_in(present["path"].implode()))["path"]
-    if absent.len():
-        what = f"{count(absent.len(), 'image')} of {listing.images.height:,} below {root} ({absent[0]}, ...)"
+    for line in skipped_lines(listing.skipped):
+        inventory.add_note(f"{name}: {line}")
+    images = listing.images.join(
+        stat_files(roots, listing.images["path"]), on="path", how="left", maintain_order="left"
+    )
+    inventory.listings[name], inventory.present[name] = listing, images
+    absent, links = absent_images(images), links_outside(images)
+    if absent.height:
+        what = f"{count(absent.height, 'image')} of {images.height:,} below {root} ({absent['path'][0]}, ...)"
         if dataset.missing_images == "drop":
             inventory.add_note(f"{what}: {name} drops missing images")
         else:
             inventory.add_missing(what, f"{source.get}; or set missing_images: drop for {name}")
+    if links.height:
+        what = f"{root}: {faults(links, 'unreadable')}"
+        if dataset.bad_images == "drop":
+            inventory.add_note(f"{what}: {name} drops them; to read them, {roots_advice(links, name)}")
+        else:
+            inventory.add_missing(what, f"{roots_advice(links, name)}, or set bad_images: drop")
 
 
 def _model(inventory: Inventory, noun: str, model: Model, store: Store) -> None:

@@ -25,7 +25,9 @@ from cvsi.store.kinds import KINDS
 from cvsi.store.locks import exclusive_lock
 from cvsi.store.rows import DAMAGED
 
-PERMANENT = "weights"  # rows of a pack are looked up by it, and it is small
+# Small kinds that are never removed: rows of a pack are looked up by `weights`; without `changed_files`, the facts of a
+# changed file would be used again.
+PERMANENT = frozenset({"weights", "changed_files"})
 NAME = re.compile("[0-9a-f]{64}")
 # The facts of a recipe that are shown, and how many characters of each.
 SHOWN_FIELDS = {
@@ -37,6 +39,7 @@ SHOWN_FIELDS = {
     "n": 9,
     "seed": 9,
     "mode": 9,
+    "code": 3,
 }
 DAY = 86_400.0
 
@@ -56,7 +59,7 @@ class Part:
 
     def unused(self, days: float) -> bool:
         """Whether no output here was made from it, it was not used for so many days, and no other rows depend on it."""
-        return self.kind != PERMANENT and not self.by and time.time() - self.used >= days * DAY
+        return self.kind not in PERMANENT and not self.by and time.time() - self.used >= days * DAY
 
 
 def survey(store: Path, here: Sequence[Path] = (CACHE, MODELS)) -> list[Part]:

@@ -7,6 +7,19 @@ class CvsiError(Exception):
     """Something the user can correct; its text is printed without a traceback."""
 
 
+class ChangedFile(CvsiError):
+    """A file that is not the one that was indexed; `path` is the root and the path below it."""
+
+    def __init__(self, path: str) -> None:
+        """Keep the path; an exception can be sent to another process by its arguments."""
+        super().__init__(path)
+        self.path = path
+
+    def __str__(self) -> str:
+        """One line."""
+        return f"{self.path}: the file changed since it was indexed; the next dvc repro reads it again"
+
+
 def cause(error: BaseException, secret: str = "") -> str:
     """A library's error as the end of a line of ours: 200 characters at most, without its advice to read pickles.
 

@@ -13,14 +13,22 @@ from pathlib import Path
 from threading import Condition
 from typing import TypeVar
 
+import pi_heif
 from PIL import Image, UnidentifiedImageError
 
-from cvsi.core.errors import CvsiError
+from cvsi.core.av1 import coded_sizes
+from cvsi.core.errors import ChangedFile, CvsiError
 
 T = TypeVar("T")
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+SUFFIXES = frozenset(".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .heic .heif .hif .avif".split())
 # The formats of those suffixes, recognised by content. No other reader of Pillow is tried; one starts Ghostscript.
 KINDS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+# Formats in an ISO container, by the brands that its first box names.
+BRANDS = {"AVIF": (b"avif", b"avis"), "HEIF": (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")}
+CONTAINER_BRANDS = (b"mif1", b"msf1")
+SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
+SIGNATURE_BYTES = 64  # of a file's start, enough for `is_image_start`
+BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)  # bytes
 MAX_FILE = 256 << 20  # bytes
 MAX_PIXELS = 120_000_000
 MAX_SIDE = 16_384  # padding makes such an image nearly a square, which has to fit too
@@ -28,7 +36,8 @@ MAX_RATIO = 1000  # as does one resized by its shorter side
 MAX_SCANNED = 5_000_000_000  # pixels times scans of a progressive JPEG, about 20 seconds
 MAX_BLOCKS = 10_000  # before a GIF's image; Pillow joins them one by one, in quadratic time
 TOO_LARGE = f"more than {MAX_PIXELS:,} pixels"
-PIXEL_BYTES = {"WEBP": 16, "I": 14}  # per pixel while it is decoded and converted, by kind or mode; else 8, or 12
+HALF = {"WEBP": "a WebP", "HEIF": "a HEIC", "AVIF": "an AVIF"}  # formats that take twice the memory, so half the pixels
+PIXEL_BYTES = {**dict.fromkeys(HALF, 16), "I": 14}  # per pixel while it is decoded and converted; else 8, or 12
 RESIZED = 512**2  # pixels of the largest backbone's input
 EXIF_TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -43,6 +52,8 @@ warnings.filterwarnings("ignore", module="PIL")
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
 # Blocks too large for the heap go back to the system with their image; Pillow's own of 16 MB stay with each thread.
 Image.core.set_block_size(64 << 20)  # type: ignore[attr-defined]
+# Only the picture itself, and by the thread that opened it: threads decode other pictures meanwhile.
+pi_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False, decode_threads=1)
 
 
 class Unreadable(Exception):
@@ -105,8 +116,10 @@ def decode(data: bytes, before: Callable[[int], object] = lambda size: None) -> 
     try:
         if data[:4] == b"GIF8" and _too_many_gif_blocks(data):
             raise Unreadable(f"a GIF of more than {MAX_BLOCKS:,} blocks before its picture")
-        with Image.open(io.BytesIO(data), formats=KINDS) as image:
+        with Image.open(io.BytesIO(data), formats=_formats(data)) as image:
             _check(image, data)
+            if image.format == "AVIF":
+                _check_coded(data)
             before(_memory(image))
             image.load()
             _check(image, data)
@@ -121,12 +134,30 @@ def decode(data: bytes, before: Callable[[int], object] = lambda size: None) -> 
         raise Unreadable(" ".join(str(error).split())[:120] or type(error).__name__) from None
 
 
+def is_image_start(data: bytes) -> bool:
+    """Whether a file that begins with these bytes (`SIGNATURE_BYTES` of them) is an image of a kind that is read."""
+    if data[:2] == b"BM":
+        return data[6:10] == b"\0\0\0\0" and int.from_bytes(data[14:18], "little") in BMP_HEADERS
+    webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
+    return webp or data.startswith(SIGNATURES) or _formats(data) != KINDS
+
+
+def _formats(data: bytes) -> tuple[str, ...]:
+    """The formats to try: the one that an ISO container's brands name, else all others."""
+    if data[4:8] != b"ftyp":
+        return KINDS
+    brands = [data[start : start + 4] for start in (8, *range(16, min(int.from_bytes(data[:4], "big"), 256), 4))]
+    if named := [kind for brand in brands for kind, names in BRANDS.items() if brand in names]:
+        return (named[0],)
+    return ("AVIF", "HEIF") if brands[0] in CONTAINER_BRANDS else KINDS
+
+
 def load(path: Path, digest: str, work: Callable[[Image.Image], T]) -> T:
-    """The result of `work` on the image of an indexed file; raises CvsiError where the file changed since."""
+    """The result of `work` on the image of an indexed file; raises ChangedFile where the file changed since."""
     try:
         with contents(path) as data:
             if hashlib.sha256(data).hexdigest() != digest:
-                raise CvsiError(f"{path}: the file changed since it was indexed; run the stage index again (dvc repro)")
+                raise ChangedFile(str(path))
             return use(data, work)
     except Unreadable as reason:
         raise CvsiError(f"{path}: {reason}") from None
@@ -137,8 +168,9 @@ def _check(image: Image.Image, data: bytes) -> None:
     long, short = max(image.size), min(image.size)
     if short < 1:
         raise Unreadable("no pixels")
-    if long * short * (2 if image.format == "WEBP" else 1) > MAX_PIXELS:
-        raise Unreadable(TOO_LARGE if image.format != "WEBP" else f"a WebP of more than {MAX_PIXELS // 2:,} pixels")
+    half = HALF.get(image.format or "")
+    if long * short * (2 if half else 1) > MAX_PIXELS:
+        raise Unreadable(f"{half} of more than {MAX_PIXELS // 2:,} pixels" if half else TOO_LARGE)
     if long > MAX_SIDE or long > MAX_RATIO * short:
         raise Unreadable(f"{image.width} x {image.height}: a side above {MAX_SIDE:,} or {MAX_RATIO:,} times the other")
     if "progressive" in image.info and data.count(b"\xff\xda") * long * short > MAX_SCANNED:
@@ -146,6 +178,14 @@ def _check(image: Image.Image, data: bytes) -> None:
     tags = getattr(image, "tag_v2", {})
     if tags.get(TILE_WIDTH, 0) * tags.get(TILE_HEIGHT, 0) > MAX_PIXELS:
         raise Unreadable(f"tiles of {TOO_LARGE}")
+
+
+def _check_coded(data: bytes) -> None:
+    """Refuse an AVIF whose coded pictures are larger than its container says, which is what a decoder allocates."""
+    sizes = coded_sizes(data)
+    largest, total = max((wide * high for wide, high in sizes), default=0), sum(wide * high for wide, high in sizes)
+    if largest > MAX_PIXELS or total > 4 * MAX_PIXELS:
+        raise Unreadable(f"an AVIF with coded pictures of {TOO_LARGE}")
 
 
 def _memory(image: Image.Image) -> int:
@@ -187,6 +227,6 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode == "I":
         # Pillow clips 16-bit grey at 255 when it converts; scale it instead.
         image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
-    if image.mode == "RGB" and image.format != "WEBP":
+    if image.mode == "RGB" and image.format not in HALF:
         return image
-    return image.convert("RGB")  # a WebP is copied, since the original keeps its decoder's canvases
+    return image.convert("RGB")  # a WebP is copied, since the original keeps its decoder's canvases; so are the others

@@ -24,6 +24,9 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Block = dict[str, Any]  # a part of the file that a registry checks
+Text = Annotated[str, Field(min_length=1, max_length=4096)]
+# What other systems put beside photos: Synology's thumbnails, macOS's attributes, GNOME's thumbnails.
+NOT_PHOTOS = ("@eaDir", "._*", ".thumbnails")
 
 
 class Settings(BaseModel):
@@ -60,6 +63,8 @@ class Dataset(Settings):
     sizes: dict[Name, PositiveInt] = Field(default={})
     benchmark: Name | None = None
     fallback_limit: Annotated[float, Field(ge=0, le=1)] = 0.2
+    roots: tuple[Text, ...] = ()
+    ignore: tuple[Text, ...] = NOT_PHOTOS
 
     @property
     def own(self) -> Block:

@@ -15,6 +15,7 @@ WORLD = Path("data/demo")  # what the stage world draws
 OF_DATASET = ("index", "captions", "edits")
 OF_RUN = ("gallery_vectors", "query_vectors", "scores", "report", "sweep", "verdicts", "rerank")
 OTHER_STAGES = ("world", "train_phi", "demo_captions")
+DVC_CACHE = Path(".dvc/cache")  # DVC's own, where its settings (their section has the same name) name no other
 
 
 def folder(stage: str, dataset: str, backbone: str | None = None) -> Path:

@@ -74,6 +74,7 @@ GALLERY_PARTS = ("image", "caption")
 STORED_FACTS = pa.schema(
     {"key": pa.string(), "digest": pa.string(), "width": pa.int32(), "height": pa.int32(), "reason": pa.string()}
 )
+STORED_CHANGES = pa.schema({"key": pa.string(), "path": pa.string()})
 STORED_CAPTIONS = pa.schema({"key": pa.string(), "captions": STRINGS})
 # Read are `answers` and `finish`; texts and status are those of the time of storing, which earlier versions read.
 STORED_EDITS = pa.schema(

@@ -5,8 +5,9 @@ holds it against the rules that are the same for every format. All faults of a k
 file to correct.
 """
 
-import os
+import codecs
 import stat
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -18,6 +19,7 @@ from cvsi.core.errors import CvsiError
 from cvsi.core.params import Settings
 from cvsi.core.schema import QUERIES
 from cvsi.core.strict_json import parse_json
+from cvsi.datasets.roots import Roots
 
 T = TypeVar("T")
 MAX_TEXT = 1 << 30  # bytes of an annotation file
@@ -26,6 +28,7 @@ LONGEST_ID, LONGEST_INSTRUCTION = 1_000, 50_000  # characters; a benchmark's ins
 LONGEST_SHOWN = 200  # characters of an id in a message
 NOT_NAMES = frozenset(("", ".", ".."))  # what is between slashes of a path that is absolute or not normalised
 OUTSIDE_ROOT = "a link that leaves the dataset's folder"
+BOM = "\ufeff"  # the byte order mark, which editors and shells of Windows write
 NO_QUERIES = pl.DataFrame(QUERIES.empty_table())
 QUERY_COLUMNS = pl.Schema(NO_QUERIES.schema)
 
@@ -43,15 +46,17 @@ class FormatSettings(Settings):
 class Listing:
     """Images (`image_id`, `path`, `in_gallery`) and queries (the columns of `schema.QUERIES`), in canonical order.
 
-    `sources` names the files that the queries come from, by split, for messages; `ignored` counts files that are no
-    images; `refused` has paths of images that cannot be listed, with the reason.
+    `sources` names the files that the queries come from, by split, for messages; `skipped` has the names of files and
+    folders that are not read, by noun and kind (`("file", ".txt")`); `refused` has paths of images that cannot be
+    listed, with the reason; `matched` has names of the annotations that were written in another form, with their ids.
     """
 
     images: pl.DataFrame
     queries: pl.DataFrame
     sources: dict[str, Path]
-    ignored: int = 0
+    skipped: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    matched: dict[str, str] = field(default_factory=dict)
 
 
 def gallery(images: Mapping[str, str] | Iterable[tuple[str, str]]) -> pl.DataFrame:
@@ -70,29 +75,51 @@ def load_json(path: Path, kind: type[T]) -> T:
 def load_lines(path: Path, kind: type[T]) -> list[T]:
     """Read a JSON-lines file, one typed value per line; blank lines are numbered but give nothing."""
     numbered = enumerate(_text(path).split("\n"), start=1)  # JSON allows Python's other line ends within a string
-    return [parse_json(line, kind, f"{path} line {number}") for number, line in numbered if line.strip()]
+    lines = ((number, line.lstrip(BOM)) for number, line in numbered)  # of files that were joined
+    return [parse_json(line, kind, f"{path} line {number}") for number, line in lines if line.strip()]
 
 
-def relative_path(path: str, where: object) -> str:
-    """The path without `./` and `//`; raises CvsiError, which begins with `where`, for one that leaves the root."""
+def loose(name: str) -> str:
+    """A name without its case and its Unicode form, in which systems differ."""
+    return (
+        name.lower() if name.isascii() else unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+    )
+
+
+def split_suffix(name: str) -> tuple[str, str]:
+    """A file's name without its suffix, and the suffix with its dot: empty where there is none."""
+    stem, dot, suffix = name.rpartition(".")
+    return (stem, f".{suffix}") if dot and stem and suffix else (name, "")
+
+
+def relative_path(path: str, where: object, roots: Roots | None = None) -> str:
+    """The path without `./` and `//`; raises CvsiError, which begins with `where`, for one that leaves the root.
+
+    With `roots`, an absolute path within them becomes one relative to the root.
+    """
     if "\0" not in path and NOT_NAMES.isdisjoint(path.split("/")):
         return path  # PurePosixPath takes seconds for the paths of a large gallery
     pure = PurePosixPath(path)
     if pure.is_absolute() or ".." in pure.parts or "\0" in path or str(pure) in ("", "."):
+        if roots is not None and pure.is_absolute() and (below := roots.inside(path)) is not None:
+            return below
         raise CvsiError(f"{where}: path {path!r} leaves the dataset's folder; give one below it")
     return str(pure)
 
 
-def escapes_root(path: Path, root: Path) -> bool:
-    """Whether a path, its links followed, is outside the folder `root`, whose links are followed too."""
-    return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
-
-
-def annotation_path(root: Path, name: str) -> Path:
-    """The path of an annotation file below the dataset's root; raises CvsiError for a link that leaves it."""
-    file = root / name
-    if escapes_root(file, root):
-        raise CvsiError(f"{file}: {OUTSIDE_ROOT}; copy the file into it")
+def annotation_path(root: Path, name: str, further: Sequence[str] = ()) -> Path:
+    """The path of an annotation file below the dataset's root or `further` roots; raises CvsiError for other links."""
+    roots = Roots(root, further)
+    file = next((base / name for base in roots if (base / name).exists()), root / name)
+    try:
+        target = roots.target_outside(file) if roots.outside(file) else ""
+    except OSError:  # a circle of links, which opening the file reports
+        return file
+    if target:
+        folder = Path(target) if Path(target).is_dir() else Path(target).parent
+        raise CvsiError(
+            f"{file}: {OUTSIDE_ROOT}; copy the file into it, or add {folder} to the dataset's roots in params.yaml"
+        )
     return file
 
 
@@ -105,17 +132,16 @@ def wanted_splits(selected: tuple[str, ...] | None, known: Sequence[str], root: 
 
 
 def check_listing(listing: Listing, root: Path) -> None:
-    """Raise CvsiError for ids that are duplicate, unknown or too long, and for instructions that are too long."""
+    """Raise CvsiError for ids that are duplicate or too long, and for instructions that are too long."""
     _refuse_duplicates(listing.images, ["image_id"], str(root))
     _refuse_duplicates(listing.queries, ["split", "query_id"], str(root))
     _refuse_long_texts(listing, root)
-    _refuse_unknown_images(listing)
 
 
 def _refuse_duplicates(table: pl.DataFrame, columns: list[str], where: str) -> None:
     duplicates = table.filter(table.select(columns).is_duplicated()).select(columns).unique(maintain_order=True)
     if duplicates.height:
-        names = _first(" ".join(map(str, row)) for row in duplicates.iter_rows())
+        names = first_names(" ".join(map(str, row)) for row in duplicates.iter_rows())
         raise CvsiError(f"{where}: duplicate {columns[-1]}: {names}; ids must be unique")
 
 
@@ -124,12 +150,12 @@ def _refuse_long_texts(listing: Listing, root: Path) -> None:
     names = pl.concat([listing.images["image_id"], listing.queries["aspects"].explode().drop_nulls()])
     long = names.filter(names.str.len_chars() > LONGEST_ID)
     if long.len():
-        raise CvsiError(f"{root}: ids of more than {LONGEST_ID:,} characters: {_first(long)}; shorten them")
+        raise CvsiError(f"{root}: ids of more than {LONGEST_ID:,} characters: {first_names(long)}; shorten them")
     endless = listing.queries.filter(pl.col("instruction").str.len_chars() > LONGEST_INSTRUCTION)
     if endless.height:
         raise CvsiError(
             f"{listing.sources[endless['split'][0]]}: instructions of more than {LONGEST_INSTRUCTION:,} characters: "
-            f"query {_first(endless['query_id'])}; shorten them"
+            f"query {first_names(endless['query_id'])}; shorten them"
         )
     for row in listing.queries.filter(pl.col("instruction").str.len_chars() > LONGEST_WORD).iter_rows(named=True):
         if max(map(len, row["instruction"].split()), default=0) > LONGEST_WORD:
@@ -139,21 +165,7 @@ def _refuse_long_texts(listing: Listing, root: Path) -> None:
             )
 
 
-def _refuse_unknown_images(listing: Listing) -> None:
-    """Refuse queries that name an image which is not in the listing."""
-    ids = listing.images["image_id"]
-    for column in ("reference_id", "target_ids", "exclude_ids", "group_ids"):
-        named = listing.queries.select("query_id", "split", image=column)
-        if column != "reference_id":
-            named = named.explode("image").drop_nulls("image")
-        unknown = named.filter(~pl.col("image").is_in(ids.implode()))
-        if unknown.height:
-            split = unknown["split"][0]
-            names = _first(f"query {row['query_id']} names {row['image']!r}" for row in unknown.iter_rows(named=True))
-            raise CvsiError(f"{listing.sources[split]}: {column} not among the images: {names}; correct the annotation")
-
-
-def _first(names: Iterable[str], limit: int = 20) -> str:
+def first_names(names: Iterable[str], limit: int = 20) -> str:
     """The first names, shortened, and how many more there are."""
     listed = [name if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}..." for name in names]
     more = f" and {len(listed) - limit:,} more" if len(listed) > limit else ""
@@ -167,10 +179,17 @@ def _text(path: Path) -> str:
             raise CvsiError(f"{path}: not a file")
         if facts.st_size > MAX_TEXT:
             raise CvsiError(f"{path}: {facts.st_size:,} bytes; more than {MAX_TEXT:,} are not read")
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding=_encoding(path))
     except FileNotFoundError:
         raise CvsiError(f"{path}: no such file; check the dataset's root in params.yaml") from None
     except UnicodeDecodeError as error:
-        raise CvsiError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+        raise CvsiError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
     except OSError as error:
         raise CvsiError(f"{path}: {error.strerror}") from None
+
+
+def _encoding(path: Path) -> str:
+    """UTF-8 with or without a byte order mark, or UTF-16 with one."""
+    with path.open("rb") as file:
+        start = file.read(2)
+    return "utf-16" if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"

@@ -24,6 +24,7 @@ from cvsi.datasets.base import (
 )
 from cvsi.datasets.formats import Format
 from cvsi.datasets.metrics import Protocol, mean_average_precision, recall
+from cvsi.datasets.roots import Roots
 from cvsi.datasets.submissions import Submission
 
 SPLITS = ("val", "test")
@@ -64,14 +65,14 @@ class Query(BaseModel):
 def read(dataset: Dataset, settings: FormatSettings) -> Listing:
     """Read the annotations of the dataset's splits; ids become strings without leading zeros."""
     root = Path(dataset.root)
-    image_list = annotation_path(root, f"{IMAGES}/annotations/image_info_unlabeled2017.json")
-    folder = f"{IMAGES}/unlabeled2017"
+    image_list = annotation_path(root, f"{IMAGES}/annotations/image_info_unlabeled2017.json", dataset.roots)
+    folder, roots = f"{IMAGES}/unlabeled2017", Roots(root, dataset.roots)
     images = [
-        (str(image.id), relative_path(f"{folder}/{image.file_name}", image_list))
+        (str(image.id), relative_path(_below(folder, image.file_name), image_list, roots))
         for image in load_json(image_list, CocoImages).images
     ]
     splits = wanted_splits(dataset.splits, SPLITS, root)
-    sources = {split: annotation_path(root, f"annotations/{split}.json") for split in splits}
+    sources = {split: annotation_path(root, f"annotations/{split}.json", dataset.roots) for split in splits}
     tables = [queries(file, split) for split, file in sources.items()]
     return Listing(gallery(images), pl.concat([NO_QUERIES, *tables]), sources)
 
@@ -80,6 +81,11 @@ def queries(file: Path, split: str) -> pl.DataFrame:
     """The queries of one annotation file."""
     rows = [_row(query, split) for query in load_json(file, list[Query])]
     return pl.DataFrame(rows, schema=QUERY_COLUMNS)
+
+
+def _below(folder: str, name: str) -> str:
+    """A file name of the image list below the folder of images; an absolute one stays as it is."""
+    return name if name.startswith("/") else f"{folder}/{name}"
 
 
 def _row(query: Query, split: str) -> dict[str, object]:

@@ -24,6 +24,7 @@ from cvsi.datasets.base import (
 )
 from cvsi.datasets.formats import Format
 from cvsi.datasets.metrics import Protocol, recall, subset_recall
+from cvsi.datasets.roots import Roots
 from cvsi.datasets.submissions import Submission
 
 SPLITS = ("val", "test1")
@@ -47,13 +48,13 @@ class Query(BaseModel):
 
 def read(dataset: Dataset, settings: FormatSettings) -> Listing:
     """Read the dataset's splits; the galleries of several splits become one."""
-    root = Path(dataset.root)
+    root, roots = Path(dataset.root), Roots(Path(dataset.root), dataset.roots)
     sources, images, tables = {}, {}, [NO_QUERIES]
     for split in wanted_splits(dataset.splits, SPLITS, root):
-        image_list = annotation_path(root, f"cirr/image_splits/split.rc2.{split}.json")
+        image_list = annotation_path(root, f"cirr/image_splits/split.rc2.{split}.json", dataset.roots)
         for name, path in load_json(image_list, dict[str, str]).items():
-            images[name] = relative_path(path, image_list)
-        sources[split] = annotation_path(root, f"cirr/captions/cap.rc2.{split}.json")
+            images[name] = relative_path(path, image_list, roots)
+        sources[split] = annotation_path(root, f"cirr/captions/cap.rc2.{split}.json", dataset.roots)
         tables.append(queries(sources[split], split))
     return Listing(gallery(images), pl.concat(tables), sources)
 

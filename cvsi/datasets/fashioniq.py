@@ -1,8 +1,9 @@
 """FashionIQ's folder to a listing: the gallery and the labelled `val` queries of one category.
 
 A query has two captions by two people; stripped of punctuation at their ends they become one instruction, joined by
-" and ", and nothing more: an empty one still gets its " and ", as in the published protocol. Images may be `.png` or
-`.jpg`; no copy of the dataset is complete (`missing_images` decides whether missing ones are dropped).
+" and ", and nothing more: an empty one still gets its " and ", as in the published protocol. Images may have any usual
+suffix and be in `images` or `resized_images`; no copy of the dataset is complete (`missing_images` decides whether
+missing ones are dropped).
 """
 
 import os
@@ -20,13 +21,17 @@ from cvsi.datasets.base import (
     annotation_path,
     gallery,
     load_json,
+    loose,
     relative_path,
+    split_suffix,
     wanted_splits,
 )
 from cvsi.datasets.formats import Format
 from cvsi.datasets.metrics import Protocol, recall
+from cvsi.datasets.roots import Roots, succeeds
 
-SUFFIXES = (".png", ".jpg")
+FOLDERS = ("images", "resized_images")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".jpe", ".jfif", ".gif", ".bmp", ".tif", ".tiff")  # the first one counts
 
 
 class FashionIQSettings(FormatSettings):
@@ -52,11 +57,11 @@ def read(dataset: Dataset, settings: FashionIQSettings) -> Listing:
     """Read the category that the dataset names; query ids are the rows of the caption file, from 0."""
     root = Path(dataset.root)
     wanted_splits(dataset.splits, ("val",), root)
-    image_list = annotation_path(root, f"image_splits/split.{settings.category}.val.json")
-    source = annotation_path(root, f"captions/cap.{settings.category}.val.json")
+    image_list = annotation_path(root, f"image_splits/split.{settings.category}.val.json", dataset.roots)
+    source = annotation_path(root, f"captions/cap.{settings.category}.val.json", dataset.roots)
     names = load_json(image_list, list[str])
-    files = _existing(root / "images", names)
-    images = [(name, f"images/{relative_path(name, image_list)}{_suffix(name, files)}") for name in names]
+    files = _existing(Roots(root, dataset.roots), names)
+    images = [(name, files.get(name) or f"images/{relative_path(name, image_list)}{SUFFIXES[0]}") for name in names]
     rows = [_row(number, query) for number, query in enumerate(load_json(source, list[Query]))]
     return Listing(gallery(images), pl.DataFrame(rows, schema=QUERY_COLUMNS), {"val": source})
 
@@ -66,20 +71,28 @@ def instruction(captions: list[str]) -> str:
     return " and ".join(caption.strip(".?, ") for caption in captions)
 
 
-def _existing(folder: Path, names: list[str]) -> dict[str, bool]:
-    """The files of these names with either suffix, and whether each has content (not empty, no broken link)."""
-    wanted = {name + suffix for name in names for suffix in SUFFIXES}
-    if not folder.is_dir():
-        return {}
-    with os.scandir(folder) as entries:
-        named = [entry for entry in entries if entry.name in wanted]
-        return {entry.name: entry.is_file() and entry.stat().st_size > 0 for entry in named}
+def _existing(roots: Roots, names: list[str]) -> dict[str, str]:
+    """The file of each name as a path below the root, where there is one.
 
-
-def _suffix(name: str, files: dict[str, bool]) -> str:
-    """The first suffix whose file has content; else the first whose file exists; else the first."""
-    full = (suffix for suffix in SUFFIXES if files.get(name + suffix))
-    return next(full, next((suffix for suffix in SUFFIXES if name + suffix in files), SUFFIXES[0]))
+    The best one has content (it is not empty and no dead link), the exact name, and the first folder and suffix.
+    """
+    wanted = {loose(name): name for name in names} | {name: name for name in names}
+    best: dict[str, tuple[tuple[bool, bool, int, int], str]] = {}
+    for place, (folder, base) in enumerate((folder, base) for folder in FOLDERS for base in roots):
+        if not (base / folder).is_dir():
+            continue
+        with os.scandir(base / folder) as entries:
+            for entry in entries:
+                stem, suffix = split_suffix(entry.name)
+                name = wanted.get(stem) or wanted.get(loose(stem))
+                if name is None or suffix.lower() not in SUFFIXES:
+                    continue
+                empty = not (succeeds(entry.is_file) and entry.stat().st_size > 0)
+                exact = stem == name and suffix in SUFFIXES
+                rank = (empty, not exact, place, SUFFIXES.index(suffix.lower()))
+                if name not in best or (rank, entry.name) < best[name]:
+                    best[name] = rank, f"{folder}/{entry.name}"
+    return {name: path for name, (_, path) in best.items()}
 
 
 def _row(number: int, query: Query) -> dict[str, object]:

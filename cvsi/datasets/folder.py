@@ -1,5 +1,7 @@
 """A folder of own photos to a listing: every image file below the root is in the gallery, `queries.jsonl` has queries.
 
+A file is an image by its suffix, or by its content where it has no suffix; everything else is counted by kind.
+
 A line of `queries.jsonl` is `{"reference": "cat.jpg", "instruction": "is asleep", "targets": ["nap.jpg"]}`, paths below
 the root, targets optional. Queries with targets are split `val`, those without are split `test`; a query's own
 reference is never ranked for it.
@@ -13,7 +15,6 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict
 
 from cvsi.core.errors import CvsiError
-from cvsi.core.images import SUFFIXES
 from cvsi.core.params import Dataset
 from cvsi.datasets.base import (
     QUERY_COLUMNS,
@@ -27,6 +28,8 @@ from cvsi.datasets.base import (
 )
 from cvsi.datasets.formats import Format
 from cvsi.datasets.metrics import Protocol, mean_average_precision, recall
+from cvsi.datasets.roots import Roots
+from cvsi.datasets.walk import Walk
 
 QUERIES = "queries.jsonl"
 # Control characters, line breaks and bytes that are no UTF-8 (Python names them by surrogates) can be in no id.
@@ -48,48 +51,44 @@ def read(dataset: Dataset, settings: FormatSettings) -> Listing:
     root = Path(dataset.root)
     if not root.is_dir():
         raise CvsiError(f"{root}: no such folder; check the dataset's root in params.yaml")
-    files = sorted(_walk(root))
-    images = [path for path in files if path.lower().endswith(tuple(SUFFIXES))]
-    paths = [path for path in images if not NOT_TEXT.search(path)]
-    source = annotation_path(root, QUERIES)
+    walk = Walk(Roots(root, dataset.roots), dataset.ignore, [QUERIES])
+    paths = [path for path in walk.images if not NOT_TEXT.search(path)]
+    source = annotation_path(root, QUERIES, dataset.roots)
     splits = wanted_splits(dataset.splits, ("val", "test"), root)
-    rows = [_row(number, query, source) for number, query in enumerate(load_lines(source, Query))]
+    rows = [_row(number, query) for number, query in enumerate(load_lines(source, Query))]
     return Listing(
         gallery(zip(paths, paths, strict=True)),
         pl.DataFrame([row for split in splits for row in rows if row["split"] == split], schema=QUERY_COLUMNS),
         dict.fromkeys(splits, source),
-        ignored=len(files) - len(images) - (QUERIES in files),
+        skipped=walk.skipped,
         refused={
             os.fsencode(path).decode("utf-8", "backslashreplace"): f"the file name {path!r} is not plain text"
-            for path in images
+            for path in walk.images
             if NOT_TEXT.search(path)
         },
     )
 
 
-def _walk(root: Path) -> list[str]:
-    """Paths of all files below the root, hidden ones left out; links to folders are not followed."""
-    paths: list[str] = []
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        below = os.path.relpath(folder, root)
-        prefix = "" if below == "." else f"{below}/"
-        paths += [prefix + name for name in names if not name.startswith(".")]
-    return paths
-
-
-def _row(number: int, query: Query, source: Path) -> dict[str, object]:
-    reference = relative_path(query.reference, source)
+def _row(number: int, query: Query) -> dict[str, object]:
+    reference = _normal(query.reference)
     return {
         "query_id": str(number),
         "split": "val" if query.targets else "test",
         "reference_id": reference,
         "instruction": query.instruction,
-        "target_ids": [relative_path(target, source) for target in query.targets],
+        "target_ids": [_normal(target) for target in query.targets],
         "exclude_ids": [reference],
         "group_ids": [],
         "aspects": [],
     }
+
+
+def _normal(path: str) -> str:
+    """The path without `./` and `//`; one that leaves the root stays as it is, to be matched or refused later."""
+    try:
+        return relative_path(path, QUERIES)
+    except CvsiError:
+        return path
 
 
 FORMAT = Format(

@@ -16,7 +16,13 @@ from cvsi.core.schema import DROPPED, DROPPED_QUERIES, IMAGES, QUERIES
 from cvsi.core.tables import output
 from cvsi.datasets import formats
 from cvsi.datasets.base import Listing, check_listing
+from cvsi.datasets.faults import absent_images, faults, links_outside, roots_advice
 from cvsi.datasets.files import FACTS_RECIPE, read_facts, stat_files
+from cvsi.datasets.names import ids_are_paths, match_names, refuse_unlisted, unlisted_images
+from cvsi.datasets.roots import Roots, roots_of
+from cvsi.datasets.walk import skipped_lines
+
+SHOWN = 3  # names in a message
 
 
 class Index(NamedTuple):
@@ -41,18 +47,29 @@ def build(name: str, params: Params) -> None:
     root = Path(dataset.root)
     if not root.is_dir():
         raise CvsiError(f"{root}: no such folder; put the dataset there or change its root in params.yaml")
-    listing = formats.read(dataset, name)
-    check_listing(listing, root)
-    images, dropped = _examine(root, listing, dataset, params)
+    roots = roots_of(dataset, name)
+    listing = read_listing(dataset, name, roots)
+    for line in skipped_lines(listing.skipped):
+        info(line)
+    images, dropped, advice = _examine(name, roots, listing, dataset, params)
     queries, dropped_queries = _keep(listing.queries, images)
-    for table, noun in ((images, "images"), (queries, "queries")):
+    for table, known, noun in ((images, dropped, "images"), (queries, listing.queries, "queries")):
         if not table.height:
-            raise CvsiError(f"{root}: no {noun} to work on; see what its annotations list and what was dropped")
+            why = f"{faults(dropped, 'dropped')}; {advice}" if known.height else "the dataset lists none"
+            raise CvsiError("; ".join([f"{root}: no {noun} to work on: {why}", *skipped_lines(listing.skipped)]))
     index = Index(images, queries, dropped, dropped_queries)
     _write(name, dataset, index)
     info(_summary(listing, index))
     for warning in compare_sizes(name, dataset, listing):
         warn(warning)
+
+
+def read_listing(dataset: Dataset, name: str, roots: Roots) -> Listing:
+    """The checked listing of a dataset, names in another form matched; raises CvsiError for what is wrong in it."""
+    listing = match_names(formats.read(dataset, name), roots)
+    check_listing(listing, roots.root)
+    refuse_unlisted(unlisted_images(listing), listing, roots, dataset.missing_images == "stop")
+    return listing
 
 
 def compare_sizes(name: str, dataset: Dataset, listing: Listing) -> list[str]:
@@ -77,7 +94,7 @@ def _sized(what: str, number: int) -> str:
 
 def _write(name: str, dataset: Dataset, index: Index) -> None:
     """Write the index's folder."""
-    rules = dataset.model_dump(include={"bad_images", "missing_images", "format", "splits"})
+    rules = dataset.model_dump(include={"bad_images", "missing_images", "format", "splits", "ignore"})
     rules |= formats.settings_of(dataset, name).model_dump()
     with output("index", name, recipe=rules | {"files": FACTS_RECIPE}) as out:
         out.table("images.parquet", index.images.to_arrow(), IMAGES)
@@ -93,11 +110,10 @@ def _write(name: str, dataset: Dataset, index: Index) -> None:
 def _summary(listing: Listing, index: Index) -> str:
     """What the index holds and what was dropped, in one line."""
     images, queries, dropped, dropped_queries = index
-    ignored = f", {count(listing.ignored, 'other file')} ignored" if listing.ignored else ""
     references = queries["reference_id"].unique()
     ranked = images.filter("in_gallery")["image_id"].is_in(references.implode()).sum()
     among = f", {ranked:,} of {count(references.len(), 'reference')} among the gallery" if references.len() else ""
-    summary = f"{count(images.height, 'image')}, {count(queries.height, 'query')}{among}{ignored}"
+    summary = f"{count(images.height, 'image')}, {count(queries.height, 'query')}{among}"
     if not dropped.height:
         return summary
     summary += f"; dropped {count(dropped.height, 'image')}, and {count(dropped_queries.height, 'query')} with them"
@@ -106,26 +122,49 @@ def _summary(listing: Listing, index: Index) -> str:
     return summary + (f"; dropped {count(targets, 'further target')} of other queries" if targets else "")
 
 
-def _examine(root: Path, listing: Listing, dataset: Dataset, params: Params) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The usable images with digest, width and height; second, missing and unreadable ones, with the reason."""
-    status = stat_files(root, listing.images["path"])
+def _examine(
+    name: str, roots: Roots, listing: Listing, dataset: Dataset, params: Params
+) -> tuple[pl.DataFrame, pl.DataFrame, str]:
+    """The usable images with their facts; missing and unreadable ones, with the reason; what to do about these."""
+    status = stat_files(roots, listing.images["path"])
     images = listing.images.join(status, on="path", how="left", maintain_order="left")
-    files = read_facts(root, images.filter(pl.col("refused") == ""), params)
-    missing = images.filter(pl.col("size").is_null()).select("path", reason=pl.lit("no such file"))
-    outside = images.filter(pl.col("refused") != "").select("path", reason="refused")
-    unnamed = pl.DataFrame(list(listing.refused.items()), schema=outside.schema, orient="row")
-    unreadable = pl.concat([unnamed, outside, files.filter(pl.col("reason") != "").select("path", "reason")])
-    _stop_at(root, missing, dataset.missing_images, "missing", "missing_images")
-    _stop_at(root, unreadable, dataset.bad_images, "unreadable", "bad_images")
-    return files.filter(pl.col("reason") == ""), pl.concat([missing, unreadable])
+    _print_matched(listing, images)
+    missing, links = absent_images(images), links_outside(images)
+    files = read_facts(roots.root, images.filter(pl.col("refused") == ""), params)
+    unnamed = pl.DataFrame(list(listing.refused.items()), schema=missing.schema, orient="row")
+    unusable = files.filter(pl.col("reason") != "").select("path", "reason")
+    unreadable = pl.concat([unnamed, links.select("path", "reason"), unusable])
+    advice = roots_advice(links, name) if links.height else "repair them"
+    if missing.height and dataset.missing_images == "stop":
+        raise CvsiError(f"{roots.root}: {faults(missing, 'missing')}; repair them or set missing_images: drop")
+    if unreadable.height and dataset.bad_images == "stop":
+        raise CvsiError(f"{roots.root}: {faults(unreadable, 'unreadable')}; {advice} or set bad_images: drop")
+    if links.height:
+        info(f"{faults(links, 'dropped')}; to read them, {advice}")
+    usable = files.filter(pl.col("reason") == "").with_columns(path="file")
+    return usable, pl.concat([missing, _unlisted(listing), unreadable]), advice
 
 
-def _stop_at(root: Path, faults: pl.DataFrame, rule: str, adjective: str, parameter: str) -> None:
-    if faults.height and rule == "stop":
-        listed = ", ".join(f"{path} ({reason})" for path, reason in faults.iter_rows())
-        raise CvsiError(
-            f"{root}: {count(faults.height, f'{adjective} image')}: {listed}; repair them or set {parameter}: drop"
-        )
+def _print_matched(listing: Listing, images: pl.DataFrame) -> None:
+    """Say which names of annotations were written in another form than the files'."""
+    pairs = images.filter((pl.col("file") != pl.col("path")) & ~pl.col("file").str.starts_with("../"))
+    matched = listing.matched | dict(pairs.select("path", "file").iter_rows())
+    if matched:
+        first = ", ".join(f"{written}: {image}" for written, image in list(matched.items())[:SHOWN])
+        more = ", ..." if len(matched) > SHOWN else ""
+        info(f"{count(len(matched), 'name')} matched in another case, Unicode form or way of writing ({first}{more})")
+
+
+def _unlisted(listing: Listing) -> pl.DataFrame:
+    """`path` and `reason` of what queries name although it is no image of the listing."""
+    named = (
+        unlisted_images(listing)
+        .group_by("image", maintain_order=True)
+        .agg(number=pl.struct("split", "query_id").n_unique())
+    )
+    what = "no such file" if ids_are_paths(listing) else "not in the list of images"
+    reasons = [f"{what}, but named by {count(number, 'query')}" for number in named["number"]]
+    return pl.DataFrame({"path": named["image"], "reason": pl.Series(reasons, dtype=pl.String)})
 
 
 def _keep(queries: pl.DataFrame, images: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:

@@ -5,7 +5,8 @@ meaning are no longer used.
 """
 
 CODE_VERSIONS = {
-    "files": 2,  # digest, size and readability of a dataset's files
+    "files": 3,  # digest, size and readability of a dataset's files
+    "changed_files": 1,  # files that changed although nothing that the index compares had changed
     "captions": 1,
     "edits": 2,
     "image_vectors": 1,

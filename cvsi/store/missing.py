@@ -16,11 +16,12 @@ import pyarrow.compute as pc
 
 from cvsi.core import run_log
 from cvsi.core.console import Meter, count, info, plural, redirect_output, seconds
-from cvsi.core.errors import CvsiError
+from cvsi.core.errors import ChangedFile, CvsiError
 from cvsi.core.paths import libraries_log
+from cvsi.store.changed import record_change
 from cvsi.store.executors import executor_of
 from cvsi.store.jobs import RowJob
-from cvsi.store.rows import RowStore
+from cvsi.store.rows import RowStore, Store
 
 
 def compute_missing(job: RowJob, opened: RowStore | None = None) -> RowStore:
@@ -67,6 +68,15 @@ def _blocks(job: RowJob, wanted: pl.DataFrame, missing: pl.Series) -> list[pl.Da
 
 
 def _store(job: RowJob, rows: RowStore, tables: Iterable[pa.Table], meter: Meter) -> None:
+    """Store each table while the next one is computed; a file that changed since it was indexed is recorded."""
+    try:
+        _store_all(job, rows, tables, meter)
+    except ChangedFile as change:
+        record_change(Store(rows.store), change)
+        raise
+
+
+def _store_all(job: RowJob, rows: RowStore, tables: Iterable[pa.Table], meter: Meter) -> None:
     """Store each table while the next one is computed; also the last one before an error."""
     with ThreadPoolExecutor(1) as writer:
         writing: Future[None] | None = None

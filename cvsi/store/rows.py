@@ -67,6 +67,10 @@ class RowStore:
         self._held = schema.empty_table()
         self._scan()
 
+    def keys(self) -> pl.Series:
+        """The keys of all rows, each once."""
+        return self._index()["key"]
+
     def missing(self, keys: pl.Series) -> pl.Series:
         """The keys that have no row yet, in the order given."""
         return keys.filter(~keys.is_in(self._index()["key"].implode()))

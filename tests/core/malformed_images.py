@@ -16,10 +16,11 @@ from PIL import Image, ImageDraw
 
 SIZE = (61, 47)
 MODES = tuple("1 L LA P PA RGB RGBA RGBa La RGBX CMYK YCbCr LAB HSV I I;16 I;16B F".split())
-KINDS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
+KINDS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "AVIF": "avif"}
 # Formats of no suffix that `folder` takes, here under one that it does, as wrongly named files are.
-OTHERS = tuple("ICO PPM TGA DDS PCX SGI IM JPEG2000 AVIF ICNS EPS QOI MSP XBM SPIDER BLP DIB MPO".split())
-SUFFIXES = (*KINDS.values(), "jpeg", "tiff", "PNG", "JPG")
+OTHERS = tuple("ICO PPM TGA DDS PCX SGI IM JPEG2000 ICNS EPS QOI MSP XBM SPIDER BLP DIB MPO".split())
+SUFFIXES = (*KINDS.values(), "jpeg", "tiff", "PNG", "JPG", "jfif", "heic")
+HEIC = Path(__file__).parent / "data"  # drawn and encoded with pillow-heif, since no dependency writes HEIC
 CUTS, FLIPS = 30, 84
 
 
@@ -85,7 +86,7 @@ def _variants(dice: random.Random) -> Iterator[tuple[str, bytes]]:
 
 
 def _exif(dice: random.Random) -> Iterator[tuple[str, bytes]]:
-    for kind in ("JPEG", "PNG", "WEBP", "TIFF"):
+    for kind in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF"):
         for turn in (*range(1, 9), 0, 9, 65535):
             exif = Image.Exif()
             exif[0x0112] = turn
@@ -105,6 +106,7 @@ def _damaged(dice: random.Random) -> Iterator[tuple[str, bytes]]:
         "frames.gif": encoded(picture(dice), "GIF", save_all=True, append_images=[picture(dice)]),
     }
     files = {f"x.{KINDS[kind]}": data for kind, data in sound.items()} | more
+    files |= {f"x-{file.name}": file.read_bytes() for file in sorted(HEIC.glob("*.heic"))}
     for name, data in files.items():
         for number in range(CUTS if name.startswith("x") else 8):
             yield f"cut-{number}-{name}", data[: 1 + dice.randrange(len(data) - 1)]
@@ -136,7 +138,21 @@ def tiff(**tags: tuple[int, int, int]) -> bytes:
     return b"II*\0" + struct.pack("<I", 24) + b"\x80" * 16 + struct.pack("<H", len(entries)) + listed + b"\0" * 4
 
 
+def resized(data: bytes, width: int, height: int) -> bytes:
+    """A HEIC or AVIF whose container says another size than its coded pictures."""
+    start = data.index(b"ispe") + 8
+    old = data[start : start + 8]
+    return data.replace(b"ispe\0\0\0\0" + old, b"ispe\0\0\0\0" + struct.pack(">II", width, height))
+
+
 def _bombs() -> Iterator[tuple[str, bytes]]:
+    heic = (HEIC / "upright.heic").read_bytes()
+    coded = encoded(Image.new("L", (16_000, 8_000), 99), "AVIF", quality=10, speed=10)
+    for name, data in (("heic", heic), ("avif", encoded(Image.new("L", (99, 66)), "AVIF"))):
+        yield f"bomb-size.{name}", resized(data, 60_000, 60_000)
+        yield f"large-size.{name}", resized(data, 7_900, 7_500)
+        yield f"small-size.{name}", resized(data, 16, 16)
+    yield "bomb-coded.avif", resized(coded, 64, 64)
     yield "bomb-50000.png", png(50_000, 50_000)
     yield "bomb-millions.png", png(2**31 - 1, 1)
     yield "bomb-20000x9000.png", encoded(Image.new("1", (20_000, 9_000)), "PNG")
@@ -179,6 +195,7 @@ def large(folder: Path) -> None:
         ("wide.gif", "L", (16_300, 7_000), {}),
         ("grey16.png", "I;16", (9_000, 9_000), {"compress_level": 1}),
         ("canvas.webp", "RGB", (7_900, 7_500), {"method": 0, "quality": 1}),
+        ("coded.avif", "RGB", (7_900, 7_500), {"quality": 1, "speed": 10, "subsampling": "4:4:4"}),
         ("print.jpg", "CMYK", (9_000, 9_000), {"progressive": True}),
     ):
         kind = next(kind for kind, suffix in KINDS.items() if name.endswith(f".{suffix}"))

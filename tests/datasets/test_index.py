@@ -28,7 +28,8 @@ def read(format: str, root: Path, **changes: object) -> Listing:
 def test_a_folder_becomes_images_and_queries(toy: Workspace) -> None:
     (toy.path / "photos" / "notes.txt").write_text("not an image", encoding="utf-8")
     printed = toy.run("index", "toy")
-    assert "8 images, 3 queries, 3 of 3 references among the gallery, 1 other file ignored" in printed
+    assert "8 images, 3 queries, 3 of 3 references among the gallery" in printed
+    assert "1 file not read: 1 .txt (notes.txt)" in printed
     images, queries = table(toy, "images"), table(toy, "queries")
     assert images["image_id"].to_list() == sorted(f"{name}.png" for name in
         ("red", "green", "blue", "yellow", "orange", "purple", "black", "white"))  # fmt: skip
@@ -61,8 +62,9 @@ def test_a_second_scan_opens_no_file_and_a_changed_file_is_seen(toy: Workspace) 
 def test_rows_of_known_files_keep_their_recipe_and_their_keys(toy: Workspace) -> None:
     toy.run("index", "toy")
     ((folder,), files) = (toy.path / "cache/store/files").iterdir(), sorted((toy.path / "photos").glob("*.png"))
-    assert folder.name == "4f265cbb7d10c2c67a911a30dc4c2002fd6832b730918dcdab8bfec5fe3a3242"
-    keys = [f"photos/{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
+    assert folder.name == "1f857f2f97f025a8281f786bdddddb8e8a2069a33eca6fd75a094c11b11ec004"
+    facts = [(file.name, file.stat()) for file in files]
+    keys = [f"photos/{name} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns} {s.st_ino} 0" for name, s in facts]
     assert pl.read_parquet(folder / "*.parquet")["key"].to_list() == keys
 
 

@@ -188,7 +188,7 @@ def test_vectors(backbone: dict[str, Any], kind: str, pinned: str) -> None:
 
 
 def test_facts_of_files() -> None:
-    check(library.file_recipe(), "4f265cbb7d10c2c67a911a30dc4c2002fd6832b730918dcdab8bfec5fe3a3242")
+    check(library.file_recipe(), "1f857f2f97f025a8281f786bdddddb8e8a2069a33eca6fd75a094c11b11ec004")
 
 
 def test_keyword_spans() -> None:
@@ -255,7 +255,8 @@ def test_keys_of_files_and_captions(models: Path) -> None:
     library.index("toy")
     digest = hashlib.sha256(image).hexdigest()
     (stored,) = (models / "store" / "files").glob("*/*.parquet")
-    key = f"photos/below/a b.png {len(image)} 1700000000123456000"
+    status = file.stat()
+    key = f"photos/below/a b.png {len(image)} 1700000000123456000 {status.st_ctime_ns} {status.st_ino} 0"
     assert pl.read_parquet(stored).to_dicts() == [
         {"key": key, "digest": digest, "width": 64, "height": 64, "reason": ""}
     ]

@@ -15,6 +15,7 @@ from cvsi.core.params import Params
 from cvsi.core.provenance import Recipes
 from cvsi.core.schema import DROPPED, DROPPED_QUERIES, per_method
 from cvsi.core.statuses import counts, fallbacks
+from cvsi.datasets.files import changes_recorded
 from cvsi.datasets.formats import format_of
 from cvsi.evaluation import OWN, methods, queries, scores
 from cvsi.evaluation.gallery import Gallery
@@ -31,7 +32,8 @@ def build(name: str, backbone: str, params: Params) -> None:
     evaluations = method_table.evaluate_all(name, backbone, params, protocol, queried, gallery, own)
     table, main = method_table.metrics_table(evaluations), protocol.main
     values = own.select("split", "query_id", value=main)
-    cards = query_cards(name, backbone, Path(dataset.root), queried.frame, values)
+    with changes_recorded(params):
+        cards = query_cards(name, backbone, Path(dataset.root), queried.frame, values)
     published = published_section.section(name, dataset, params.backbone(backbone), queried.splits, table)
     recipes = provenance.recipes(name, backbone)
     page = _template().render(
