@@ -6,7 +6,7 @@ removing one prefix that all keys share (`module.`, `_orig_mod.`, ...) makes eve
 """
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from cvsi.core.errors import CvsiError
@@ -32,9 +32,9 @@ class Difference:
         """The difference as the middle of an error's line."""
         parts = []
         if self.missing:
-            parts.append(f"{_count(self.missing)} missing ({_some(self.missing)})")
+            parts.append(f"{_count(self.missing)} missing ({some(self.missing)})")
         if self.unexpected:
-            parts.append(f"{_count(self.unexpected)} unknown to the model ({_some(self.unexpected)})")
+            parts.append(f"{_count(self.unexpected)} unknown to the model ({some(self.unexpected)})")
         if self.shapes:
             name, has, needs = self.shapes[0]
             more = "" if len(self.shapes) == 1 else f", and {len(self.shapes) - 1} more"
@@ -103,12 +103,13 @@ def pattern(prefix: str) -> dict[str, str]:
     return {f"^{re.escape(prefix)}": ""} if prefix else {}
 
 
+def some(names: Sequence[str]) -> str:
+    """The first keys, for an error."""
+    return ", ".join([name[:LONGEST] for name in names[:NAMED]] + ["..."] * (len(names) > NAMED))
+
+
 def _count(names: Collection[str]) -> str:
     return "1 key is" if len(names) == 1 else f"{len(names):,} keys are"
-
-
-def _some(names: tuple[str, ...]) -> str:
-    return ", ".join([name[:LONGEST] for name in names[:NAMED]] + ["..."] * (len(names) > NAMED))
 
 
 def _shape(shape: Shape) -> str:

@@ -65,12 +65,14 @@ def tag(backbone: Backbone) -> dict[str, Any]:
 def locate(backbone: Backbone) -> tuple[str | None, dict[str, Any]]:
     """The weights' file, downloaded where it is not in the hub's cache, and the tag's preprocessing.
 
-    A local file has no preprocessing of its own (open_clip then takes OpenAI's). Without `pretrained`, or with a
-    folder, which open_clip searches by itself, there is no file. Raises CvsiError when there is no way to the file.
+    A local file has no preprocessing of its own (open_clip then takes OpenAI's), a folder's is in its configuration.
+    Without `pretrained` there is no file, and such a backbone has no recipe. Raises CvsiError when there is no way to the file.
     """
+    if backbone.model.startswith(FOLDER):
+        return _in_folder(backbone.model), {}
     entry = tag(backbone)
     if not entry:
-        return None if backbone.model.startswith(FOLDER) else backbone.pretrained, {}
+        return backbone.pretrained, {}
     from open_clip.pretrained import download_pretrained, download_pretrained_from_hf
 
     repository, name = os.path.split(entry.get("hf_hub", ""))
@@ -86,6 +88,20 @@ def locate(backbone: Backbone) -> tuple[str | None, dict[str, Any]]:
             f"params.yaml: pretrained '{backbone.pretrained}' of {backbone.model} is not here and was not downloaded "
             f"({_first_words(error)}); download {source} and set its pretrained to the file, without revision"
         ) from None
+
+
+def _in_folder(model: str) -> str:
+    """The file of weights that open_clip would choose in a folder; raises CvsiError where there is none."""
+    from open_clip.factory import _find_checkpoint_in_dir
+
+    folder = Path(model.removeprefix(FOLDER))
+    file = _find_checkpoint_in_dir(folder)
+    if file is None:
+        raise CvsiError(
+            f"params.yaml: backbone model '{model}' does not load: Required pretrained weights are missing there "
+            "(open_clip_model.safetensors, or another .safetensors, .bin or .pth file)"
+        )
+    return str(file)
 
 
 def _first_words(error: Exception) -> str:
