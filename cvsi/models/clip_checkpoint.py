@@ -5,11 +5,14 @@ tag's preprocessing, which open_clip would otherwise not apply.
 """
 
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from cvsi.core.console import warn
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import Backbone
+from cvsi.models.clip_activation import check_file, check_folder, check_tag
 from cvsi.models.model_id import identify
 
 FOLDER = "local-dir:"
@@ -18,7 +21,8 @@ FOLDER = "local-dir:"
 def identity(backbone: Backbone) -> dict[str, Any]:
     """What a recipe says of a backbone's weights: digests of what is local, else names, and the revision where set.
 
-    Raises CvsiError for weights that no one could find again: none, or a revision of what is local.
+    Raises CvsiError for weights that no one could find again (none, or a revision of what is local), and for weights
+    that are known to need another activation than the model has.
     """
     if backbone.model.startswith(FOLDER):
         if backbone.pretrained or backbone.revision:
@@ -26,7 +30,10 @@ def identity(backbone: Backbone) -> dict[str, Any]:
         return identify(backbone.model) | {"pretrained": None}
     if backbone.pretrained is None:
         raise CvsiError(f"params.yaml: backbone model '{backbone.model}' has no pretrained; set a tag or a file")
-    pretrained = identify(backbone.pretrained) if Path(backbone.pretrained).is_file() else backbone.pretrained
+    pretrained: Any = backbone.pretrained
+    if Path(pretrained).is_file():
+        check_file(backbone.model, pretrained)  # here too: rows of an earlier version must not be used either
+        pretrained = identify(pretrained)
     facts = {"model": backbone.model, "pretrained": pretrained}
     return facts | ({"revision": backbone.revision} if backbone.revision else {})
 
@@ -34,7 +41,8 @@ def identity(backbone: Backbone) -> dict[str, Any]:
 def tag(backbone: Backbone) -> dict[str, Any]:
     """open_clip's entry for `pretrained`: empty where that is a file, or none; raises CvsiError for what does not fit.
 
-    A tag trained with QuickGELU and a model without it fit only for open_clip, which warns and computes something else.
+    Weights trained with another activation than the model has fit only for open_clip, which warns and computes something
+    else. Of a file, `clip_activation` knows it in part.
     """
     model, pretrained, revision = backbone.model, backbone.pretrained, backbone.revision
     if pretrained is None or model.startswith(FOLDER):
@@ -42,6 +50,9 @@ def tag(backbone: Backbone) -> dict[str, Any]:
     if Path(pretrained).is_file():
         if revision:
             raise CvsiError(f"params.yaml: pretrained '{pretrained}' is a file; leave out revision {revision}")
+        doubt = check_file(model, pretrained)
+        if doubt:
+            _say_once(f"params.yaml: {doubt}")
         return {}
     import open_clip
     from open_clip.pretrained import get_pretrained_cfg
@@ -54,11 +65,7 @@ def tag(backbone: Backbone) -> dict[str, Any]:
         raise CvsiError(
             f"params.yaml: '{pretrained}' of {model} is in no hub repository; leave out revision {revision}"
         )
-    if entry.get("quick_gelu", False) and not open_clip.get_model_config(model).get("quick_gelu", False):
-        raise CvsiError(
-            f"params.yaml: '{pretrained}' was trained with QuickGELU, {model} computes with GELU; "
-            f"set this backbone's model to {model}-quickgelu"
-        )
+    check_tag(model, pretrained, entry)
     return entry
 
 
@@ -90,17 +97,22 @@ def locate(backbone: Backbone) -> tuple[str | None, dict[str, Any]]:
         ) from None
 
 
+@cache
+def _say_once(line: str) -> None:
+    warn(line)
+
+
 def _in_folder(model: str) -> str:
     """The file of weights that open_clip would choose in a folder; raises CvsiError where there is none."""
-    from open_clip.factory import _find_checkpoint_in_dir
+    from open_clip.factory import _find_checkpoint_in_dir, get_model_config
 
-    folder = Path(model.removeprefix(FOLDER))
-    file = _find_checkpoint_in_dir(folder)
+    file = _find_checkpoint_in_dir(Path(model.removeprefix(FOLDER)))
     if file is None:
         raise CvsiError(
             f"params.yaml: backbone model '{model}' does not load: Required pretrained weights are missing there "
             "(open_clip_model.safetensors, or another .safetensors, .bin or .pth file)"
         )
+    check_folder(model, str(file), get_model_config(model))
     return str(file)
 
 

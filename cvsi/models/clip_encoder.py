@@ -22,6 +22,7 @@ from cvsi.core.params import Backbone, Compute
 from cvsi.models import phi as mapping
 from cvsi.models.batching import LENGTH_STEP, full, length_batches
 from cvsi.models.clip import TOKEN, embedding_dims, recipe
+from cvsi.models.clip_activation import check_settings
 from cvsi.models.clip_checkpoint import locate, tag
 from cvsi.models.clip_tokenizer import Tokenizer
 from cvsi.models.clip_weights import load_into
@@ -58,8 +59,8 @@ class Encoder:
         if not hasattr(model, "token_embedding") or model.text_pool_type != "argmax":
             raise CvsiError(f"params.yaml: backbone model '{name}' has no causal CLIP text tower")
         try:
-            if file is not None:
-                load_into(model, Path(file))
+            if file is not None and load_into(model, Path(file)):
+                check_settings(name, file, quick=open_clip.get_model_config(name).get("quick_gelu", False))
         except CvsiError:
             raise
         except Exception as error:  # torch and safetensors raise many kinds on a broken file

@@ -20,19 +20,23 @@ SETTINGS = ("input_resolution", "context_length", "vocab_size")
 ADVICE = "use weights of this backbone's model"
 
 
-def load_into(model: Any, file: Path) -> None:
+def load_into(model: Any, file: Path) -> bool:
     """Load a file's tensors into an open_clip model; prints a line where a prefix of their names was removed.
+
+    Returns whether the file lists the settings of one of OpenAI's programs, from which it then comes.
 
     Raises CvsiError where tensors are missing, unknown to the model or of another shape, and ValueError where the file
     has no dictionary of tensors; what torch and safetensors raise on a broken file is passed on.
     """
-    state = _read(file)
+    content = _read(file)
+    state = {name: tensor for name, tensor in content.items() if name.rpartition(".")[2] not in SETTINGS}
     needed = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     prefix = without_prefix(str(file), needed, _shapes(state, needed), ADVICE)
     if prefix:
         warn(removal(str(file), prefix))
     renamed = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     model.load_state_dict({name: tensor.reshape(needed[name]) for name, tensor in renamed.items()})
+    return len(state) < len(content)
 
 
 def _read(file: Path) -> dict[str, Tensor]:
@@ -45,7 +49,7 @@ def _read(file: Path) -> dict[str, Tensor]:
         content = content["state_dict"]
     if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError("the file holds no dictionary of tensors")
-    return {str(name): tensor for name, tensor in content.items() if str(name).rpartition(".")[2] not in SETTINGS}
+    return {str(name): tensor for name, tensor in content.items()}
 
 
 def _shapes(state: Mapping[str, Tensor], needed: Mapping[str, Shape]) -> dict[str, Shape]:
