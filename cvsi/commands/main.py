@@ -126,12 +126,25 @@ def store(
     unused_for: float = typer.Option(
         -1.0, help="Delete rows that no output here was made from and that were not used for so many days; asks first."
     ),
+    recipe: str = typer.Option(
+        "", "--remove", help="Delete the rows of one recipe, by the first digits of its digest; asks first."
+    ),
     yes: bool = typer.Option(False, "--yes", help="Do not ask."),
 ) -> None:
     """Show what the store contains: size by kind and recipe, the last use, and which outputs here were made from it."""
     from cvsi.commands import store as usage
 
     folder, console = Path(params.load().store), terminal()
+    if recipe:
+        if unused_for >= 0:
+            raise CvsiError("--remove and --unused-for: give one of the two")
+        part = usage.part_of(folder, recipe)
+        console.print(usage.table([part], f"{folder}: to delete"))
+        if not yes and not typer.confirm("Delete these rows? They are computed again where they are needed."):
+            raise typer.Exit(1)
+        usage.remove_part(folder, part)
+        info(f"{folder}: deleted {part.kind}/{part.folder.name}, {count(part.files, 'file')} ({part.made_by})")
+        return
     parts = usage.survey(folder)
     if unused_for < 0:
         console.print(usage.table(parts, str(folder)))
