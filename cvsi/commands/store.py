@@ -88,7 +88,7 @@ def remove(store: Path, days: float, here: Sequence[Path] = (CACHE, MODELS)) -> 
 
 
 def part_of(store: Path, start: str, here: Sequence[Path] = (CACHE, MODELS)) -> Part:
-    """The one part whose recipe's digest begins so, at least 8 digits; raises CvsiError where there is none, or several."""
+    """The part whose recipe's digest begins so (8 digits or more); raises CvsiError where there is none, or several."""
     if not START.fullmatch(start):
         raise CvsiError(f"--remove {start}: give the first 8 or more digits of a recipe, as cvsi store prints them")
     parts = [part for part in survey(store, here) if part.folder.name.startswith(start)]

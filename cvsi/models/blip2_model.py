@@ -44,7 +44,9 @@ class Blip2:
         name = f"params.yaml: captioner model '{captioner.model}'"
         try:
             config_of(captioner.model, captioner.revision)
-            renamed = pattern(checked_prefix(captioner.model, captioner.revision, Blip2ForConditionalGeneration.__name__))
+            renamed = pattern(
+                checked_prefix(captioner.model, captioner.revision, Blip2ForConditionalGeneration.__name__)
+            )
             self.processor: Any = AutoImageProcessor.from_pretrained(captioner.model, **source)
             self.tokenizer: Any = AutoTokenizer.from_pretrained(captioner.model, **source)
             model, report = Blip2ForConditionalGeneration.from_pretrained(

@@ -1,7 +1,7 @@
 """A checkpoint's keys against those of the model: what is missing, unused or of another shape, in one line.
 
-A library may fill a missing tensor with random numbers, and its warning is not seen. Rows computed from such a model are
-random and would be stored permanently. Every loader of this package therefore compares keys and shapes itself. If
+A library may fill a missing tensor with random numbers, and its warning is not seen. Rows computed from such a model
+are random and would be stored permanently. Every loader of this package therefore compares keys and shapes itself. If
 removing one prefix that all keys share (`module.`, `_orig_mod.`, ...) makes every key match, it is removed.
 """
 

@@ -18,9 +18,20 @@ from cvsi.core.errors import CvsiError
 
 TWIN = "-quickgelu"  # how open_clip's names of models with QuickGELU end
 OPENAI = "openai"  # all of OpenAI's weights were trained with QuickGELU
+COMMON = {
+    OPENAI,
+    "frozen",
+    "laion",
+    "meta",
+    "mrl",
+    "mscoco",
+    "v1",
+}  # first words of tags that say nothing by themselves
 WORD = re.compile("[a-z0-9]+")
 URL_DIGEST = re.compile("[0-9a-f]{64}")  # OpenAI's addresses have it as a folder
-NAME_DIGEST = re.compile(r"-([0-9a-f]{8})\.(?:pt|pth)$")  # open_clip's own releases have its beginning at the end of the name
+NAME_DIGEST = re.compile(
+    r"-([0-9a-f]{8})\.(?:pt|pth)$"
+)  # open_clip's own releases have its beginning at the end of the name
 
 
 @dataclass(frozen=True)
@@ -47,8 +58,8 @@ def check_file(model: str, file: str) -> str:
         return ""
     why = f"its names contradict each other: {'; '.join(one.why for one in known)}" if known else "nothing says which"
     return (
-        f"pretrained '{file}': trained with QuickGELU or with GELU, {why}. The model {model} computes with "
-        f"{_name(_model_quick(model))}; for the other one set model to {_other(model)} (OpenAI's weights need QuickGELU)"
+        f"pretrained '{file}': trained with QuickGELU or with GELU, {why}. The model {model} computes "
+        f"with {_name(_model_quick(model))}; for the other one set model to {_other(model)} (OpenAI's need QuickGELU)"
     )
 
 
@@ -59,8 +70,8 @@ def check_folder(model: str, file: str, config: Mapping[str, Any]) -> None:
     if len({one.quick for one in known}) == 1 and known[0].quick != quick:
         raise CvsiError(
             f"{file}: these weights were trained with {_name(known[0].quick)} ({known[0].why}), the folder's "
-            f'configuration computes with {_name(quick)}; set "quick_gelu": {str(known[0].quick).lower()} in the model_cfg '
-            "of its open_clip_config.json"
+            f'configuration computes with {_name(quick)}; set "quick_gelu": {str(known[0].quick).lower()} in the '
+            "model_cfg of its open_clip_config.json"
         )
 
 
@@ -92,8 +103,8 @@ def _by_words(model: str, place: str) -> Iterator[Evidence]:
         yield Evidence(True, f"'{place}' names QuickGELU")
     tags = _tags(model)
     whole = [tag for tag in tags if f"_{tag}_" in f"_{'_'.join(words)}_"]
-    for word in sorted({max(whole, key=len)} if whole else {tag.split("_")[0] for tag in tags} & set(words)):
-        agreed = {quick for tag, quick in tags.items() if tag == word or (not whole and tag.split("_")[0] == word)}
+    for word in sorted({max(whole, key=len)} if whole else {_start(tag) for tag in tags} & set(words)):
+        agreed = {quick for tag, quick in tags.items() if tag == word or (not whole and _start(tag) == word)}
         if len(agreed) == 1:
             yield Evidence(agreed.pop(), f"'{place}' names {word}")
 
@@ -106,11 +117,27 @@ def _places(path: Path) -> list[str]:
 
 @cache
 def _tags(model: str) -> dict[str, bool]:
-    """An architecture's tags, other than OpenAI's, with their activation."""
+    """An architecture's tags, other than OpenAI's, with their activation.
+
+    Of an architecture that open_clip does not have: the tags whose first word means the same everywhere.
+    """
     from open_clip.pretrained import _PRETRAINED
 
-    entries = _PRETRAINED.get(model, {})
-    return {tag: bool(entry.get("quick_gelu", False)) for tag, entry in entries.items() if tag != OPENAI}
+    of_words: dict[str, set[bool]] = {}
+    tags: dict[str, bool] = {}
+    for entries in [_PRETRAINED[model]] if model in _PRETRAINED else _PRETRAINED.values():
+        for tag, entry in entries.items():
+            tags[tag] = bool(entry.get("quick_gelu", False))
+            of_words.setdefault(_start(tag), set()).add(tags[tag])
+    return {
+        tag: quick
+        for tag, quick in tags.items()
+        if _start(tag) not in COMMON and (model in _PRETRAINED or len(of_words[_start(tag)]) == 1)
+    }
+
+
+def _start(tag: str) -> str:
+    return tag.split("_")[0]
 
 
 @cache

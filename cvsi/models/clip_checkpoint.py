@@ -41,8 +41,8 @@ def identity(backbone: Backbone) -> dict[str, Any]:
 def tag(backbone: Backbone) -> dict[str, Any]:
     """open_clip's entry for `pretrained`: empty where that is a file, or none; raises CvsiError for what does not fit.
 
-    Weights trained with another activation than the model has fit only for open_clip, which warns and computes something
-    else. Of a file, `clip_activation` knows it in part.
+    Weights trained with another activation than the model has fit only for open_clip, which warns and computes
+    something else. Of a file, `clip_activation` knows it in part.
     """
     model, pretrained, revision = backbone.model, backbone.pretrained, backbone.revision
     if pretrained is None or model.startswith(FOLDER):
@@ -73,7 +73,8 @@ def locate(backbone: Backbone) -> tuple[str | None, dict[str, Any]]:
     """The weights' file, downloaded where it is not in the hub's cache, and the tag's preprocessing.
 
     A local file has no preprocessing of its own (open_clip then takes OpenAI's), a folder's is in its configuration.
-    Without `pretrained` there is no file, and such a backbone has no recipe. Raises CvsiError when there is no way to the file.
+    Without `pretrained` there is no file, and such a backbone has no recipe. Raises CvsiError when there is no way to
+    the file.
     """
     if backbone.model.startswith(FOLDER):
         return _in_folder(backbone.model), {}

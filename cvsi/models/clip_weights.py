@@ -1,7 +1,7 @@
 """A file of CLIP weights to an open_clip model, tensor by tensor, all of them used.
 
-open_clip's own loading resizes position embeddings without a message, and takes seven characters off every key where the
-first begins with `module`.
+open_clip's own loading resizes position embeddings without a message, and takes seven characters off every key where
+the first begins with `module`.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """A model's folder or hub name to what of its checkpoint fits: transformers' own key rules on headers alone.
 
-Both libraries that load such folders may leave tensors random. vLLM, for one, counts a fused weight as loaded as soon as
-one of its parts was. The model is built without memory for its weights, and the checkpoint's headers are matched by
+Both libraries that load such folders may leave tensors random. vLLM, for one, counts a fused weight as loaded as soon
+as one of its parts was. The model is built without memory for its weights, and the checkpoint's headers are matched by
 transformers, which knows old names, tied weights and buffers. No tensor is read.
 """
 
@@ -58,7 +58,7 @@ class Checkpoint:
 
     @classmethod
     def of(cls, folder: Path, architecture: str) -> "Checkpoint | None":
-        """A folder's checkpoint, or None where transformers lacks its architecture; raises CvsiError without weights."""
+        """A folder's checkpoint; None for an architecture that transformers lacks. Raises CvsiError without weights."""
         import transformers  # seconds of imports, needed only when a row is missing
 
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -120,6 +120,36 @@ class Checkpoint:
         model._adjust_missing_and_unexpected_keys(loaded)
         found = loaded_difference(loaded.missing_keys, loaded.unexpected_keys, loaded.mismatched_keys)
         return _tolerant(found, {name for name, _ in model.named_modules()}) if self.quantised else found
+
+
+def shared_prefix(model: str) -> str:
+    """The longest prefix of all keys of a local checkpoint, from its index or headers alone; empty where unknown.
+
+    It imports torch only for a single pickle.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        return ""
+    try:
+        names = _names(folder)
+    except Exception:  # whatever is wrong with it is reported when it is loaded
+        return ""
+    return (shared_prefixes(names) or [""])[-1]
+
+
+def _names(folder: Path) -> list[str]:
+    for name in INDEXES:
+        if (folder / name).is_file():
+            return list(json.loads((folder / name).read_text(encoding="utf-8"))["weight_map"])
+    (file, *_) = weights(folder)
+    if file.suffix == ".safetensors":
+        from safetensors import safe_open
+
+        with safe_open(file, "numpy") as tensors:
+            return list(tensors.keys())
+    import torch
+
+    return list(torch.load(file, map_location="meta", weights_only=True))
 
 
 def loaded_difference(
