@@ -129,12 +129,20 @@ def store(
     recipe: str = typer.Option(
         "", "--remove", help="Delete the rows of one recipe, by the first digits of its digest; asks first."
     ),
+    check_models: bool = typer.Option(
+        False,
+        "--check-models",
+        help="Name the model folders of params.yaml that do not fit, and the rows made with them.",
+    ),
     yes: bool = typer.Option(False, "--yes", help="Do not ask."),
 ) -> None:
     """Show what the store contains: size by kind and recipe, the last use, and which outputs here were made from it."""
     from cvsi.commands import store as usage
 
     folder, console = Path(params.load().store), terminal()
+    if check_models:
+        _check_models(folder)
+        return
     if recipe:
         if unused_for >= 0:
             raise CvsiError("--remove and --unused-for: give one of the two")
@@ -156,6 +164,18 @@ def store(
             raise typer.Exit(1)
     deleted = usage.remove(folder, unused_for)  # also without any: it deletes incomplete files of killed processes
     info(f"{folder}: {count(len(deleted), 'part')} deleted that were not used for {unused_for:g} days")
+
+
+def _check_models(folder: Path) -> None:
+    from cvsi.commands import store as usage
+    from cvsi.commands.store_check import misfits
+
+    lines = list(misfits(params.load(), usage.survey(folder)))
+    for line in lines:
+        warn(line)
+    if lines:
+        raise typer.Exit(1)
+    info("every model folder of params.yaml fits its model")
 
 
 @app.command()

@@ -19,6 +19,7 @@ from cvsi.models import model_id
 from cvsi.store.locks import exclusive_lock
 from cvsi.store.rows import Store
 from tests.conftest import project_params
+from tests.models.checkpoints import folder_of, without
 
 STORE = Path("cache/store")
 
@@ -218,7 +219,7 @@ def test_what_names_no_recipe_deletes_nothing(arguments: list[str], message: str
 def test_digits_that_begin_several_recipes_are_refused() -> None:
     for kind, name in (("captions", "ab" * 32), ("edits", "ab" * 31 + "cd")):
         (STORE / kind / name).mkdir(parents=True)
-    with pytest.raises(CvsiError, match="2 recipes begin with abababab .*; give more digits"):
+    with pytest.raises(CvsiError, match=r"2 recipes begin with abababab .*; give more digits"):
         store.part_of(STORE, "abababab")
     assert store.part_of(STORE, "ab" * 31 + "cd").kind == "edits"
 
@@ -235,3 +236,23 @@ def test_one_recipe_is_not_deleted_while_another_process_uses_the_store() -> Non
     assert made_by() == ["model unused", "model used"]
     store.remove_part(STORE, part)
     assert made_by() == ["model unused"]
+
+
+def test_models_that_do_not_fit_are_named_with_their_rows(workspace: Path) -> None:
+    """Rows of a broken captioner stay in use as long as nothing has to be computed; this finds them."""
+    content = project_params()
+    (workspace / "params.yaml").write_text(yaml.safe_dump(content))
+    invoke = CliRunner().invoke
+    assert "every model folder of params.yaml fits its model" in invoke(app, ["store", "--check-models"]).output
+    broken = folder_of("blip2", without("language_projection."), workspace / "broken")
+    weights = model_id.content_digest(broken)
+    run(f"RowStore('cache/store', 'captions', {{'weights': '{weights}'}}, schema).append("
+        "pa.table({'key': ['a'], 'value': ['b']}))")  # fmt: skip
+    content["captioners"]["tiny"]["model"] = "broken"
+    (workspace / "params.yaml").write_text(yaml.safe_dump(content))
+    found = invoke(app, ["store", "--check-models"])
+    (part,) = (part for part in store.survey(STORE) if part.made_by.startswith("weights"))
+    assert found.exit_code == 1 and "broken: the checkpoint does not fit its model: 2 keys are missing" in found.output
+    assert f"rows made with it: captions: cvsi store --remove {part.folder.name[:16]}" in found.output
+    assert invoke(app, ["store", "--remove", part.folder.name[:16], "--yes"]).exit_code == 0
+    assert "rows made with it: none in the store" in invoke(app, ["store", "--check-models"]).output
