@@ -52,7 +52,7 @@ class Encoder:
         name, (file, preprocess) = self.backbone.model, locate(self.backbone)
         try:
             model = open_clip.create_model(
-                name, load_weights=False, pretrained_text=False, force_preprocess_cfg=preprocess
+                name, load_weights=False, pretrained_text=False, weights_only=True, force_preprocess_cfg=preprocess
             )
         except Exception as error:  # open_clip raises many kinds on a broken configuration
             raise CvsiError(f"params.yaml: backbone model '{name}' does not load: {cause(error)}") from None
