@@ -174,26 +174,37 @@ def weights(folder: Path) -> list[Path]:
 
 
 def _indexed(index: Path) -> list[Path]:
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        files = [index.parent / Path(name).name for name in names]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CvsiError(f"{index}: no readable index of weights ({cause(error)}); download it again") from None
+    files = [index.parent / name for name in _shards(index)]
     absent = [file.name for file in files if not file.is_file()]
     if absent:
         raise CvsiError(f"{index}: {len(absent)} of its {len(files)} files are missing ({absent[0]}); download them")
     return files
 
 
+def _shards(index: Path) -> list[str]:
+    """The names of an index's files; raises CvsiError for an index that is unreadable."""
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return sorted(Path(name).name for name in names)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CvsiError(f"{index}: no readable index of weights ({cause(error)}); download it again") from None
+
+
 def _folder(model: str, revision: str | None) -> Path:
-    """The folder of a model; a hub's is downloaded first, as the library that loads it would do."""
+    """The folder of a model; a hub's files are downloaded first, those that the library that loads it would take."""
     if Path(model).exists():
         return Path(model)
     from huggingface_hub import snapshot_download
 
-    folder = Path(snapshot_download(model, revision=revision, allow_patterns=["*.json", "*.safetensors"]))
-    if not any(folder.glob("*.safetensors")):
-        snapshot_download(model, revision=revision, allow_patterns=["*.bin"])
+    folder = Path(snapshot_download(model, revision=revision, allow_patterns=["*.json"]))
+    index = next((folder / name for name in INDEXES if (folder / name).is_file()), None)
+    if index is not None:
+        snapshot_download(model, revision=revision, allow_patterns=_shards(index))
+        return folder
+    for pattern_of_files in (SINGLE[0], "*.safetensors", "*.bin"):
+        snapshot_download(model, revision=revision, allow_patterns=[pattern_of_files])
+        if any(folder.glob(pattern_of_files)):
+            break
     return folder
 
 
