@@ -18,6 +18,8 @@ from cvsi.models.checkpoint_keys import Difference, misfit, pattern, removable_p
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE = ("model.safetensors", "pytorch_model.bin")
+# Numbers that earlier versions of transformers saved although the configuration has them; none is learned.
+CONSTANTS = ("position_ids", "inv_freq", "masked_bias")
 ADVICE = "use a complete checkpoint of this model"
 
 
@@ -155,7 +157,8 @@ def _names(folder: Path) -> list[str]:
 def loaded_difference(
     missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[tuple[str, Any, Any]]
 ) -> Difference:
-    """What transformers reports about a load, as a difference."""
+    """What transformers reports about a load, as a difference; numbers that follow from the configuration are no part."""
+    unexpected = [name for name in unexpected if name.rpartition(".")[2] not in CONSTANTS]
     shapes = sorted((name, tuple(has), tuple(needs)) for name, has, needs in mismatched)
     return Difference(tuple(sorted(missing)), tuple(sorted(unexpected)), tuple(shapes))
 

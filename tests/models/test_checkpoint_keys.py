@@ -112,7 +112,11 @@ def test_a_good_checkpoint_in_other_forms_is_taken_without_a_word(
         start = "language_model." if name == "blip2" else ""
         return state | {f"{start}lm_head.weight": state[key].clone()}
 
-    forms = {"plain": same, "tied head": with_head}
+    def with_constants(state: checkpoints.State) -> checkpoints.State:
+        names = ("embeddings.position_ids", "model.layers.0.self_attn.rotary_emb.inv_freq", "h.0.attn.masked_bias")
+        return state | {key: torch.arange(4.0) for key in names}
+
+    forms = {"plain": same, "tied head": with_head, "constants of earlier versions": with_constants}
     for form, change in forms.items():
         assert checked_prefix(str(folder_of(name, change, tmp_path / form)), None) == ""
     sharded, pickle = (folder_of(name, same, tmp_path / form) for form in ("sharded", "pickle"))
