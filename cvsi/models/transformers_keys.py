@@ -157,7 +157,7 @@ def _names(folder: Path) -> list[str]:
 def loaded_difference(
     missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[tuple[str, Any, Any]]
 ) -> Difference:
-    """What transformers reports about a load, as a difference; numbers that follow from the configuration are no part."""
+    """What transformers reports about a load, as a difference; numbers that the configuration has are no part of it."""
     unexpected = [name for name in unexpected if name.rpartition(".")[2] not in CONSTANTS]
     shapes = sorted((name, tuple(has), tuple(needs)) for name, has, needs in mismatched)
     return Difference(tuple(sorted(missing)), tuple(sorted(unexpected)), tuple(shapes))
