@@ -84,7 +84,7 @@ def evidence(model: str, file: Path) -> Iterator[Evidence]:
         if published is not None:
             yield Evidence(published, f"open_clip's table has a file {place}")
         yield from _by_words(model.removesuffix(TWIN), place)
-    if _is_program(file):
+    if is_program(file):
         yield Evidence(True, "it is a TorchScript program, as OpenAI publishes its weights")
     if file.suffix != ".safetensors":  # all files whose SHA-256 is known are pickles or programs
         sha = _sha256(file)
@@ -166,7 +166,7 @@ def check_settings(model: str, file: str, quick: bool) -> None:
         )
 
 
-def _is_program(file: Path) -> bool:
+def is_program(file: Path) -> bool:
     """Whether a file is a TorchScript archive."""
     try:
         with zipfile.ZipFile(file) as archive:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cvsi.core.console import warn
 from cvsi.models.checkpoint_keys import Shape, removal, without_prefix
+from cvsi.models.clip_activation import is_program
 
 # OpenAI's programs list these numbers among their tensors.
 SETTINGS = ("input_resolution", "context_length", "vocab_size")
@@ -43,6 +44,8 @@ def _read(file: Path) -> dict[str, Tensor]:
     """A file's tensors by name, of safetensors or of a pickle that holds nothing else; no code is run."""
     if file.suffix == ".safetensors":
         content: Any = load_file(file)
+    elif is_program(file):
+        raise ValueError("it is a program (TorchScript), which is not run; use the same weights as safetensors")
     else:
         content = torch.load(file, map_location="cpu", weights_only=True)
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):

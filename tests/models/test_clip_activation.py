@@ -124,6 +124,10 @@ def test_a_program_is_openais_format(tmp_path: Path) -> None:
     with pytest.raises(CvsiError, match=r"trained with QuickGELU \(it is a TorchScript program, as OpenAI publishes"):
         check_file(GELU, str(file))
     assert check_file(QUICK, str(file)) == ""
+    with pytest.raises(
+        CvsiError, match=r"it is a program \(TorchScript\), which is not run; use the same weights as safe"
+    ):
+        _ = encoder(QUICK, file).model
 
 
 @pytest.mark.parametrize(
