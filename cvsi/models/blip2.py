@@ -33,7 +33,8 @@ class Blip2Settings(SamplingSettings):
 def _recipe(settings: Blip2Settings, precision: str, store: Store) -> dict[str, Any]:
     # This engine's captions were stored before the key `engine` existed; without it they keep their recipe.
     model: dict[str, Any] = identify(settings.model, settings.revision, store)
-    # Before the prefix was removed, such a checkpoint was loaded as random numbers: its rows must not be used again.
+    # Before a prefix was removed, such a checkpoint was loaded as random numbers: its rows must not be used again. The
+    # keys of a BLIP-2 without one begin with different letters.
     prefix = shared_prefix(settings.model)
     model |= {"without_prefix": prefix} if prefix else {}
     return facts_of(settings, "engine") | model | {"precision": precision}

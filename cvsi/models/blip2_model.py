@@ -58,7 +58,7 @@ class Blip2:
             raise CvsiError(f"{name} does not load: {cause(error)}") from None
         left = loaded_difference(report["missing_keys"], report["unexpected_keys"], report["mismatched_keys"])
         if left:  # what the check of the headers did not see
-            raise misfit(captioner.model, left, ADVICE)
+            raise misfit(captioner.model, "", left, ADVICE)
         self.model: Any = model.to(self.device).eval().requires_grad_(False)
         ends = ends_of(captioner.model, self.model.generation_config.eos_token_id)
         self.ends = torch.tensor(ends, device=self.device)

@@ -5,6 +5,7 @@ are random and would be stored permanently. Every loader of this package therefo
 removing one prefix that all keys share (`module.`, `_orig_mod.`, ...) makes every key match, it is removed.
 """
 
+import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,11 @@ class Difference:
     def __bool__(self) -> bool:
         """Whether anything differs."""
         return bool(self.missing or self.unexpected or self.shapes)
+
+    @property
+    def size(self) -> int:
+        """How many keys differ."""
+        return len(self.missing) + len(self.unexpected) + len(self.shapes)
 
     def __str__(self) -> str:
         """The difference as the middle of an error's line."""
@@ -52,25 +58,29 @@ def difference(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> Dif
     )
 
 
-def shared_prefixes(names: Collection[str]) -> list[str]:
-    """The prefixes that end in a dot and that all names share, the shortest first; none for a single name's own end."""
+def shared_prefixes(names: Collection[str], own: Collection[str] = ()) -> list[str]:
+    """Prefixes that all names share, the shortest first: those that end in a dot, or leave one of the model's `own`."""
     if not names:
         return []
-    parts = min(names).split(".")[:-1]
-    prefixes = (".".join(parts[:number]) + "." for number in range(1, len(parts) + 1))
-    return [prefix for prefix in prefixes if all(name.startswith(prefix) for name in names)]
+    shared, name = os.path.commonprefix(list(names)), min(names)
+    ends = range(1, min(len(shared), len(name) - 1) + 1)
+    return [name[:end] for end in ends if name[end - 1] == "." or name[end:] in own]
 
 
-def removable_prefix(names: Collection[str], compare: Callable[[str], Difference]) -> tuple[str, Difference]:
-    """The prefix whose removal makes every key match (empty: none is needed), or the difference that remains.
+def removable_prefix(prefixes: Sequence[str], compare: Callable[[str], Difference]) -> tuple[str, Difference]:
+    """The first of these prefixes whose removal makes every key match; empty: none is needed.
 
-    `compare` gets a prefix and returns the difference without it.
+    `compare` gets a prefix and returns the difference without it. If none fits, the one that leaves the fewest
+    differences and what it leaves.
     """
     whole = compare("")
-    for prefix in shared_prefixes(names) if whole else ():
-        if not compare(prefix):
-            return prefix, Difference()
-    return "", whole
+    best = ("", whole)
+    for prefix in prefixes if whole else ():
+        left = compare(prefix)
+        best = min(best, (prefix, left), key=lambda found: found[1].size)
+        if not left:
+            break
+    return best
 
 
 def without_prefix(source: str, expected: Mapping[str, Shape], found: Mapping[str, Shape], advice: str) -> str:
@@ -82,15 +92,16 @@ def without_prefix(source: str, expected: Mapping[str, Shape], found: Mapping[st
     def compare(prefix: str) -> Difference:
         return difference(expected, {name.removeprefix(prefix): shape for name, shape in found.items()})
 
-    prefix, left = removable_prefix(found.keys(), compare)
+    prefix, left = removable_prefix(shared_prefixes(found.keys(), expected.keys()), compare)
     if left:
-        raise misfit(source, left, advice)
+        raise misfit(source, prefix, left, advice)
     return prefix
 
 
-def misfit(source: str, left: Difference, advice: str) -> CvsiError:
-    """The error for a checkpoint whose keys differ from the model's."""
-    return CvsiError(f"{source}: the checkpoint does not fit its model: {left}; {advice}")
+def misfit(source: str, prefix: str, left: Difference, advice: str) -> CvsiError:
+    """The error for a checkpoint whose keys differ from the model's, without a prefix that all of them share."""
+    also = f" (every key begins with '{prefix}'; without it)" if prefix else ""
+    return CvsiError(f"{source}: the checkpoint does not fit its model{also}: {left}; {advice}")
 
 
 def removal(source: str, prefix: str) -> str:

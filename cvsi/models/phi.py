@@ -103,7 +103,7 @@ def _names(state: dict[str, Tensor]) -> str:
 def _state(path: Path) -> dict[str, Tensor]:
     """The tensors of a file by phi's names; prints a line where a prefix that all of them share was removed."""
     state, own = _read(path), _meta(1, 1).keys()
-    for prefix in shared_prefixes(state):
+    for prefix in shared_prefixes(state, own):
         renamed = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
         if renamed.keys() == own:
             warn(removal(str(path), prefix))

@@ -6,6 +6,7 @@ transformers, which knows old names, tied weights and buffers. No tensor is read
 """
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -43,7 +44,7 @@ def checked_prefix(model: str, revision: str | None, architecture: str = "") -> 
         return _unchecked(model, "transformers does not know its architecture")
     prefix, left = checkpoint.fit()
     if left:
-        raise misfit(model, left, ADVICE)
+        raise misfit(model, prefix, left, ADVICE)
     if prefix:
         warn(removal(model, prefix))
     return prefix
@@ -92,10 +93,11 @@ class Checkpoint:
         """
         names = self.headers.keys()
         own = set(self.model().state_dict())
-        for prefix in ["", *shared_prefixes(names)]:
+        prefixes = shared_prefixes(names, own)
+        for prefix in ["", *prefixes]:
             if all(name.removeprefix(prefix) in own for name in names) and not self.difference(prefix):
                 return prefix, Difference()
-        return removable_prefix(names, self.difference)
+        return removable_prefix(prefixes, self.difference)
 
     def model(self) -> Any:
         """The model without memory for its weights."""
@@ -125,7 +127,7 @@ class Checkpoint:
 
 
 def shared_prefix(model: str) -> str:
-    """The longest prefix of all keys of a local checkpoint, from its index or headers alone; empty where unknown.
+    """What all keys of a local checkpoint begin with, from its index or headers alone; empty where unknown.
 
     It imports torch only for a single pickle.
     """
@@ -136,7 +138,7 @@ def shared_prefix(model: str) -> str:
         names = _names(folder)
     except Exception:  # whatever is wrong with it is reported when it is loaded
         return ""
-    return (shared_prefixes(names) or [""])[-1]
+    return os.path.commonprefix(names)
 
 
 def _names(folder: Path) -> list[str]:

@@ -28,7 +28,17 @@ from tests.models.conftest import blip2_settings
 from tests.stage_inputs import write_index
 
 CPU = Compute(device="cpu")
-PREFIXES = ["module.", "model.", "_orig_mod.", "module._orig_mod.", "base_model.model.", "blip2.", "a.b.c."]
+PREFIXES = [
+    "module.",
+    "model.",
+    "_orig_mod.",
+    "module._orig_mod.",
+    "base_model.model.",
+    "blip2.",
+    "a.b.c.",
+    "wrapped_",
+    "x",
+]
 BROKEN: list[tuple[str, Change, str]] = [
     ("blip2", without("language_projection."), r"2 keys are missing \(language_projection\.bias, language_proj"),
     ("blip2", without("qformer."), r"\d\d keys are missing \(qformer\.encoder\.layer\.0\..*, \.\.\.\)"),
@@ -50,6 +60,12 @@ BROKEN: list[tuple[str, Change, str]] = [
     ("llama", checkpoints.with_one_more, r"1 key is unknown to the model \(head\.more\)"),
     ("llama", alternately("module.", ""), r"\d\d keys are missing .*; 19 keys are unknown to the model \(module\."),
     ("llama", reshaped("embed_tokens.weight"), r"embed_tokens\.weight has shape \(3, 5\), the model needs"),
+    ("blip2", lambda state: prefixed("module.")(without("query_tokens")(state)), r"1 key is missing \(query_tokens\)"),
+    (
+        "llama",
+        lambda state: prefixed("module.")(without("norm.weight")(state)),
+        r"begins with 'module\.'; without it\): ",
+    ),
     ("llama", lambda state: {}, r"39 keys are missing|no readable weights|does not load"),
 ]
 
@@ -71,6 +87,7 @@ def test_prefixes_that_all_keys_share() -> None:
     assert shared_prefixes(["a.b.c", "a.b.d", "a.b.e.f"]) == ["a.", "a.b."]
     assert shared_prefixes(["a.b", "ab.c"]) == [] == shared_prefixes([]) == shared_prefixes(["weight", "bias"])
     assert shared_prefixes(["model.weight"]) == ["model."]
+    assert shared_prefixes(["my_a.b", "my_c"], own=["c", "a.b"]) == ["my_"]
 
 
 def test_a_difference_names_a_few_keys_and_counts_all() -> None:
@@ -88,7 +105,7 @@ def test_keys_that_do_not_fit_are_named(name: str, change: Change, message: str,
     folder = folder_of(name, change, tmp_path / name)
     with pytest.raises(CvsiError, match=message) as error:
         checked_prefix(str(folder), None)
-    assert str(error.value).startswith(f"{folder}: the checkpoint does not fit its model: ")
+    assert str(error.value).startswith(f"{folder}: the checkpoint does not fit its model")
     assert "\n" not in str(error.value)
 
 
@@ -315,6 +332,10 @@ def clip(folder: Path) -> Encoder:
         (checkpoints.with_one_more, r"1 key is unknown to the model \(head\.more\)"),
         (alternately("module.", ""), r"48 keys are missing .*; 48 keys are unknown to the model \(module\."),
         (alternately("modulex", ""), r"48 keys are missing .*; 48 keys are unknown to the model \(modulex"),
+        (
+            lambda state: prefixed("module.")(without("visual.proj")(state)),
+            r"every key begins with 'module\.'; without it\): 1 key is missing \(visual\.proj\)",
+        ),
         (renamed("visual", "vision"), r"keys are missing \(visual\..*unknown to the model \(vision\."),
         (reshaped("visual.positional_embedding"), r"visual\.positional_embedding has shape \(3, 5\), .* \(17, 128\)"),
         (reshaped("ln_final.bias"), r"ln_final\.bias has shape \(3, 5\), the model needs \(128\)"),
@@ -324,7 +345,7 @@ def test_clip_weights_that_do_not_fit_are_named(change: Change, message: str, tm
     folder = folder_of("clip", change, tmp_path / "clip")
     with pytest.raises(CvsiError, match=message) as error:
         _ = clip(folder).model
-    assert str(error.value).startswith(f"{folder}/open_clip_model.safetensors: the checkpoint does not fit its model: ")
+    assert str(error.value).startswith(f"{folder}/open_clip_model.safetensors: the checkpoint does not fit its model")
     assert "\n" not in str(error.value)
 
 
@@ -338,7 +359,7 @@ def test_position_embeddings_of_another_image_size_are_not_resized_silently(tmp_
         _ = clip(folder).model
 
 
-@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.module.", "clip_model."])
+@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.module.", "clip_model.", "clip_"])
 @pytest.mark.parametrize("form", ["safetensors", "bin", "state_dict"])
 def test_clip_weights_with_a_prefix_give_the_same_vectors(
     prefix: str, form: str, encoder: Encoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -403,7 +424,7 @@ def test_a_phi_that_does_not_fit_is_named(change: Change, message: str, name: st
     assert str(error.value).startswith(f"{file}: ") and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("prefix", ["module.", "phi.", "_orig_mod.module."])
+@pytest.mark.parametrize("prefix", ["module.", "phi.", "_orig_mod.module.", "phi_"])
 @pytest.mark.parametrize("name", ["phi.pt", "phi.safetensors"])
 def test_a_phi_with_a_prefix_is_that_phi(
     prefix: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
