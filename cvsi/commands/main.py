@@ -133,12 +133,33 @@ def store(
     unused_for: float = typer.Option(
         -1.0, help="Delete rows that no output here was made from and that were not used for so many days; asks first."
     ),
+    recipe: str = typer.Option(
+        "", "--remove", help="Delete the rows of one recipe, by the first digits of its digest; asks first."
+    ),
+    check_models: bool = typer.Option(
+        False,
+        "--check-models",
+        help="Name the model folders of params.yaml that do not fit, and the rows made with them.",
+    ),
     yes: bool = typer.Option(False, "--yes", help="Do not ask."),
 ) -> None:
     """Show what the store contains: size by kind and recipe, the last use, and which outputs here were made from it."""
     from cvsi.commands import store as usage
 
     folder, console = Path(params.load().store), terminal()
+    if check_models:
+        _check_models(folder)
+        return
+    if recipe:
+        if unused_for >= 0:
+            raise CvsiError("--remove and --unused-for: give one of the two")
+        part = usage.part_of(folder, recipe)
+        console.print(usage.table([part], f"{folder}: to delete"))
+        if not yes and not typer.confirm("Delete these rows? They are computed again where they are needed."):
+            raise typer.Exit(1)
+        usage.remove_part(folder, part)
+        info(f"{folder}: deleted {part.kind}/{part.folder.name}, {count(part.files, 'file')} ({part.made_by})")
+        return
     parts = usage.survey(folder)
     if unused_for < 0:
         console.print(usage.table(parts, str(folder)))
@@ -150,6 +171,18 @@ def store(
             raise typer.Exit(1)
     deleted = usage.remove(folder, unused_for)  # also without any: it deletes incomplete files of killed processes
     info(f"{folder}: {count(len(deleted), 'part')} deleted that were not used for {unused_for:g} days")
+
+
+def _check_models(folder: Path) -> None:
+    from cvsi.commands import store as usage
+    from cvsi.commands.store_check import misfits
+
+    lines = list(misfits(params.load(), usage.survey(folder)))
+    for line in lines:
+        warn(line)
+    if lines:
+        raise typer.Exit(1)
+    info("every model folder of params.yaml fits its model")
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Disk usage of the store by recipe, the last use of each; deletes unused recipes.
+"""Disk usage of the store by recipe, the last use of each; deletes unused recipes, or one that is named.
 
 Only folders that the store itself makes are listed and deleted: a known kind, and below it a digest as a name.
 """
@@ -9,6 +9,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from cvsi.store.rows import DAMAGED
 # changed file would be used again.
 PERMANENT = frozenset({"weights", "changed_files"})
 NAME = re.compile("[0-9a-f]{64}")
+START = re.compile("[0-9a-f]{8,64}")
 # The facts of a recipe that are shown, and how many characters of each.
 SHOWN_FIELDS = {
     "model": 40,
@@ -79,17 +81,46 @@ def remove(store: Path, days: float, here: Sequence[Path] = (CACHE, MODELS)) -> 
 
     Raises CvsiError while any process is at work in the store.
     """
-    with exclusive_lock(store) as held:
-        if not held:
-            raise CvsiError(f"{store}: another process uses this store (or it is not yours); try again later")
+    with _alone(store):
         unused = [part for part in survey(store, here) if part.unused(days)]
         for part in unused:
-            aside = part.folder.with_name(f".{part.folder.name}-{uuid.uuid4().hex[:12]}.partial")
-            part.folder.rename(aside)  # one step, so that a kill leaves no half of it
-            shutil.rmtree(aside)
+            _delete(part)
         for left in _leftovers(store):
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
     return unused
+
+
+def part_of(store: Path, start: str, here: Sequence[Path] = (CACHE, MODELS)) -> Part:
+    """The part whose recipe's digest begins so (8 digits or more); raises CvsiError where there is none, or several."""
+    if not START.fullmatch(start):
+        raise CvsiError(f"--remove {start}: give the first 8 or more digits of a recipe, as cvsi store prints them")
+    parts = [part for part in survey(store, here) if part.folder.name.startswith(start)]
+    if not parts:
+        raise CvsiError(f"{store}: no recipe begins with {start}; cvsi store prints them")
+    if len(parts) > 1:
+        kinds = ", ".join(f"{part.kind}/{part.folder.name[:16]}" for part in parts)
+        raise CvsiError(f"{store}: {len(parts)} recipes begin with {start} ({kinds}); give more digits")
+    return parts[0]
+
+
+def remove_part(store: Path, part: Part) -> None:
+    """Delete a part, whether an output was made from it or not; raises CvsiError while any process uses the store."""
+    with _alone(store):
+        _delete(part)
+
+
+@contextmanager
+def _alone(store: Path) -> Iterator[None]:
+    with exclusive_lock(store) as held:
+        if not held:
+            raise CvsiError(f"{store}: another process uses this store (or it is not yours); try again later")
+        yield
+
+
+def _delete(part: Part) -> None:
+    aside = part.folder.with_name(f".{part.folder.name}-{uuid.uuid4().hex[:12]}.partial")
+    part.folder.rename(aside)  # one step, so that a kill leaves no half of it
+    shutil.rmtree(aside)
 
 
 def table(parts: Sequence[Part], title: str) -> Table:

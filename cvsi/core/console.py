@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 PLAIN_SECONDS = 5.0
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _prefix = "cvsi"
+_aside: dict[int, int] = {}  # within `redirect_output`: where 1 and 2 led before
 
 
 def set_prefix(name: str) -> None:
@@ -67,15 +68,33 @@ def plain(text: str) -> str:
 
 def info(text: str) -> None:
     """Print one line to standard output, at once."""
-    sys.stdout.write(encodable(f"{_prefix}: {plain(text)}\n", sys.stdout))
-    sys.stdout.flush()
+    _print(sys.stdout, f"{_prefix}: {plain(text)}\n")
 
 
 def warn(text: str, red: bool = False) -> None:
     """Print one line to standard error, at once; line breaks in it become blanks. `red` applies to a terminal."""
-    line = encodable(f"{_prefix}: {plain(' '.join(text.split()))}", sys.stderr)
-    sys.stderr.write(f"\x1b[31m{line}\x1b[0m\n" if red and sys.stderr.isatty() else f"{line}\n")
-    sys.stderr.flush()
+    line = f"{_prefix}: {plain(' '.join(text.split()))}"
+    _print(sys.stderr, f"\x1b[31m{line}\x1b[0m\n" if red and sys.stderr.isatty() else f"{line}\n")
+
+
+def _print(stream: TextIO, line: str) -> None:
+    """Write a line, past `redirect_output`: it is for people, and the log of the libraries is not."""
+    line = encodable(line, stream)
+    stream.flush()
+    descriptor = _descriptor(stream)
+    if descriptor in _aside:
+        os.write(_aside[descriptor], line.encode(stream.encoding, "backslashreplace"))
+    else:
+        stream.write(line)
+        stream.flush()
+
+
+def _descriptor(stream: TextIO) -> int:
+    """A stream's file descriptor, -1 where it has none."""
+    try:
+        return stream.fileno()
+    except (OSError, ValueError):
+        return -1
 
 
 def count(number: int, noun: str) -> str:
@@ -98,20 +117,22 @@ def seconds(value: float) -> str:
 
 @contextmanager
 def redirect_output(path: Path) -> Iterator[None]:
-    """Append what libraries print inside, on both streams and from C++ too, to a file."""
+    """Append what libraries print inside, on both streams and from C++ too, to a file; our own lines are printed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
-    kept = [os.dup(stream) for stream in (1, 2)]
+    kept = {stream: os.dup(stream) for stream in (1, 2)}
     with path.open("ab") as log:
         try:
-            for stream in (1, 2):
+            for stream in kept:
                 os.dup2(log.fileno(), stream)
+            _aside.update(kept)
             yield
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
-            for stream, original in zip((1, 2), kept, strict=True):
+            _aside.clear()
+            for stream, original in kept.items():
                 os.dup2(original, stream)
                 os.close(original)
 

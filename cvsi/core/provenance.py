@@ -96,7 +96,7 @@ def _part_of(stage: str, name: str) -> tuple[str, str] | None:
         return ("prompts", rest) if first == "prompts" else ("editor", name)
     if stage == "scores":
         return "fusion", rest or name
-    if rest.startswith("phi.") or rest == "template":
+    if rest.startswith("phi.") or rest == "template" or first == "templates":
         return "phi", rest.removeprefix("phi.")
     return "backbone", rest or name
 

@@ -7,6 +7,7 @@ from pydantic import PositiveInt, model_validator
 from cvsi.models.captioner import SamplingSettings
 from cvsi.models.engines import Engine, Model, Requirements, facts_of, imported
 from cvsi.models.model_id import identify
+from cvsi.models.transformers_keys import shared_prefix
 from cvsi.store.rows import Store
 
 
@@ -31,7 +32,11 @@ class Blip2Settings(SamplingSettings):
 
 def _recipe(settings: Blip2Settings, precision: str, store: Store) -> dict[str, Any]:
     # This engine's captions were stored before the key `engine` existed; without it they keep their recipe.
-    model = identify(settings.model, settings.revision, store)
+    model: dict[str, Any] = identify(settings.model, settings.revision, store)
+    # Before a prefix was removed, such a checkpoint was loaded as random numbers: its rows must not be used again. The
+    # keys of a BLIP-2 without one begin with different letters.
+    prefix = shared_prefix(settings.model)
+    model |= {"without_prefix": prefix} if prefix else {}
     return facts_of(settings, "engine") | model | {"precision": precision}
 
 

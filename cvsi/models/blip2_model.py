@@ -17,8 +17,11 @@ from cvsi.core.errors import CvsiError, cause
 from cvsi.core.params import Compute
 from cvsi.models.batching import full
 from cvsi.models.blip2 import Blip2Settings
+from cvsi.models.blip2_config import config_of, ends_of
+from cvsi.models.checkpoint_keys import misfit, pattern
 from cvsi.models.model_id import require
 from cvsi.models.sampling import Beams, Noise, outside_top_p, sample_top_p, uniforms
+from cvsi.models.transformers_keys import ADVICE, checked_prefix, loaded_difference
 
 
 class Blip2:
@@ -38,15 +41,27 @@ class Blip2:
         source: dict[str, Any] = {"trust_remote_code": False}  # otherwise transformers offers to run a model's code
         source |= {"revision": captioner.revision} if captioner.revision else {}
         chosen = dtype(precision(captioner.precision, self.device.type))
+        name = f"params.yaml: captioner model '{captioner.model}'"
         try:
+            config_of(captioner.model, captioner.revision)
+            renamed = pattern(
+                checked_prefix(captioner.model, captioner.revision, Blip2ForConditionalGeneration.__name__)
+            )
             self.processor: Any = AutoImageProcessor.from_pretrained(captioner.model, **source)
             self.tokenizer: Any = AutoTokenizer.from_pretrained(captioner.model, **source)
-            model = Blip2ForConditionalGeneration.from_pretrained(captioner.model, dtype=chosen, **source)
+            model, report = Blip2ForConditionalGeneration.from_pretrained(
+                captioner.model, dtype=chosen, key_mapping=renamed or None, output_loading_info=True, **source
+            )
+        except CvsiError:
+            raise
         except Exception as error:  # transformers raises many kinds on a broken or hostile model; none of it was run
-            raise CvsiError(f"params.yaml: captioner model '{captioner.model}' does not load: {cause(error)}") from None
+            raise CvsiError(f"{name} does not load: {cause(error)}") from None
+        left = loaded_difference(report["missing_keys"], report["unexpected_keys"], report["mismatched_keys"])
+        if left:  # what the check of the headers did not see
+            raise misfit(captioner.model, "", left, ADVICE)
         self.model: Any = model.to(self.device).eval().requires_grad_(False)
-        ends = self.model.generation_config.eos_token_id
-        self.ends = torch.tensor([ends] if isinstance(ends, int) else ends, device=self.device)
+        ends = ends_of(captioner.model, self.model.generation_config.eos_token_id)
+        self.ends = torch.tensor(ends, device=self.device)
 
     def prepare(self, image: Image.Image) -> Tensor:
         """An image to the vision tower's input [3, s, s] float32."""

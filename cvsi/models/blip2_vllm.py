@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import Compute
+from cvsi.models.blip2_config import config_of, ends_of, language_start
 from cvsi.models.captioner import SamplingSettings
 from cvsi.models.engines import Engine, Model, Requirements, facts_of
 from cvsi.models.model_id import identify, require
@@ -62,9 +63,9 @@ class VllmBlip2:
                 max_model_len=config.num_query_tokens + 1 + captioner.max_tokens,
                 mm_processor_cache_gb=0,  # each image is captioned once; cached pixels would not be used again
             )  # fmt: skip
-            ends = self.engine.model_config.try_get_generation_config()["eos_token_id"]
-        self.ends = [ends] if isinstance(ends, int) else list(ends)
-        self.start = [config.text_config.bos_token_id]  # vLLM puts the query tokens before it
+            ends = self.engine.model_config.try_get_generation_config().get("eos_token_id")
+        self.ends = ends_of(captioner.model, ends)
+        self.start = [language_start(config)]  # vLLM puts the query tokens before it
         self.tokenizer = self.engine.get_tokenizer()
 
     def prepare(self, image: Image.Image) -> Image.Image:
@@ -115,12 +116,8 @@ def seed_of(seed: int, digest: str, draw: int) -> int:
 
 def _config(captioner: VllmBlip2Settings) -> Any:
     """The model's configuration; raises CvsiError where vLLM could not caption with it."""
-    from transformers import AutoConfig  # seconds of imports, needed only when a row is missing
-
     name = f"params.yaml: captioner model '{captioner.model}'"
-    config = AutoConfig.from_pretrained(captioner.model, revision=captioner.revision, trust_remote_code=False)
-    if config.model_type != "blip-2":
-        raise CvsiError(f"{name} is a {config.model_type}, not a BLIP-2; name another model")
+    config = config_of(captioner.model, captioner.revision)
     if config.image_token_index is None:
         raise CvsiError(f"{name} has no image token, which engine: vllm needs; take a newer revision, or transformers")
     longest = config.text_config.max_position_embeddings - config.num_query_tokens - 1

@@ -22,6 +22,11 @@ def template(instruction: str, added: str) -> str:
     return f"{sentence} And the photo should have {added}." if added else sentence
 
 
+# Both forms of the sentence, for people. The recipe of pseudo-token rows has the first form alone: a row's key contains
+# its whole sentence, so the recipe need not tell the forms apart, and stored rows stay in use.
+TEMPLATES = {"objects added": template("{instruction}", "{added}"), "nothing added": template("{instruction}", "")}
+
+
 def embedding_dims(backbone: Backbone) -> tuple[int, int]:
     """A backbone's vector width and token width, from its configuration alone; raises CvsiError where there is none."""
     if backbone.model.startswith(FOLDER):
@@ -48,5 +53,5 @@ def recipe(backbone: Backbone, kind: str, precision: str) -> dict[str, Any]:
     if kind != "text":
         facts["preprocess"] = backbone.preprocess
     if kind == "pseudo":
-        facts |= {"phi": identify(backbone.phi), "template": template("{instruction}", "{added}")}
+        facts |= {"phi": identify(backbone.phi), "template": TEMPLATES["objects added"]}
     return facts

@@ -5,11 +5,14 @@ tag's preprocessing, which open_clip would otherwise not apply.
 """
 
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from cvsi.core.console import warn
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import Backbone
+from cvsi.models.clip_activation import check_file, check_folder, check_tag
 from cvsi.models.model_id import identify
 
 FOLDER = "local-dir:"
@@ -18,7 +21,8 @@ FOLDER = "local-dir:"
 def identity(backbone: Backbone) -> dict[str, Any]:
     """What a recipe says of a backbone's weights: digests of what is local, else names, and the revision where set.
 
-    Raises CvsiError for weights that no one could find again: none, or a revision of what is local.
+    Raises CvsiError for weights that no one could find again (none, or a revision of what is local), and for weights
+    that are known to need another activation than the model has.
     """
     if backbone.model.startswith(FOLDER):
         if backbone.pretrained or backbone.revision:
@@ -26,7 +30,10 @@ def identity(backbone: Backbone) -> dict[str, Any]:
         return identify(backbone.model) | {"pretrained": None}
     if backbone.pretrained is None:
         raise CvsiError(f"params.yaml: backbone model '{backbone.model}' has no pretrained; set a tag or a file")
-    pretrained = identify(backbone.pretrained) if Path(backbone.pretrained).is_file() else backbone.pretrained
+    pretrained: Any = backbone.pretrained
+    if Path(pretrained).is_file():
+        check_file(backbone.model, pretrained)  # here too: rows of an earlier version must not be used either
+        pretrained = identify(pretrained)
     facts = {"model": backbone.model, "pretrained": pretrained}
     return facts | ({"revision": backbone.revision} if backbone.revision else {})
 
@@ -34,7 +41,8 @@ def identity(backbone: Backbone) -> dict[str, Any]:
 def tag(backbone: Backbone) -> dict[str, Any]:
     """open_clip's entry for `pretrained`: empty where that is a file, or none; raises CvsiError for what does not fit.
 
-    A tag trained with QuickGELU and a model without it fit only for open_clip, which warns and computes something else.
+    Weights trained with another activation than the model has fit only for open_clip, which warns and computes
+    something else. Of a file, `clip_activation` knows it in part.
     """
     model, pretrained, revision = backbone.model, backbone.pretrained, backbone.revision
     if pretrained is None or model.startswith(FOLDER):
@@ -42,6 +50,9 @@ def tag(backbone: Backbone) -> dict[str, Any]:
     if Path(pretrained).is_file():
         if revision:
             raise CvsiError(f"params.yaml: pretrained '{pretrained}' is a file; leave out revision {revision}")
+        doubt = check_file(model, pretrained)
+        if doubt:
+            _say_once(f"params.yaml: {doubt}")
         return {}
     import open_clip
     from open_clip.pretrained import get_pretrained_cfg
@@ -54,23 +65,22 @@ def tag(backbone: Backbone) -> dict[str, Any]:
         raise CvsiError(
             f"params.yaml: '{pretrained}' of {model} is in no hub repository; leave out revision {revision}"
         )
-    if entry.get("quick_gelu", False) and not open_clip.get_model_config(model).get("quick_gelu", False):
-        raise CvsiError(
-            f"params.yaml: '{pretrained}' was trained with QuickGELU, {model} computes with GELU; "
-            f"set this backbone's model to {model}-quickgelu"
-        )
+    check_tag(model, pretrained, entry)
     return entry
 
 
 def locate(backbone: Backbone) -> tuple[str | None, dict[str, Any]]:
     """The weights' file, downloaded where it is not in the hub's cache, and the tag's preprocessing.
 
-    A local file has no preprocessing of its own (open_clip then takes OpenAI's). Without `pretrained`, or with a
-    folder, which open_clip searches by itself, there is no file. Raises CvsiError when there is no way to the file.
+    A local file has no preprocessing of its own (open_clip then takes OpenAI's), a folder's is in its configuration.
+    Without `pretrained` there is no file, and such a backbone has no recipe. Raises CvsiError when there is no way to
+    the file.
     """
+    if backbone.model.startswith(FOLDER):
+        return _in_folder(backbone.model), {}
     entry = tag(backbone)
     if not entry:
-        return None if backbone.model.startswith(FOLDER) else backbone.pretrained, {}
+        return backbone.pretrained, {}
     from open_clip.pretrained import download_pretrained, download_pretrained_from_hf
 
     repository, name = os.path.split(entry.get("hf_hub", ""))
@@ -86,6 +96,25 @@ def locate(backbone: Backbone) -> tuple[str | None, dict[str, Any]]:
             f"params.yaml: pretrained '{backbone.pretrained}' of {backbone.model} is not here and was not downloaded "
             f"({_first_words(error)}); download {source} and set its pretrained to the file, without revision"
         ) from None
+
+
+@cache
+def _say_once(line: str) -> None:
+    warn(line)
+
+
+def _in_folder(model: str) -> str:
+    """The file of weights that open_clip would choose in a folder; raises CvsiError where there is none."""
+    from open_clip.factory import _find_checkpoint_in_dir, get_model_config
+
+    file = _find_checkpoint_in_dir(Path(model.removeprefix(FOLDER)))
+    if file is None:
+        raise CvsiError(
+            f"params.yaml: backbone model '{model}' does not load: Required pretrained weights are missing there "
+            "(open_clip_model.safetensors, or another .safetensors, .bin or .pth file)"
+        )
+    check_folder(model, str(file), get_model_config(model))
+    return str(file)
 
 
 def _first_words(error: Exception) -> str:

@@ -22,8 +22,10 @@ from cvsi.core.params import Backbone, Compute
 from cvsi.models import phi as mapping
 from cvsi.models.batching import LENGTH_STEP, full, length_batches
 from cvsi.models.clip import TOKEN, embedding_dims, recipe
-from cvsi.models.clip_checkpoint import FOLDER, locate, tag
+from cvsi.models.clip_activation import check_settings
+from cvsi.models.clip_checkpoint import locate, tag
 from cvsi.models.clip_tokenizer import Tokenizer
+from cvsi.models.clip_weights import load_into
 
 
 class Encoder:
@@ -50,17 +52,19 @@ class Encoder:
         name, (file, preprocess) = self.backbone.model, locate(self.backbone)
         try:
             model = open_clip.create_model(
-                name,
-                file,
-                force_preprocess_cfg=preprocess,
-                require_pretrained=bool(file) or name.startswith(FOLDER),
-                weights_only=True,  # a checkpoint runs no code
+                name, load_weights=False, pretrained_text=False, weights_only=True, force_preprocess_cfg=preprocess
             )
-        except Exception as error:  # open_clip, torch and safetensors raise many kinds on a broken file
-            source = f" {file}" if file else ""
-            raise CvsiError(f"params.yaml: backbone model '{name}' does not load{source}: {cause(error)}") from None
+        except Exception as error:  # open_clip raises many kinds on a broken configuration
+            raise CvsiError(f"params.yaml: backbone model '{name}' does not load: {cause(error)}") from None
         if not hasattr(model, "token_embedding") or model.text_pool_type != "argmax":
-            raise CvsiError(f"params.yaml: backbone model '{self.backbone.model}' has no causal CLIP text tower")
+            raise CvsiError(f"params.yaml: backbone model '{name}' has no causal CLIP text tower")
+        try:
+            if file is not None and load_into(model, Path(file)):
+                check_settings(name, file, quick=open_clip.get_model_config(name).get("quick_gelu", False))
+        except CvsiError:
+            raise
+        except Exception as error:  # torch and safetensors raise many kinds on a broken file
+            raise CvsiError(f"params.yaml: backbone model '{name}' does not load {file}: {cause(error)}") from None
         return model.to(self.device, dtype(self.precision)).eval().requires_grad_(False)
 
     @cached_property

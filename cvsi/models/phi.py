@@ -12,7 +12,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from cvsi.core.atomic import atomic_file
+from cvsi.core.console import warn
 from cvsi.core.errors import CvsiError
+from cvsi.models.checkpoint_keys import Shape, removal, shared_prefixes, some
 
 MAX_WIDTH = 4096  # no backbone is wider; a file may claim any shape
 
@@ -77,13 +79,15 @@ def _sizes(path: Path, state: dict[str, Tensor]) -> tuple[int, int]:
 
 def _checked(path: str, state: dict[str, Tensor], width: int, token_width: int) -> dict[str, Tensor]:
     """The state in float32; raises CvsiError where its keys, shapes or values are not those of such a phi."""
-    with torch.device("meta"):
-        expected = {name: tuple(tensor.shape) for name, tensor in Phi(width, token_width).state_dict().items()}
+    expected = _meta(width, token_width)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if shapes != expected:
-        name = min(set(expected.items()) ^ set(shapes.items()))[0]
+        # Where only shapes differ, one of them says it all: the phi is another backbone's.
+        differ = shapes.keys() ^ expected.keys() or {name for name, shape in shapes.items() if shape != expected[name]}
+        name, *others = sorted(differ)
+        more = f" (likewise {some(others)})" if others and shapes.keys() != expected.keys() else ""
         raise CvsiError(
-            f"{path}: {name} is {shapes.get(name, 'missing')}, the backbone needs {expected.get(name, 'none')}; "
+            f"{path}: {name} is {shapes.get(name, 'missing')}, the backbone needs {expected.get(name, 'none')}{more}; "
             "use the phi trained for this backbone"
         )
     for name, tensor in state.items():
@@ -97,6 +101,23 @@ def _names(state: dict[str, Tensor]) -> str:
 
 
 def _state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file by phi's names; prints a line where a prefix that all of them share was removed."""
+    state, own = _read(path), _meta(1, 1).keys()
+    for prefix in shared_prefixes(state, own):
+        renamed = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+        if renamed.keys() == own:
+            warn(removal(str(path), prefix))
+            return renamed
+    return state
+
+
+def _meta(width: int, token_width: int) -> dict[str, Shape]:
+    """The shapes of a phi's tensors by name."""
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in Phi(width, token_width).state_dict().items()}
+
+
+def _read(path: Path) -> dict[str, Tensor]:
     """The state dict of a safetensors file, or of a published `.pt` checkpoint, read without running code."""
     try:
         if path.suffix != ".pt":

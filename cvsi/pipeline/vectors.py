@@ -11,7 +11,7 @@ import pyarrow as pa
 from cvsi.core import parquet, provenance, schema, tables
 from cvsi.core.params import Params
 from cvsi.core.registry import Registry
-from cvsi.models.clip import embedding_dims
+from cvsi.models.clip import TEMPLATES, embedding_dims
 from cvsi.pipeline.components import GALLERY_COMPONENTS, QUERY_COMPONENTS, Component, unit
 from cvsi.pipeline.embeddings import (
     Embeddings,
@@ -59,7 +59,8 @@ def write_queries(name: str, backbone: str, params: Params) -> None:
     """Write `cache/<name>/<backbone>/query_vectors`: one column per query component, float32, one row per query."""
     embeddings = _compute(query_jobs(name, backbone, params))
     queries = query_rows(name)
-    recipe = _recipes(embeddings) | provenance.inputs("query_vectors", name, backbone)
+    recipe = _recipes(embeddings) | {"templates": TEMPLATES}
+    recipe |= provenance.inputs("query_vectors", name, backbone)
     columns = schema.query_vectors(embedding_dims(params.backbone(backbone))[0], QUERY_COMPONENTS.names())
     with tables.output("query_vectors", name, backbone, recipe) as out:
         for start in range(0, max(queries.height, 1), parquet.SHARD_ROWS):

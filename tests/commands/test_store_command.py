@@ -19,6 +19,7 @@ from cvsi.models import model_id
 from cvsi.store.locks import exclusive_lock
 from cvsi.store.rows import Store
 from tests.conftest import project_params
+from tests.models.checkpoints import folder_of, without
 
 STORE = Path("cache/store")
 
@@ -179,3 +180,79 @@ def test_the_command_shows_asks_and_removes(workspace: Path) -> None:
     assert "0 parts deleted" in invoke(app, ["store", "--unused-for", "5", "--yes"]).output
     assert not list(STORE.rglob("*.partial"))
     assert made_by() == ["model used"]
+
+
+def digest_of(model: str) -> str:
+    return next(part.folder.name for part in store.survey(STORE) if part.made_by == f"model {model}")
+
+
+@pytest.mark.parametrize("digits", [8, 20, 64])
+def test_the_rows_of_one_recipe_are_deleted_by_its_digest(digits: int, workspace: Path) -> None:
+    """Also those of an output here, and however recently they were used."""
+    (workspace / "params.yaml").write_text(yaml.safe_dump(project_params()))
+    used, invoke = digest_of("used"), CliRunner().invoke
+    refused = invoke(app, ["store", "--remove", used[:digits]], input="n\n")
+    assert refused.exit_code == 1 and "model used" in refused.output and "toy/captions" in refused.output
+    assert made_by() == ["model unused", "model used"]
+    done = invoke(app, ["store", "--remove", used[:digits]], input="y\n")
+    assert f"deleted captions/{used}, 2 files (model used)" in done.output
+    assert made_by() == ["model unused"] and not list(STORE.rglob("*.partial"))
+    assert "deleted captions/" in invoke(app, ["store", "--remove", digest_of("unused"), "--yes"]).output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--remove", "0" * 64], "no recipe begins with 0000"),
+        (["--remove", "0123456"], "give the first 8 or more digits of a recipe"),
+        (["--remove", "../captions"], "give the first 8 or more digits of a recipe"),
+        (["--remove", "weights"], "give the first 8 or more digits of a recipe"),
+        (["--remove", "0" * 8, "--unused-for", "3"], "--remove and --unused-for: give one of the two"),
+    ],
+)
+def test_what_names_no_recipe_deletes_nothing(arguments: list[str], message: str, workspace: Path) -> None:
+    (workspace / "params.yaml").write_text(yaml.safe_dump(project_params()))
+    failed = CliRunner().invoke(app, ["store", *arguments, "--yes"])
+    assert message in str(failed.exception) and made_by() == ["model unused", "model used"]
+
+
+def test_digits_that_begin_several_recipes_are_refused() -> None:
+    for kind, name in (("captions", "ab" * 32), ("edits", "ab" * 31 + "cd")):
+        (STORE / kind / name).mkdir(parents=True)
+    with pytest.raises(CvsiError, match=r"2 recipes begin with abababab .*; give more digits"):
+        store.part_of(STORE, "abababab")
+    assert store.part_of(STORE, "ab" * 31 + "cd").kind == "edits"
+
+
+def test_one_recipe_is_not_deleted_while_another_process_uses_the_store() -> None:
+    part = store.part_of(STORE, digest_of("used"))
+    code = "import sys; from pathlib import Path; from cvsi.store.locks import shared_lock\n"
+    code += "shared_lock(Path('cache/store')); print('open', flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "open\n"
+        with pytest.raises(CvsiError, match="another process uses this store"):
+            store.remove_part(STORE, part)
+        process.kill()
+    assert made_by() == ["model unused", "model used"]
+    store.remove_part(STORE, part)
+    assert made_by() == ["model unused"]
+
+
+def test_models_that_do_not_fit_are_named_with_their_rows(workspace: Path) -> None:
+    """Rows of a broken captioner stay in use as long as nothing has to be computed; this finds them."""
+    content = project_params()
+    (workspace / "params.yaml").write_text(yaml.safe_dump(content))
+    invoke = CliRunner().invoke
+    assert "every model folder of params.yaml fits its model" in invoke(app, ["store", "--check-models"]).output
+    broken = folder_of("blip2", without("language_projection."), workspace / "broken")
+    weights = model_id.content_digest(broken)
+    run(f"RowStore('cache/store', 'captions', {{'weights': '{weights}'}}, schema).append("
+        "pa.table({'key': ['a'], 'value': ['b']}))")  # fmt: skip
+    content["captioners"]["tiny"]["model"] = "broken"
+    (workspace / "params.yaml").write_text(yaml.safe_dump(content))
+    found = invoke(app, ["store", "--check-models"])
+    (part,) = (part for part in store.survey(STORE) if part.made_by.startswith("weights"))
+    assert found.exit_code == 1 and "broken: the checkpoint does not fit its model: 2 keys are missing" in found.output
+    assert f"rows made with it: captions: cvsi store --remove {part.folder.name[:16]}" in found.output
+    assert invoke(app, ["store", "--remove", part.folder.name[:16], "--yes"]).exit_code == 0
+    assert "rows made with it: none in the store" in invoke(app, ["store", "--check-models"]).output

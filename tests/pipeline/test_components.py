@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -9,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cvsi.core import params, tables
+from cvsi.core import params, paths, provenance, tables
 from cvsi.core.errors import CvsiError
 from cvsi.core.vector_columns import matrix_of
 from cvsi.models.clip import template
@@ -95,6 +96,21 @@ def test_built_in_components_are_vectors_of_texts_images_and_pseudo_tokens(table
     assert close(columns["reference"], torch.nn.functional.normalize(embeddings, dim=-1).numpy())
     sentences = encoder.tokens([template(text, "a red ring") for text in instructions])
     assert close(columns["pseudo"], encoder.text_vectors(sentences, embeddings).numpy())
+
+
+def test_the_recipe_of_query_vectors_names_both_forms_of_the_sentence(tables_written: Encoder) -> None:
+    """Beside the rows' own recipes: those are digests of stored rows, which a change would compute again."""
+    write_queries("toy", "tiny", params.load())
+    facts = tables.provenance(paths.folder("query_vectors", "toy", "tiny"))
+    assert facts["templates"] == {
+        "objects added": "a photo of $ that {instruction}. And the photo should have {added}.",
+        "nothing added": "a photo of $ that {instruction}.",
+    }
+    assert facts["pseudo"] == tables_written.recipe("pseudo")
+    assert facts["pseudo"]["template"] == facts["templates"]["objects added"]
+    recipes: dict[str, dict[str, Any]] = {stage: {} for stage in provenance.STAGES}
+    parts = provenance.by_part(recipes | {"query_vectors": facts})
+    assert parts["phi"]["nothing added"] == "a photo of $ that {instruction}." and "templates" not in parts["backbone"]
 
 
 def test_a_registered_component_is_a_column(tables_written: Encoder, more_components: None) -> None:
