@@ -8,6 +8,9 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn, Sequence, Tuple  # noqa: UP035  (any Python 3 must read this file)
+
+Versions = Tuple[Tuple[int, int], ...]  # noqa: UP006
 
 # The Pythons for which every package of a requirement file has wheels (tests/project/test_requirements.py), and the
 # GiB that it takes when installed, measured with du on Linux. cuda-python 12.6.2.post1 has wheels up to Python 3.12.
@@ -34,7 +37,7 @@ HINTS = (
 )
 
 
-def main():
+def main() -> None:
     """Create or update the environment; exits with one line if that fails."""
     requirements = ROOT / "requirements" / ("cuda.txt" if has_gpu() else "cpu.txt")
     fitting, size = PYTHONS[requirements.name], SIZES[requirements.name]
@@ -64,7 +67,7 @@ def main():
     info("done")
 
 
-def check_git():
+def check_git() -> None:
     """Print what to do where the project is in no git repository: dvc then ends with a line that does not say it."""
     above = [ROOT, *ROOT.parents]
     if (ROOT / "dvc.yaml").exists() and not any((folder / ".git").exists() for folder in above):
@@ -73,7 +76,7 @@ def check_git():
             info("no git repository here, and dvc needs one: run git init, or: dvc config core.no_scm true")
 
 
-def hand_over(file, fitting):
+def hand_over(file: str, fitting: Versions) -> None:
     """Go on in the first Python on PATH that fits; without one, exit with a line that names those that would."""
     for wanted in fitting:
         path = shutil.which("python{}.{}".format(*wanted))
@@ -87,7 +90,7 @@ def hand_over(file, fitting):
     )
 
 
-def version(python):
+def version(python: object) -> object:
     """The version of a Python as (major, minor), or None if it cannot be started."""
     command = [str(python), "-c", "import sys; print(*sys.version_info[:2])"]
     try:
@@ -97,19 +100,19 @@ def version(python):
     return tuple(map(int, done.stdout.split())) if done.returncode == 0 else None
 
 
-def has_gpu():
+def has_gpu() -> bool:
     """Whether nvidia-smi lists a GPU."""
     tool = shutil.which("nvidia-smi")
-    return bool(tool) and subprocess.call([tool, "-L"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) == 0
+    return tool is not None and subprocess.call([tool, "-L"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) == 0
 
 
-def fingerprint(requirements):
+def fingerprint(requirements: Path) -> str:
     """A digest of everything that the environment depends on, as one line."""
     parts = [requirements.read_bytes(), (ROOT / "pyproject.toml").read_bytes(), str(ROOT).encode()]
     return "{} {}\n".format(requirements.name, hashlib.sha256(b"\0".join(parts)).hexdigest())
 
 
-def step(command):
+def step(command: Sequence[str]) -> None:
     """Run a command with its output in the log; on failure, exit with one line that gives advice."""
     with LOG.open("a", encoding="utf-8") as log:
         code = subprocess.call(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
@@ -120,13 +123,13 @@ def step(command):
         fail(f"{hint} (details: {LOG.relative_to(ROOT)})")
 
 
-def info(text):
+def info(text: str) -> None:
     """Print one line and flush it."""
     sys.stdout.write(f"setup: {text}\n")
     sys.stdout.flush()
 
 
-def fail(text):
+def fail(text: str) -> NoReturn:
     """Print one line to standard error and exit with 1."""
     sys.stderr.write(f"setup: {text}\n")
     sys.exit(1)
