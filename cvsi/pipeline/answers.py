@@ -38,10 +38,13 @@ NOTHING = re.compile(
 )
 SUBJECT = {  # how a sentence may begin that names what it describes
     "edited": re.compile(
-        r"""^the\ (?:edited|new|other|modified|updated|final|resulting|target|second)\ (?:
+        r"""^(?:in\ )?the\ (?:
+        (?:edited|new|other|modified|updated|final|resulting|target|second|changed|revised|altered)\ (?:
         (?:image|photo|picture)(?:\ (?:description|caption|content))?\ (?:is\ of|shows|features|depicts|displays
           |contains|has|would\ show|should\ show)
         | (?:(?:image|photo|picture)\ )?(?:description|caption)\ (?:is|would\ be|should\ be|could\ be|reads)
+        | (?:image|photo|picture),(?:\ there\ (?:is|are))?
+        ) | (?:image|photo|picture)\ now\ (?:shows|features|depicts|displays|contains|has)
         )[:,]?\ """,
         re.IGNORECASE | re.VERBOSE,
     ),
@@ -65,9 +68,20 @@ DECLINES = re.compile(
 ASKS = re.compile(
     r"""\b(?:please|kindly|could\ you|can\ you|would\ you)\b.{0,40}\b(?:provide|share|upload|specify|give|clarify
       |describe|tell|send|enter|rephrase)
+    | \b(?:no|not|n't|haven't|hasn't|didn't|without)\b.{0,40}\b(?:provided|attached|uploaded|specified|given)\b
+    | \b(?:image|photo|picture|description|input)\ (?:is|was|seems)\ (?:missing|empty|not)\b
+    | ^(?:hello|hi|hey|welcome)\b[,!]
     | \bmore\ (?:information|context)\b | \bmore\ details\ (?:are|is)\ (?:needed|required)
-    | \b(?:let\ me\ know|feel\ free|how\ (?:can|may)\ I|I(?:'d|\ would)\ be\ happy|I\ need\ more
+    | \b(?:let\ me\ know|feel\ free|how\ (?:can|may)\ I|I(?:'d|\ would)\b|I\ need\ more
       |what\ would\ you\ like)""",
+    re.IGNORECASE | re.VERBOSE,
+)
+NO_TEXT = re.compile(
+    r"""^(?:\W*(?:error|exception|traceback|warning|task)\b\W*:|internal\ server\ error
+      |(?:[45]\d\d\ )?(?:bad\ (?:gateway|request)|service\ unavailable
+        |gateway\ time-?out|not\ found|too\ many\ requests|unauthorized|forbidden))
+    | ^\W*(?:undefined|nan|null|object\ object|todo|tbd|test|unknown|untitled|placeholder|lorem\ ipsum.*)\W*$
+    | https?://|\bdata:\w+/|!\[|\\(?:begin|end)\b""",
     re.IGNORECASE | re.VERBOSE,
 )
 OF_THE_TASK = re.compile(
@@ -77,6 +91,8 @@ OF_THE_TASK = re.compile(
     | (?:this|my|your|the)\ (?:edit|answer|response|question|request)s?
     | (?:original|reference|source)\ (?:image|photo|picture)
     | (?:the|this)\ (?:other|second|new|first|edited)\ (?:image|photo|picture)
+    | as\ (?:requested|instructed)|no\ changes?|unchanged|same\ as\ before
+    | (?:has|have)\ been\ (?:replaced|changed|edited|modified)
     | I(?:'ve|'ll|'m|\ have|\ will|\ would|\ can|\ am|\ think|\ changed|\ added|\ removed|\ kept)
     )\b""",
     re.IGNORECASE | re.VERBOSE,
@@ -219,6 +235,10 @@ def _check_whole(text: str, query: Query) -> None:
         raise Unusable("refused: a tag")
     if text.rstrip(" *_").endswith((":", "\uff1a")):
         raise Unusable("refused: ends in a colon")
+    if text.endswith(("...", "\u2026")):
+        raise Unusable("refused: ends in an ellipsis")
+    if _matches(NO_TEXT, text, query):
+        raise Unusable("refused: an error, an address or a placeholder")
     if _matches(DECLINES, text, query):
         raise Unusable("refused: the model declines")
 
@@ -249,12 +269,11 @@ def _copied(text: str, query: Query) -> bool:
 
 
 def _repeats(sequence: Sequence[str]) -> bool:
-    """Whether words go round in a circle: a word four times, a phrase three times, or six words twice."""
+    """Whether words go round in a circle: a word or phrase three times in a row, or six words twice."""
     for size in range(1, 9):
-        times = 4 if size == 1 else 3
-        for start in range(len(sequence) - times * size + 1):
-            phrase = sequence[start : start + size]
-            if all(sequence[start + k * size : start + (k + 1) * size] == phrase for k in range(1, times)):
+        for start in range(len(sequence) - 3 * size + 1):
+            first, second, third = (sequence[start + k * size : start + (k + 1) * size] for k in range(3))
+            if first == second == third:
                 return True
     six = list(runs(sequence, 6))
     return len(set(six)) < len(six)

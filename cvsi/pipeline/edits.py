@@ -96,29 +96,29 @@ class EditJob(RowJob):
 
         Edited descriptions that cannot be used become the captions, objects that cannot be used become nothing.
         """
-        query = answers.Query(row["captions"], row["instruction"], self._examples)
-        joint = self.settings.mode == "joint"
-        groups = [row["captions"]] if joint else [[one] for one in self._chosen(row["captions"])]
+        captions, joint = row["captions"], self.settings.mode == "joint"
+        groups = [captions] if joint else [[one] for one in prompting.distinct(captions, self.settings.captions)]
         raw = stored_answers(row["answers"], row["finish"], row["status"])
-        expected = 1 if self.settings.output == "json" else len(groups) + 1
-        if len(raw) != expected:  # of a pack; a stage stores complete rows
-            raw = [Answer("", f"{FAILED}{len(raw)} stored answers instead of {expected}")] * expected
-        if self.settings.output == "json":
-            edited, added = answers.parse_both(raw[0], query)
-            every = [edited, added]
-        else:
-            tasks = ["edited"] * (len(raw) - 1) + ["added"]
-            every = [answers.parse(answer, task, query) for answer, task in zip(raw, tasks, strict=True)]
-        lines = [[one.text] if one.text else group for one, group in zip(every[:-1], groups, strict=True)]
+        query = answers.Query(captions, row["instruction"], self._examples)
+        *edited, added = self._texts(raw, len(groups), query)
+        lines = [[one.text] if one.text else group for one, group in zip(edited, groups, strict=True)]
+        statuses = [one.status for one in (*edited, added)]
         return {
             "edited": [text for texts in lines for text in texts],
-            "added": every[-1].text or "",
-            "status": worst([one.status for one in every]),
-            "answer_status": [one.status for one in every],
+            "added": added.text or "",
+            "status": worst(statuses),
+            "answer_status": statuses,
         }
 
-    def _chosen(self, captions: Sequence[str]) -> list[str]:
-        return prompting.distinct(captions, self.settings.captions)
+    def _texts(self, raw: Sequence[Answer], number: int, query: answers.Query) -> list[answers.Parsed]:
+        """The parsed answers: `number` edited descriptions, then the objects."""
+        both = self.settings.output == "json"
+        if len(raw) != (1 if both else number + 1):  # of a pack; a stage stores complete rows
+            return [answers.Parsed(None, f"no answer: the store has {len(raw)}")] * (number + 1)
+        if both:
+            return list(answers.parse_both(raw[0], query))
+        tasks = ["edited"] * number + ["added"]
+        return [answers.parse(answer, task, query) for answer, task in zip(raw, tasks, strict=True)]
 
     @cached_property
     def _examples(self) -> list[str]:

@@ -3,8 +3,12 @@
 import re
 
 NAMES = r"(?:think|thinking|thought|thoughts|reason|reasoning|reflection|analysis|scratchpad|seed:think)"
-OPENING = re.compile(rf"<{NAMES}>|\[THINK\]|◁think▷|<\|begin_of_thought\|>|<\|start_of_thinking\|>", re.IGNORECASE)
-CLOSING = re.compile(rf"</{NAMES}>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>|<\|end_of_thinking\|>", re.IGNORECASE)
+OPENING = re.compile(
+    rf"<{NAMES}>|\[THINK\]|◁think▷|<\|begin_of_thought\|>|<\|start_of_thinking\|>|<\|think(?:ing)?\|>", re.IGNORECASE
+)
+CLOSING = re.compile(
+    rf"</{NAMES}>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>|<\|end_of_thinking\|>|<\|/think(?:ing)?\|>", re.IGNORECASE
+)
 FINAL_CHANNEL = re.compile(r"<\|channel\|>\s*final\s*<\|message\|>")
 OTHER_CHANNEL = re.compile(r"<\|channel\|>\s*(?:analysis|commentary)")
 

@@ -24,7 +24,7 @@ from cvsi.core import params
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import Compute
 from cvsi.models import llm_server
-from cvsi.models.editor import Answer
+from cvsi.models.editor import Answer, Turn
 from cvsi.models.engines import EDITORS
 from cvsi.models.llm_server import KEY, ServerEditor, ServerEditorSettings
 from cvsi.models.llm_vllm import ENGINE, VllmEditor, VllmEditorSettings
@@ -236,6 +236,82 @@ def test_a_chat_gets_its_template_in_both_engines(
     use_server(captioned, address, style="chat", captions="all")
     assert write_edits() == ours
     assert capsys.readouterr().out.count("25 to edit") == 3
+
+
+CONVERSATION: list[Turn] = [
+    {"role": "system", "content": "The task."}, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"},
+    {"role": "user", "content": "last"},
+]  # fmt: skip
+BODY = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
+REFUSES = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + BODY
+DROPS = (
+    "{% for m in messages %}{% if m['role'] != 'system' %}[{{ m['role'] }}]{{ m['content'] }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.fixture
+def chat(loaded: VllmEditor, monkeypatch: pytest.MonkeyPatch) -> VllmEditor:
+    from transformers import AutoTokenizer  # seconds of imports
+
+    monkeypatch.setattr(loaded, "chat", True)
+    monkeypatch.setattr(loaded, "system", None)
+    monkeypatch.setattr(loaded, "tokenizer", AutoTokenizer.from_pretrained(loaded.settings.model))
+    return loaded
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        (BODY, "[system]The task.[user]q[assistant]a[user]last"),
+        (REFUSES, "[user]The task.\n\nq[assistant]a[user]last"),
+        (DROPS, "[user]The task.\n\nq[assistant]a[user]last"),
+    ],
+)
+def test_a_template_without_a_system_role_gets_the_task_in_the_first_turn(
+    chat: VllmEditor, template: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat.tokenizer, "chat_template", template)
+    assert chat.texts([CONVERSATION, CONVERSATION]) == [text, text]
+
+
+@pytest.mark.parametrize(
+    ("template", "line"),
+    [
+        (None, "has no chat template, it is no instruct model; set style: completion"),
+        ("{{ raise_exception('only one message, please') }}", "its chat template refuses the conversation (only one"),
+        (
+            "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ raise_exception('no assistant') }}{% endif %}"
+            "{{ m['content'] }}{% endfor %}",
+            "its chat template refuses the conversation (no assistant); set style: completion",
+        ),
+        ("{% for", "its chat template refuses the conversation"),
+    ],
+)
+def test_a_model_without_a_fitting_template_is_one_line(
+    chat: VllmEditor, template: str | None, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat.tokenizer, "chat_template", template)
+    with pytest.raises(CvsiError) as error:
+        chat.texts([CONVERSATION])
+    assert line in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_template_gets_the_option_without_reasoning_and_the_settings(
+    chat: VllmEditor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat.tokenizer, "chat_template", "{{ enable_thinking }} {{ more }}{{ messages[0]['content'] }}")
+    assert chat.texts([CONVERSATION]) == ["False The task."]
+    options = {"enable_thinking": True, "more": "high"}
+    monkeypatch.setattr(chat, "settings", chat.settings.model_copy(update={"chat_template_kwargs": options}))
+    assert chat.texts([CONVERSATION]) == ["True highThe task."]
+
+
+def test_reasoning_that_the_template_opens_is_part_of_the_answer(
+    chat: VllmEditor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat.tokenizer, "chat_template", "{{ messages[0]['content'] }}<think>\n")
+    (answer,) = chat.answers([CONVERSATION])
+    assert answer.text.startswith("<think>")
 
 
 @pytest.mark.slow  # the stage's process loads vLLM itself; tests/project/test_pipeline.py does so too

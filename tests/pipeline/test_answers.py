@@ -47,6 +47,31 @@ FORMS = [
     "Edited Description: {}\nObjects most likely added: a cat", "1. Edited Description: {}\n2. Objects most likely added: a cat",
     # blanks and signs
     "\n\n{}", "  {}  ", "{}\r\n", "\ufeff{}", "\u200b{}", "{}.", "The other photo shows {}", "The edited image features {}",
+    # more of each kind
+    'Edited Description:{}', 'EDITED DESCRIPTION: {}', 'Edited Description : {}', '*Edited Description:* {}',
+    'Edited description → {}', '[Edited Description] {}', '[Edited Description]: {}', '<|begin_of_text|>{}',
+    'Answer:\n\n{}', 'The answer is: {}', 'Here you go: {}', 'Okay, the edited description is: {}',
+    'Sure thing! {}', 'My edited description: {}', '1) Edited Description\n{}', '{}###', '{}\n---',
+    '{}\n\n---\n\nImage Content: x', '--- {} ---', 'Edited Image Content: {}', 'Here is the answer:\n"{}"',
+    'Here is the edited description of the photo:\n\n**{}**',
+    'Based on the instruction, the edited description is: {}',
+    'Based on the captions and the instruction, the edited description would be:\n\n{}',
+    'The edited description of the image would be: {}', 'Edited description: **{}**.',
+    '{{"Edited Description":"{}","Objects most likely added":"cat"}}', '{{"answer":{{"edited":"{}"}}}}',
+    '```\n{{"edited":"{}"}}\n```', '```markdown\n{}\n```', '~~~\n{}\n~~~', '<edited>{}</edited>',
+    '<result>\n{}\n</result>', 'Edited Description:\n- {}', 'Edited Description:\n\n1. {}',
+    'Revised description: {}', 'Updated caption: {}', 'Target image: {}', 'Target image description: {}',
+    'Final description: {}', 'Response: {}', 'Caption: {}', 'output: "{}"', 'Sentence: {}', 'One sentence: {}',
+    'Photo: {}', 'The photo: {}', 'Image: {}', 'Modified image: {}',
+    "Here's a sentence describing the changed photo: {}", 'Changed photo: {}', 'The changed photo shows {}',
+    'The photo now shows {}', 'In the edited photo, {}', '{}\n\nNo other changes.', 'assistant: {}',
+    '### Response:\n{}', '### Answer\n{}', '<|start|>assistant<|channel|>final<|message|>{}<|return|>',
+    'analysis: hm\n\nfinal: {}', '<thought>\nx\n</thought>\n{}', '<|think|>x<|/think|>{}',
+    'Thinking: the dog becomes a cat.\n\nAnswer: {}',
+    "Let's think step by step. The dog becomes a cat.\n\nEdited Description: {}", '{} [end]', '{}<end>',
+    '<start>{}<end>', '{}[EOS]', '{} <|end_of_text|>', '{}<|eom_id|>', "'{}'.", '\\"{}\\"', '{}\\n', '\\n{}',
+    '“{}.”', '•{}', '-{}', '–{}', '1.{}', 'Edited: {}', 'Edit: {}', 'edited: {}', 'description="{}"', 'A: "{}"',
+    'Q: x\nA: {}',
 ]  # fmt: skip
 
 
@@ -122,9 +147,91 @@ REFUSED = [
 ]
 
 
+MORE_REFUSED = [
+    "I apologize, but I am unable to process images.",
+    "I'm just a language model.",
+    "I am not able to help with this request.",
+    "Sorry, I can't do that",
+    "This request violates our content policy.",
+    "I can't provide that",
+    "Sure, what is the image?",
+    "Hello! How can I help you today?",
+    "Please provide the Image Content and the Instruction.",
+    "You haven't provided an image.",
+    "No image was provided.",
+    "There is no image attached.",
+    "It seems that the image is missing.",
+    "I'd need to see the image first.",
+    "Can you tell me more?",
+    "Provide the image content.",
+    "Error: model overloaded",
+    "Internal Server Error",
+    "502 Bad Gateway",
+    "<!-- comment -->",
+    "<p>Not found</p><hr>",
+    "undefined",
+    "NaN",
+    "[object Object]",
+    "lorem ipsum dolor sit amet",
+    "test",
+    "???",
+    "…",
+    "* * *",
+    "---",
+    "```",
+    "```\n```",
+    "a a a a a a",
+    "cat cat cat cat cat",
+    "red, red, red, red, red",
+    "a dog, a dog, a dog, a dog",
+    "and and and",
+    "The instruction says to make it a cat",
+    "Edit the description so that it is a cat",
+    "To follow the instruction, replace dog by cat.",
+    "The dog has been replaced by a cat as requested.",
+    "As requested, the dog is now a cat.",
+    "The description remains unchanged.",
+    "No changes needed.",
+    "Same as before",
+    "a steaming turquoise kettle",
+    "Image Content: a dog\nInstruction: make it a cat",
+    "User: make it a cat\nAssistant:",
+    "[Your answer here]",
+    "{edited description}",
+    "<edited description>",
+    "[insert description]",
+    "a photo of ...",
+    "The image content is a dog",
+    "The image shows a dog, and the instruction is to make it a cat",
+    "Task: describe",
+    "Here is the edited description:",
+    "Here is the edited description",
+    "Edited description",
+    "(no description)",
+    "No description available.",
+    "I think it is a cat",
+    "My answer is a cat",
+    '{"edited": null}',
+    '{"edited": ""}',
+    '{"role":"assistant","content":"a cat"}',
+    "0",
+    "123",
+    "a cat on a a cat on a a cat on a a cat on a a cat on a a cat on a a cat on a a cat on a a cat on a a cat on a a cat on a a cat on a a cat on a a cat on a a cat on a a cat on a a cat on a a cat on a a cat on a a cat on a a cat on a a cat on a a cat on a a cat on a a cat on a a cat on a a cat on a a cat on a a cat on a a cat on a a cat on a a cat on a a cat on a a cat on a a cat on a a cat on a a cat on a a cat on a a cat on a a cat on a ",
+    "http://example.com/cat.jpg",
+    "data:image/png;base64,iVBORw0KGgo=",
+    "![cat](cat.png)",
+    "\\begin{document}",
+]
+
+
 @pytest.mark.parametrize(("answer", "reason"), REFUSED)
 def test_an_answer_that_is_no_description_is_refused(answer: str, reason: str) -> None:
     assert parse(Answer(answer, "stop"), "edited", QUERY) == Parsed(None, f"refused: {reason}")
+
+
+@pytest.mark.parametrize("answer", MORE_REFUSED)
+def test_more_answers_that_are_no_description_are_not_used(answer: str) -> None:
+    assert not parse(Answer(answer, "stop"), "edited", QUERY).usable
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
@@ -14,7 +16,7 @@ import pytest
 from cvsi.core import params
 from cvsi.core.errors import CvsiError
 from cvsi.models import llm_server
-from cvsi.models.server_errors import is_local
+from cvsi.models.server_errors import is_local, retry_after
 from cvsi.pipeline import edits
 from tests.conftest import Workspace
 from tests.stage_inputs import write_captions, write_index
@@ -393,3 +395,13 @@ def test_a_proxy_that_cannot_be_used_is_one_line(case: Case, proxy: str) -> None
 )  # fmt: skip
 def test_which_addresses_are_this_machine_s(address: str, local: bool) -> None:
     assert is_local(address) is local
+
+
+def test_the_seconds_of_retry_after() -> None:
+    later = format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True)
+    for headers, seconds in (
+        ({}, 0), ({"retry-after": "3"}, 3), ({"retry-after": "1.5"}, 1.5), ({"retry-after-ms": "250"}, 0.25),
+        ({"retry-after": "soon"}, 0), ({"retry-after": "-5"}, 0), ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0),
+    ):  # fmt: skip
+        assert retry_after(headers) == seconds
+    assert 80 < retry_after({"retry-after": later}) <= 90

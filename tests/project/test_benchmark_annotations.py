@@ -16,6 +16,7 @@ import polars as pl
 import pytest
 import yaml
 
+from cvsi.core.statuses import fell_back
 from demo.world.drawing import picture
 from demo.world.scenes import draw_scene
 from tests.conftest import Workspace, environment, project_params
@@ -118,12 +119,11 @@ def prepare(
 ) -> tuple[Workspace, dict[str, str]]:
     """A workspace with one benchmark's own definition, but other engines; second, its images' paths by id.
 
-    CIRCO gets the demo's prompts, the others have their own.
+    `engines` may name other prompts too: those of the benchmarks are too long for the demo's editor.
     """
     content = project_params()
     dataset = content["datasets"][name]
     dataset |= {"captioner": content["captioners"]["tiny"], "editor": content["editors"]["tiny"]} | engines
-    dataset |= {"prompts": SHORT} if name == "circo" else {}
     content |= {"active": [name], "runs": {"run": {"dataset": name, "backbone": "tiny"}}}
     (folder / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     paths = CUTS[name](source, folder / dataset["root"], queries, images)
@@ -175,15 +175,12 @@ def test_a_benchmarks_annotations_go_through_all_stages(
 @pytest.mark.slow  # minutes: every stage in a process of its own, with the demo's captioner and editor
 @pytest.mark.parametrize("name", CUTS)
 def test_a_benchmark_goes_through_all_stages_with_the_demos_models(name: str, shared: Path, tmp_path: Path) -> None:
-    workspace, paths = prepare(tmp_path, name, shared / "annotations", QUERIES, IMAGES)
+    workspace, paths = prepare(tmp_path, name, shared / "annotations", QUERIES, IMAGES, prompts=SHORT)
     printed = {stage: workspace.run(stage, name, *more) for stage, more in STAGES.items()}
     assert f"the annotations of {name} list 150 images, expected" in printed["index"]
     check(workspace.path, name, shared, paths)
     edits = pl.read_parquet(workspace.path / "cache" / name / "edits/*.parquet")
-    if name == "circo":
-        assert edits.filter(pl.col("status") == "ok").height >= 0.8 * edits.height
-    else:
-        assert set(edits["status"]) == {"prompt too long: edited and added"}
+    assert edits.filter(~fell_back()).height >= 0.5 * edits.height, edits["status"].value_counts()
 
 
 def check(folder: Path, name: str, shared: Path, paths: dict[str, str]) -> None:
@@ -201,7 +198,7 @@ def check(folder: Path, name: str, shared: Path, paths: dict[str, str]) -> None:
     for split, values in metrics.items():
         number = queries.filter(pl.col("split") == split).height
         edits = pl.read_parquet(cache / "edits/*.parquet").filter(pl.col("split") == split)
-        fallbacks = edits.filter(pl.col("status") != "ok").height
+        fallbacks = edits.filter(fell_back()).height
         assert (values["queries"], values["dropped"], values["fallbacks"]) == (number, 0, fallbacks)
         assert values["fallback share"] == pytest.approx(100 * fallbacks / number)
     files = sorted(file.name for file in (cache / "tiny/scores/submissions").glob("*"))
