@@ -193,7 +193,6 @@ MORE_REFUSED = [
     "The description remains unchanged.",
     "No changes needed.",
     "Same as before",
-    "a steaming turquoise kettle",
     "Image Content: a dog\nInstruction: make it a cat",
     "User: make it a cat\nAssistant:",
     "[Your answer here]",
