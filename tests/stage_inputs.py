@@ -60,6 +60,9 @@ def write_edits(name: str = "toy") -> None:
     """The edits of an indexed dataset's queries: the instruction as description, always the same object added."""
     queries = pl.DataFrame(tables.read("index", name, "queries.parquet"))
     rows = queries.select("query_id", "split", edited=pl.concat_list("instruction"), added=pl.lit("a red ring"))
-    rows = rows.with_columns(status=pl.lit("ok"), answers=pl.col("edited"))
+    both = {"answer_status": pl.lit(["ok", "ok"]), "finish": pl.lit(["stop", "stop"])}
+    rows = rows.with_columns(
+        status=pl.lit("ok"), answers=pl.concat_list(pl.col("edited").list.first(), "added"), **both
+    )
     with tables.output("edits", name) as out:
         out.shards(rows.to_arrow(), EDITS)

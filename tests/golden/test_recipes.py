@@ -104,7 +104,7 @@ def test_captions(settings: dict[str, Any], device: str, pinned: str) -> None:
         (
             HUB | {"style": "chat", "context": 4096},
             "cuda",
-            "b2f1c0e9a5510c9d5f0c735536ed326b71d9c6b68fd2e1adfd5f0dfe8200b089",
+            "9c6499cfb2cbe75b3632cb038ecbddc7e1b8147f5c86810444b780fb1f8b6056",
         ),
         (
             HUB | {"mode": "each", "max_tokens": 64},
@@ -121,7 +121,7 @@ def test_captions(settings: dict[str, Any], device: str, pinned: str) -> None:
         (
             SERVER | {"style": "chat", "address": "https://elsewhere.example/v1"},
             "cpu",
-            "48fc34dccf82e6b0eb3df22372f749efe337570568f11226b4586225524e8bb4",
+            "242614bccd6a6993262c9333cac2f27a1db630ee03e945e8580084e8b67dcab3",
         ),
         (
             {"model": "demo/weights/llama", "precision": "fp32", "max_tokens": 64},
