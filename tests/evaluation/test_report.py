@@ -11,7 +11,9 @@ import numpy as np
 import polars as pl
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from cvsi.commands.main import app
 from cvsi.evaluation.report import method_table
 from tests.conftest import Workspace
 
@@ -99,7 +101,7 @@ def saturated(pixels: np.ndarray) -> int:
     return int((pixels.max(axis=2) - pixels.min(axis=2) > 120).sum())
 
 
-def test_what_people_and_models_wrote_is_escaped(toy: Workspace) -> None:
+def test_what_people_and_models_wrote_is_escaped_and_too_many_fallbacks_are_stated(toy: Workspace) -> None:
     instruction = "<script>alert(1)</script> & \"quotes\" 'too'"
     (toy.path / "photos" / "queries.jsonl").write_text(
         '{"reference": "red.png", "instruction": ' + json.dumps(instruction) + ', "targets": ["green.png"]}\n',
@@ -112,7 +114,7 @@ def test_what_people_and_models_wrote_is_escaped(toy: Workspace) -> None:
         "split": ["val"],
         "edited": [["<img src=x onerror=alert(2)>"]],
         "added": ["<b>x</b>"],
-        "status": ["ok"],
+        "status": ["refused: <s>x</s>"],
     }
     folder = toy.path / "cache/toy/edits"
     folder.mkdir()
@@ -127,6 +129,14 @@ def test_what_people_and_models_wrote_is_escaped(toy: Workspace) -> None:
     assert "<script" not in page and "<img src=x" not in page and "<b>x" not in page
     assert "<dt>precision</dt><dd>fp32</dd>" in page and "No provenance.json: the recipe is unknown." in page
     assert "&lt;script&gt;" in page and "&lt;img src=x" in page and "&lt;b&gt;x" in page
+    line = "1 of 1 edits (100%) fell back to the captions, above 20%; most frequent: refused: "
+    assert f'<p class="box warning">{line}&lt;s&gt;x&lt;/s&gt; (1)</p>' in page
+    toy.params(runs={"toy-tiny": {"dataset": "toy", "backbone": "tiny"}})
+    for command in (["show", "toy-tiny"], ["summary"]):
+        assert f"toy: {line}<s>x</s> (1)" in CliRunner().invoke(app, command).output
+    toy.params(datasets__toy__fallback_limit=1.0)
+    toy.run("report", "toy", "tiny")
+    assert 'class="box warning"' not in (toy.path / "cache/toy/tiny/report/index.html").read_text(encoding="utf-8")
 
 
 def test_bars_and_aspects() -> None:
