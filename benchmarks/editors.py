@@ -46,7 +46,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Judged:
+class Evaluated:
     """An answer: its task, as the model gave it, the parser's text and status, and whether it is usable by the rule."""
 
     benchmark: str
@@ -81,24 +81,28 @@ def cases(annotations: Path = ANNOTATIONS) -> list[Case]:
     ]
 
 
-def judge(settings: EditorSettings, editor: Editor, queries: Sequence[Case], chat_prompts: bool = True) -> list[Judged]:
+def evaluate(
+    settings: EditorSettings, editor: Editor, queries: Sequence[Case], chat_prompts: bool = True
+) -> list[Evaluated]:
     """Every answer of the editor to the queries, parsed and held against the rule."""
-    shots = {name: few_shots(name, chat_prompts) for name in PROMPTS}
+    shots = {name: prompt_texts(name, chat_prompts) for name in PROMPTS}
     prompts = [prompting.prompts_of(settings, shots[one.benchmark], one.captions, one.instruction) for one in queries]
     given = iter(editor.answers([prompt for of_query in prompts for prompt in of_query]))
     rows = []
     for one, of_query in zip(queries, prompts, strict=True):
-        rows += judged(settings, one, shots[one.benchmark], [next(given) for _ in of_query])
+        rows += evaluated(settings, one, shots[one.benchmark], [next(given) for _ in of_query])
     return rows
 
 
-def few_shots(benchmark: str, chat: bool) -> dict[str, str]:
+def prompt_texts(benchmark: str, chat: bool) -> dict[str, str]:
     """The few-shot texts of a benchmark, those for conversations or for completions."""
     begin = "chat_" if chat else ""
     return {"edited": prompting.few_shot(begin + PROMPTS[benchmark]), "added": prompting.few_shot(begin + "added")}
 
 
-def judged(settings: EditorSettings, case: Case, shots: Mapping[str, str], given: Sequence[Answer]) -> list[Judged]:
+def evaluated(
+    settings: EditorSettings, case: Case, shots: Mapping[str, str], given: Sequence[Answer]
+) -> list[Evaluated]:
     """The answers of one query."""
     examples = [line for text in shots.values() for line in prompting.example_texts(text)]
     query = answers.Query(case.captions, case.instruction, examples)
@@ -107,7 +111,7 @@ def judged(settings: EditorSettings, case: Case, shots: Mapping[str, str], given
     else:
         parsed = answers.parse(given[0], "edited", query), answers.parse(given[1], "added", query)
     return [
-        Judged(
+        Evaluated(
             case.benchmark,
             task,
             raw.text,
@@ -136,7 +140,7 @@ def rule(text: str, finish: str, query: answers.Query) -> bool:
     )
 
 
-def table(title: str, rows: Sequence[Judged]) -> Table:
+def table(title: str, rows: Sequence[Evaluated]) -> Table:
     """Answers by benchmark and task: statuses, and how many of the accepted ones are usable by the rule."""
     shown = Table(
         "benchmark", "answer", "ok", "repaired", "refused", "none", "cut", "usable", title=title, box=box.SIMPLE_HEAD
@@ -202,7 +206,7 @@ def main(
         }  # fmt: skip
         settings = VllmEditorSettings.model_validate(block)
         loaded = loaded or VllmEditor(settings, Compute(device="auto"))
-        rows = judge(settings, loaded, queries, prompts == "chat")
+        rows = evaluate(settings, loaded, queries, prompts == "chat")
         Console(width=100).print(table(f"{number} captions, {output}, prompts {prompts}", rows))
         if out is not None:
             with out.open("a", encoding="utf-8") as file:

@@ -37,13 +37,13 @@ def test_most_answers_of_a_small_model_are_usable_and_no_bad_one_is_accepted(
     model: str, queries: list[editors.Case]
 ) -> None:
     chat = settings(model)
-    rows = editors.judge(chat, VllmEditor(chat, Compute(device="cpu")), queries)
+    rows = editors.evaluate(chat, VllmEditor(chat, Compute(device="cpu")), queries)
     assert len(rows) == 2 * len(queries) == 360
     for row in rows:
         assert usable(row.status) == (row.text is not None)
         if row.text:
             assert not row.text.endswith(":") and "<" not in row.text and "\n" not in row.text
-            examples = editors.few_shots(row.benchmark, chat=True).values()
+            examples = editors.prompt_texts(row.benchmark, chat=True).values()
             lines = [line for text in examples for line in prompting.example_texts(text)]
             assert row.text not in lines
     for name, number in AT_LEAST.items():
@@ -56,7 +56,7 @@ def test_most_answers_of_a_small_model_are_usable_and_no_bad_one_is_accepted(
 def test_json_of_a_real_model_follows_the_schema(model: str, queries: list[editors.Case]) -> None:
     both = settings(model, output="json")
     few = queries[::15]
-    rows = editors.judge(both, VllmEditor(both, Compute(device="cpu")), few)
+    rows = editors.evaluate(both, VllmEditor(both, Compute(device="cpu")), few)
     assert len(rows) == 2 * len(few)
     for row in rows[::2]:
         if kind(row.status) != "cut":
