@@ -15,8 +15,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from cvsi.commands import consistency
-from cvsi.commands.compare import Comparison, Row, compare
-from cvsi.commands.compare import tables as shown
+from cvsi.commands.compare import compare
+from cvsi.commands.comparison import Comparison, Row
+from cvsi.commands.comparison import tables as shown
 from cvsi.commands.main import app
 from cvsi.core import params, parquet, provenance, schema, tables
 from cvsi.core.digest import digest
