@@ -1,5 +1,6 @@
 """A comparison of two runs as data, and as tables and lines for a terminal of 80 columns or more."""
 
+import re
 from collections.abc import Iterator
 
 from pydantic import BaseModel, ConfigDict
@@ -76,8 +77,8 @@ def _metrics_table(comparison: Comparison, split: str, rows: list[Row]) -> Table
 def _changes(comparison: Comparison, split: str, changes: Changes) -> Iterator[RenderableType]:
     """How many queries are better, worse and the same, and a table of those that moved most."""
     yield Text(
-        f"{split}, {changes.metric} by query: {plain(comparison.second)} is better on "
-        f"{count(changes.better, 'query')}, worse on {changes.worse:,}, the same on {changes.same:,}"
+        f"{plain(split)}, {plain(changes.metric)}: {plain(comparison.second)} is better on "
+        f"{count(changes.better, 'query')}, worse on {changes.worse:,}, the same on {changes.same:,}\n"
     )
     if not changes.moved:
         return
@@ -118,8 +119,8 @@ def _table(title: str) -> Table:
 
 
 def _head(label: str) -> str:
-    """A run's label, the state or the folder in a line of its own."""
-    return escape(plain(label)).replace(" at ", "\nat ", 1).replace(" in ", "\nin ", 1)
+    """A run's label, the state and its commit, or the folder, in lines of their own."""
+    return escape(re.sub(r" (at |in |\()", r"\n\1", plain(label)))
 
 
 def _shown(first: str, second: str) -> tuple[str, str]:

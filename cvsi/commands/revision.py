@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from cvsi.core import paths, provenance
-from cvsi.core.console import count
+from cvsi.core.console import count, plain
 from cvsi.core.errors import CvsiError, cause
 from cvsi.core.params import PATH
 from cvsi.datasets.roots import dvc_cache_files
@@ -124,7 +124,7 @@ def resolve(revision: str) -> State:
     """The commit of a revision of git or of a DVC experiment; raises CvsiError where there is none or more than one."""
     known = _git("rev-parse", "--git-dir")
     if known.returncode:
-        raise CvsiError(f"--rev {revision}: no git repository here ({cause(RuntimeError(known.stderr))})")
+        raise CvsiError(f"--rev {plain(revision)}: no git repository here ({cause(RuntimeError(known.stderr))})")
     unusable = not revision.strip() or revision.startswith("-") or "\0" in revision
     commit = "" if unusable else _commit(revision)
     if commit:
@@ -138,7 +138,7 @@ def resolve(revision: str) -> State:
         raise CvsiError(f"--rev {revision}: {len(found)} experiments have this name; give a commit: {commits}")
     if not found:
         raise CvsiError(
-            f"--rev {revision}: no such commit, tag, branch or experiment, or too few digits; "
+            f"--rev {plain(revision)}: no such commit, tag, branch or experiment, or too few digits; "
             "git log --oneline and dvc exp list --all-commits list them"
         )
     return State(revision, next(iter(found.values())), experiment=True)
