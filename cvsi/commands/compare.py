@@ -195,7 +195,10 @@ def _values(side: Side) -> tuple[pl.DataFrame | None, str]:
             None,
             f"{side.label}: its scores were made from other queries than the index has; no interval; run dvc repro",
         )
-    return pl.DataFrame(parquet.read_file(path)), ""
+    table = pl.DataFrame(parquet.read_file(path))
+    if missing := [name for name in (*KEY, "target_ranks") if name not in table.columns]:
+        return None, f"{side.label}: {path.name} has no column '{missing[0]}'; no interval"
+    return table, ""
 
 
 def _queries(side: Side, split: str = "") -> pl.DataFrame:

@@ -201,6 +201,8 @@ def _files(state: State, run: str, dataset: str, backbone: str) -> dict[str, Pat
     for stage in provenance.STAGES:
         output = provenance.output_path(stage, dataset, backbone).as_posix()
         needed, optional = NEEDED.get(stage, ()), (*OPTIONAL.get(stage, ()), RECIPE)
+        if digests.get(output) == "":
+            raise CvsiError(f"{state}: {LOCK}: {output} has no MD5 digest; run dvc repro there")
         if output in digests:
             files.add(output, digests[output], needed, optional)
         elif needed:
@@ -213,15 +215,15 @@ def _files(state: State, run: str, dataset: str, backbone: str) -> dict[str, Pat
 
 
 def _outputs(state: State) -> dict[str, str]:
-    """The digest of each output in a state's `dvc.lock`."""
+    """The digest of each output in a state's `dvc.lock`; empty where it is none of DVC's cache."""
     stages = _document(state, LOCK).get("stages")
     outputs = {}
     for stage in stages.values() if isinstance(stages, dict) else ():
-        for output in (stage.get("outs") or ()) if isinstance(stage, dict) else ():
-            digest = str(output.get("md5", ""))
-            if not MD5.fullmatch(digest):
-                raise CvsiError(f"{state}: {LOCK}: {output.get('path')} has no MD5 digest; run dvc repro there")
-            outputs[str(output.get("path"))] = digest
+        listed = stage.get("outs") if isinstance(stage, dict) else None
+        for output in listed if isinstance(listed, list) else ():
+            if isinstance(output, dict):
+                digest = str(output.get("md5", ""))
+                outputs[str(output.get("path"))] = digest if MD5.fullmatch(digest) else ""
     return outputs
 
 

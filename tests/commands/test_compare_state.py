@@ -26,6 +26,7 @@ from cvsi.evaluation.metrics import interval
 from tests.commands.test_compare import RUNS, change, index, score
 from tests.conftest import environment, project_params
 
+pytestmark = pytest.mark.xdist_group("states")  # the repository is made once
 ASPECTS = ("shape", "colour", "size")
 EXPERIMENT = "pale-moon"
 OUTPUTS = [folder(stage, "toy") for stage in ("index", "captions", "edits")] + [
@@ -399,7 +400,9 @@ def test_a_run_that_the_state_does_not_have(project: Path) -> None:
         ("dvc.lock", "", "dvc.lock has no keys"),
         ("dvc.lock", "stages: {}\n", "its dvc.lock has no output cache/toy/index"),
         ("dvc.lock", "stages: {made: {outs: [{path: cache/toy/index}]}}\n", "cache/toy/index has no MD5 digest"),
-        ("dvc.lock", "stages: {made: {outs: [{path: a, md5: ../../b}]}}\n", "dvc.lock: a has no MD5 digest"),
+        ("dvc.lock", "stages: {made: {outs: [{path: cache/toy/index, md5: ../../b}]}}\n", "index has no MD5 digest"),
+        ("dvc.lock", "stages: {made: {outs: [{path: a, etag: b}, c]}}\n", "its dvc.lock has no output cache/toy/index"),
+        ("dvc.lock", "stages: [made]\n", "its dvc.lock has no output cache/toy/index"),
         ("params.yaml", "runs: [first]\n", "no run 'first' in its params.yaml; there are: none"),
         ("params.yaml", "runs: {first: {dataset: toy}}\n", "runs.first has no usable names"),
         ("params.yaml", "runs: {first: {dataset: ../toy, backbone: tiny}}\n", "runs.first has no usable names"),
@@ -457,6 +460,13 @@ def test_experiments_of_one_name_are_told_apart(project: Path, written: dict[str
     check(against(EXPERIMENT), written["one"], written["two"])
     git("update-ref", ref.format(one[:2], one[2:]), "HEAD")
     assert refused(EXPERIMENT).startswith(f"--rev {EXPERIMENT}: 2 experiments have this name; give a commit: ")
+
+
+def test_of_a_name_that_a_branch_and_an_experiment_have_the_branch_is_meant(
+    project: Path, written: dict[str, pl.DataFrame]
+) -> None:
+    git("branch", EXPERIMENT, "v1")
+    check(against(EXPERIMENT), written["one"], written["two"])
 
 
 def test_aspects_are_sorted_by_their_difference_and_have_intervals(
@@ -580,3 +590,13 @@ def test_counts_of_queries_that_do_not_count_in_both(project: Path, written: dic
     apart = np.array(values[2:]) - written["one"]["mAP@10"].to_numpy()[2:]
     assert (changes.better, changes.worse, changes.same) == (sum(apart > 0), sum(apart < 0), sum(apart == 0))
     assert not {"0", "1"} & {query.query_id for query in changes.moved}
+
+
+@pytest.mark.parametrize("name", ["query_id", "split", "target_ranks"])
+def test_values_without_a_column_are_a_warning(project: Path, name: str) -> None:
+    table = pl.read_parquet(PER_QUERY).drop(name)
+    PER_QUERY.unlink()
+    table.write_parquet(PER_QUERY)
+    comparison = against("v1")
+    assert comparison.doubts == [f"first: per_query.parquet has no column '{name}'; no interval"]
+    assert comparison.changes == {}
