@@ -1,5 +1,6 @@
 """The command line `cvsi`: shows what the stages made. Importing it loads neither torch nor a model."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -27,8 +28,8 @@ def main() -> None:
 
 
 def terminal() -> Console:
-    """The terminal, or a wide page for a file or a pipe."""
-    return Console(width=None if sys.stdout.isatty() else WIDE)
+    """The terminal, or a wide page for a file or a pipe, unless COLUMNS says how wide."""
+    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDE)
 
 
 @app.callback()
@@ -66,18 +67,24 @@ def show(run: str = typer.Argument(help="A run of params.yaml, e.g. demo-tiny.")
 
 @app.command()
 def compare(
-    first: str = typer.Argument(help="A run of params.yaml."),
-    second: str = typer.Argument("", help="The run to hold against it; the same one where --other is given."),
+    first: str = typer.Argument(help="A run of params.yaml; with --rev, the run at that state."),
+    second: str = typer.Argument("", help="The run to hold against it; the same one with --other or --rev."),
     other: str = typer.Option("", help="The cache folder of another workspace, in which the second run lies."),
+    rev: str | None = typer.Option(
+        None, help="A git revision (HEAD~1, a tag, a branch) or a DVC experiment, from which the first run is read."
+    ),
+    top: int = typer.Option(10, min=0, help="How many of the queries that moved most to name."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON for other programs instead of tables."),
 ) -> None:
-    """Compare two runs: metrics, differences with intervals, what differs in their recipes; with warnings."""
+    """Compare two runs, or a run with its earlier state: metrics, queries that moved, recipes; with warnings."""
     from cvsi.commands.compare import compare as compare_runs
-    from cvsi.commands.compare import tables
+    from cvsi.commands.comparison import tables
 
-    if not (second or other):
-        raise CvsiError("compare needs a second run, or --other with the cache folder of another workspace")
-    comparison = compare_runs(params.load(), first, second or first, Path(other) if other else None)
+    if not (second or other or rev is not None):
+        raise CvsiError("compare needs a second run, --rev with an earlier state, or --other with a cache folder")
+    if other and rev is not None:
+        raise CvsiError("--other and --rev: give one of the two")
+    comparison = compare_runs(params.load(), first, second or first, Path(other) if other else None, rev, top)
     if as_json:
         typer.echo(encodable_json(comparison.model_dump_json(indent=2)))
     console = terminal()

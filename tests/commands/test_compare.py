@@ -15,15 +15,16 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from cvsi.commands import consistency
-from cvsi.commands.compare import Comparison, Row, compare
-from cvsi.commands.compare import tables as shown
+from cvsi.commands.compare import compare
+from cvsi.commands.comparison import Comparison, Row
+from cvsi.commands.comparison import tables as shown
 from cvsi.commands.main import app
 from cvsi.core import params, parquet, provenance, schema, tables
 from cvsi.core.digest import digest
 from cvsi.core.errors import CvsiError
 from cvsi.core.paths import folder
 from cvsi.datasets.formats import FORMATS
-from cvsi.evaluation.metrics import by_query, interval, with_ranks
+from cvsi.evaluation.metrics import by_query, interval, summarise, with_ranks
 from tests.conftest import environment, project_params
 
 QUERIES, GALLERY, RANKS = 40, 300, 100
@@ -52,14 +53,18 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def index(dataset: str) -> None:
-    """An index of random queries, the captions and the edits: recipes alone, no test reads the rows."""
+def index(dataset: str, aspects: tuple[str, ...] = ()) -> None:
+    """An index of random queries, the captions and the edits: recipes alone, no test reads the rows.
+
+    Every query has the first of the aspects, every second one also the second, and so on.
+    """
     random = np.random.default_rng(0)
     ids = [f"i{number}" for number in range(GALLERY)]
     rows = [
         {
             "query_id": str(number), "split": "val" if number < QUERIES - 5 else "test", "reference_id": "i0",
-            "instruction": f"is {number}", "exclude_ids": [], "group_ids": [], "aspects": [],
+            "instruction": f"is {number}", "exclude_ids": [], "group_ids": [],
+            "aspects": [aspect for place, aspect in enumerate(aspects, 1) if number % place == 0],
             "target_ids": [ids[i] for i in random.choice(GALLERY, 3, replace=False)] if number < QUERIES - 5 else [],
         }
         for number in range(QUERIES)
@@ -116,7 +121,9 @@ def score(run: str, seed: int, weights: str, phi: str, **fusion: float) -> None:
         out.table("rankings.parquet", pl.DataFrame(rows).to_arrow(), schema.RANKINGS)
         values = by_query(CIRCO, ranked_queries(queries, rows))
         out.table("per_query.parquet", values.to_arrow(), schema.per_query(CIRCO.names()))
-        plain = {name: values[name].mean() for name in CIRCO.names()}
+        labelled = queries.filter(pl.col("split") == "val")
+        by_aspect = {n: v for n, v in summarise(CIRCO, values, labelled["aspects"]).items() if "/" in n}
+        plain = {name: values[name].mean() for name in CIRCO.names()} | by_aspect
         counts = {"mAP@10 low": 0.0, "mAP@10 high": 1.0, "queries": 35, "dropped": 0, "fallbacks": 2}
         out.json("metrics.json", {"val": plain | counts})
 

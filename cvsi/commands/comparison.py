@@ -1,0 +1,136 @@
+"""A comparison of two runs as data, and as tables and lines for a terminal of 80 columns or more."""
+
+import re
+from collections.abc import Iterator
+
+from pydantic import BaseModel, ConfigDict
+from rich import box
+from rich.console import RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from cvsi.commands.moved import DEEPEST, Changes, Moved
+from cvsi.core.console import count, plain
+
+COUNTS = ("queries", "dropped", "dropped images", "fallbacks")
+LONGEST = 60  # characters of a value of a recipe or of an instruction: prompts are long, and their beginnings alike
+FIGURE = 8  # columns of a figure
+
+
+class Row(BaseModel):
+    """One metric or count of both runs; `low` and `high` are the 95% interval of the difference, second less first."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    first: float
+    second: float
+    difference: float
+    low: float | None = None
+    high: float | None = None
+
+
+class Comparison(BaseModel):
+    """Two runs: rows and changes by split, `{part: {field: (first, second)}}` where recipes differ, and warnings.
+
+    The rows of aspects are last but for the counts, the largest difference first. A split has no changes where the two
+    runs' queries cannot be paired. The warnings are `doubts`.
+    """
+
+    first: str
+    second: str
+    splits: dict[str, list[Row]]
+    changes: dict[str, Changes]
+    differences: dict[str, dict[str, tuple[str, str]]]
+    doubts: list[str]
+
+
+def tables(comparison: Comparison) -> Iterator[RenderableType]:
+    """For each split its metrics and what moved, and the fields of the recipes that differ where any do."""
+    for split, rows in comparison.splits.items():
+        yield _metrics_table(comparison, split, rows)
+        if split in comparison.changes:
+            yield from _changes(comparison, split, comparison.changes[split])
+    if comparison.differences:
+        yield _recipes_table(comparison)
+
+
+def _metrics_table(comparison: Comparison, split: str, rows: list[Row]) -> Table:
+    table = _table(f"{split}, percent; difference is second less first, with its 95% interval over the same queries")
+    table.add_column("", overflow="fold", min_width=FIGURE)
+    for label in (comparison.first, comparison.second):
+        table.add_column(_head(label), justify="right", overflow="fold", min_width=FIGURE)
+    table.add_column("difference", justify="right", no_wrap=True)
+    table.add_column("interval", no_wrap=True)
+    for row in rows:
+        if row.name in COUNTS:
+            cells = (f"{row.first:,.0f}", f"{row.second:,.0f}", f"{row.difference:+,.0f}", "")
+        else:
+            ends = "-" if row.low is None or row.high is None else f"{row.low:+.2f} to {row.high:+.2f}"
+            cells = (f"{row.first:.2f}", f"{row.second:.2f}", f"{row.difference:+.2f}", ends)
+        clear = row.low is not None and row.high is not None and (row.low > 0 or row.high < 0)
+        table.add_row(escape(plain(row.name.replace("_", " "))), *cells, style="bold" if clear else None)
+    return table
+
+
+def _changes(comparison: Comparison, split: str, changes: Changes) -> Iterator[RenderableType]:
+    """How many queries are better, worse and the same, and a table of those that moved most."""
+    yield Text(
+        f"{plain(split)}, {plain(changes.metric)}: {plain(comparison.second)} is better on "
+        f"{count(changes.better, 'query')}, worse on {changes.worse:,}, the same on {changes.same:,}\n"
+    )
+    if not changes.moved:
+        return
+    table = _table(f"{split}: the queries that moved most; rank is that of the main target, >{DEEPEST:,} if deeper")
+    table.add_column("query", overflow="fold", min_width=FIGURE)
+    table.add_column("instruction", overflow="fold", min_width=2 * FIGURE)
+    for head in (changes.metric, "rank"):
+        table.add_column(escape(head), no_wrap=True)
+    for query in changes.moved:
+        metric = f"{query.before:.2f} -> {query.after:.2f}"
+        instruction = _cut(plain(" ".join(query.instruction.split())), 0)
+        table.add_row(escape(plain(query.query_id)), escape(instruction), metric, _ranks(query))
+    yield table
+
+
+def _ranks(query: Moved) -> str:
+    before, after = (f">{DEEPEST:,}" if rank is None else f"{rank:,}" for rank in (query.rank_before, query.rank_after))
+    return f"{before} -> {after}"
+
+
+def _recipes_table(comparison: Comparison) -> Table:
+    table = _table("what differs in their recipes")
+    table.add_column("part", no_wrap=True)
+    table.add_column("field", overflow="fold", min_width=2 * FIGURE)
+    for label in (comparison.first, comparison.second):
+        table.add_column(_head(label), overflow="fold", min_width=2 * FIGURE)
+    for part, fields in comparison.differences.items():
+        for name, values in fields.items():
+            table.add_row(part, escape(plain(name)), *(escape(plain(text)) for text in _shown(*values)))
+    return table
+
+
+def _table(title: str) -> Table:
+    """An empty table as narrow as it can be."""
+    return Table(
+        title=escape(plain(title)), box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0), pad_edge=False
+    )
+
+
+def _head(label: str) -> str:
+    """A run's label, the state and its commit, or the folder, in lines of their own."""
+    return escape(re.sub(r" (at |in |\()", r"\n\1", plain(label)))
+
+
+def _shown(first: str, second: str) -> tuple[str, str]:
+    """Two values in one line each, long ones from a little before the first difference."""
+    left, right = " ".join(first.split()), " ".join(second.split())
+    same = next((index for index, pair in enumerate(zip(left, right, strict=False)) if pair[0] != pair[1]), 0)
+    start = max(same - LONGEST // 2, 0) if max(len(left), len(right)) > LONGEST else 0
+    return _cut(left, start), _cut(right, start)
+
+
+def _cut(text: str, start: int) -> str:
+    shown = text[start : start + LONGEST]
+    return f"{'...' if start else ''}{shown}{'...' if len(text) > start + LONGEST else ''}" if text else "-"
