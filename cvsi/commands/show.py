@@ -7,6 +7,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from cvsi.commands.summary import without_queries
 from cvsi.core import paths
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import Run
@@ -27,6 +28,19 @@ def tables(run: str, content: dict[str, Any]) -> Iterator[Table]:
     for split, rows in content["splits"].items():
         yield _cut_offs(f"{run}, {split}, percent", rows, content["metric"])
         yield _aspects(rows, content["metric"])
+
+
+def without_metrics(run: Run) -> str:
+    """Why a run has no table: its dataset has no queries, or none with labels."""
+    if without_queries(run.dataset):
+        return f"{run.dataset} has no queries, so there are no rankings and no metrics; the report shows the gallery."
+    return "No split has labels, so there are no metrics."
+
+
+def left_out(content: dict[str, Any]) -> str:
+    """A line about methods that the vectors do not allow, each with the reason; empty without any."""
+    names = [f"{name} ({why})" for name, why in content.get("left_out", {}).items()]
+    return f"Left out: {', '.join(names)}." if names else ""
 
 
 def _cut_offs(title: str, rows: dict[str, dict[str, float]], metric: str) -> Table:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cvsi.core import parquet, paths, tables
 from cvsi.core.errors import CvsiError
+from cvsi.core.params import PATH, Backbone
 from cvsi.core.vector_columns import numbers_of
 from cvsi.evaluation.fusion import Fusion
 from cvsi.evaluation.gallery import Gallery
@@ -52,9 +53,18 @@ class RunVectors:
             f"{self.gallery_path}: no column '{name}'" for name in gallery
         ]
 
-    def require(self, fusion: Fusion) -> None:
-        """Raise CvsiError for a column that the dataset's own fusion needs and the tables do not have."""
-        if missing := self.missing(fusion):
+    def require(self, fusion: Fusion, settings: Backbone) -> None:
+        """Raise CvsiError for a column that the dataset's own fusion needs and the tables do not have.
+
+        `settings` are those of the backbone: one without phi may be the reason.
+        """
+        missing = self.missing(fusion)
+        if missing and settings.phi is None and missing[0].startswith(self.query_path):
+            raise CvsiError(
+                f"{PATH}: {missing[0]}, which has a weight in datasets.{self.gallery.name}.fusion, and "
+                f"backbones.{self.backbone} has no phi; add a phi, or remove the weight"
+            )
+        if missing:
             raise CvsiError(f"{missing[0]}, which has a weight in the dataset's fusion (params.yaml)")
 
     def fused(self, fusion: Fusion) -> tuple[list[np.ndarray], Iterator[list[np.ndarray]]]:

@@ -25,25 +25,27 @@ Table = dict[str, dict[str, dict[str, float]]]
 
 def evaluate_all(
     name: str, backbone: str, params: Params, protocol: Protocol, table: QueryTable, gallery: Gallery, own: pl.DataFrame
-) -> dict[str, Evaluation]:
-    """The evaluations of all methods that the vectors allow, `own` values as `cvsi` first.
+) -> tuple[dict[str, Evaluation], dict[str, str]]:
+    """The evaluations of all methods that the vectors allow, `own` values as `cvsi` first; the others with the reason.
 
     A method that needs a missing column is left out with a message.
     """
-    evaluations = {OWN: Evaluation(own, metrics_of(protocol, table, own))}
+    evaluations, left_out = {OWN: Evaluation(own, metrics_of(protocol, table, own))}, dict[str, str]()
     if not table.labelled:
-        return evaluations
+        return evaluations, left_out
+    without_phi = "; the backbone has no phi" * (params.backbone(backbone).phi is None)
     inputs, fusions = vectors.read(table.frame, gallery, backbone), methods.table(params, name)
     for method, fusion in fusions.items():
         if fusion == fusions[OWN]:
             evaluations[method] = evaluations[OWN]
         elif missing := inputs.missing(fusion):
             info(f"method {method} left out: {missing[0]}")
+            left_out[method] = missing[0].rpartition(": ")[2] + without_phi
         else:
             with timed("compute"):
                 ranks = rank_targets(*inputs.fused(fusion), table.named, fusion.scorer, device(params.compute))
                 evaluations[method] = evaluate(protocol, table, *ranks)
-    return evaluations
+    return evaluations, left_out
 
 
 def metrics_table(evaluations: Mapping[str, Evaluation]) -> Table:
