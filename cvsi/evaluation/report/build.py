@@ -49,7 +49,7 @@ def build(name: str, backbone: str, params: Params) -> None:
         columns=[column for column in _columns(table) if "/" not in column and not column.endswith((" low", " high"))],
         bars={split: method_table.bars(rows, main) for split, rows in table.items()},
         aspects={split: method_table.by_aspect(rows, main) for split, rows in table.items()},
-        facts=_facts(name, queried, gallery, recipes, dataset.format), models=_models(name, backbone, params, recipes),
+        facts=_facts(name, queried, gallery, recipes, dataset.format), models=_models(name, backbone, params, recipes, edited=queried.frame.height > 0),
         numbers=_aspect_sizes(queried), published=published,
         warning=fallbacks(pl.DataFrame(tables.whole("edits", name))).warning(dataset.fallback_limit),
         recipes={stage: provenance.flat(recipe) for stage, recipe in recipes.items()},
@@ -110,14 +110,18 @@ def _facts(name: str, table: QueryTable, gallery: Gallery, recipes: Recipes, dat
     return facts if height else {key: text for key, text in facts.items() if key not in OF_QUERIES}
 
 
-def _models(name: str, backbone: str, params: Params, recipes: Recipes) -> dict[str, str]:
-    """The page's names of the models; names are those of params.yaml, numbers those of the recipes."""
+def _models(name: str, backbone: str, params: Params, recipes: Recipes, edited: bool) -> dict[str, str]:
+    """The page's names of the models; names are those of params.yaml, numbers those of the recipes.
+
+    The editor is left out where nothing was `edited`.
+    """
     dataset, tower = params.dataset(name), params.backbone(backbone)
     captions = recipes["captions"]
     how = [f"{captions['n']} captions" if "n" in captions else "", _text(captions, "decoding")]
+    editor = f"{_text(dataset.editor, 'model')}, prompts {dataset.prompts.edited} and {dataset.prompts.added}"
     return {
         "captioner": ", ".join(filter(None, [_text(dataset.captioner, "model"), *how])),
-        "editor": f"{_text(dataset.editor, 'model')}, prompts {dataset.prompts.edited} and {dataset.prompts.added}",
+        **({"editor": editor} if edited else {}),
         "backbone": f"{tower.model} {tower.pretrained or ''}".strip(),
         "phi": tower.phi or "none: no pseudo tokens",
     }
