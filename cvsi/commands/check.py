@@ -79,8 +79,8 @@ def _check_phi(fusion: Fusion, run: Run, params: Params) -> None:
     names = dict.fromkeys(name for form in fusion.forms.values() for name in form.query)
     if needing := [name for name in names if QUERY_COMPONENTS.get(name, f"{PATH}: datasets.{run.dataset}").uses_phi]:
         raise CvsiError(
-            f"{PATH}: datasets.{run.dataset}.fusion has a weight for {', '.join(needing)}, but backbones.{run.backbone} "
-            "has no phi; add a phi, or remove the weight"
+            f"{PATH}: datasets.{run.dataset}.fusion has a weight for {', '.join(needing)}, but "
+            f"backbones.{run.backbone} has no phi; add a phi, or remove the weight"
         )
 
 

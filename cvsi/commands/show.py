@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -10,7 +11,8 @@ from rich.table import Table
 from cvsi.commands.summary import without_queries
 from cvsi.core import paths
 from cvsi.core.errors import CvsiError
-from cvsi.core.params import Run
+from cvsi.core.params import Params, Run
+from cvsi.datasets.formats import format_of
 from cvsi.evaluation import OWN
 
 
@@ -30,10 +32,13 @@ def tables(run: str, content: dict[str, Any]) -> Iterator[Table]:
         yield _aspects(rows, content["metric"])
 
 
-def without_metrics(run: Run) -> str:
+def without_metrics(run: Run, settings: Params) -> str:
     """Why a run has no table: its dataset has no queries, or none with labels."""
     if without_queries(run.dataset):
-        return f"{run.dataset} has no queries, so there are no rankings and no metrics; the report shows the gallery."
+        dataset = settings.dataset(run.dataset)
+        file = format_of(dataset, run.dataset).query_file
+        add = f" Queries can be added in {Path(dataset.root) / file}." if file else ""
+        return f"{run.dataset} has no queries: no rankings, no metrics; the report shows the gallery.{add}"
     return "No split has labels, so there are no metrics."
 
 

@@ -71,7 +71,9 @@ class Encoder:
     def phi(self) -> mapping.Phi:
         """The mapping network, in float32; raises CvsiError where the backbone has none."""
         if self.backbone.phi is None:
-            raise CvsiError(f"params.yaml: backbone {self.backbone.model} has no phi, which pseudo tokens need; add one")
+            raise CvsiError(
+                f"params.yaml: backbone {self.backbone.model} has no phi, which pseudo tokens need; add one"
+            )
         return mapping.load(self.backbone.phi, self.width, self.token_width).to(self.device)
 
     @cached_property

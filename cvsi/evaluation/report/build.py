@@ -23,7 +23,6 @@ from cvsi.evaluation.queries import QueryTable
 from cvsi.evaluation.report import gallery_cards, method_table, published_section
 from cvsi.evaluation.report.query_cards import SHOWN, query_cards
 
-
 OF_QUERIES = ("edits", "fallbacks")  # facts that a dataset without queries does not have
 
 
@@ -33,12 +32,13 @@ def build(name: str, backbone: str, params: Params) -> None:
     protocol = dataset_format.protocol
     queried, gallery = queries.read(name)
     own = scores.read_values(name, backbone, protocol)
-    evaluations, left_out = method_table.evaluate_all(name, backbone, params, protocol, queried, gallery, own)
+    evaluations = method_table.evaluate_all(name, backbone, params, protocol, queried, gallery, own)
     table, main = method_table.metrics_table(evaluations), protocol.main
     values = own.select("split", "query_id", value=main)
     with changes_recorded(params):
         cards = query_cards(name, backbone, Path(dataset.root), queried.frame, values)
         pictures = [] if queried.frame.height else gallery_cards.gallery_cards(name, Path(dataset.root))
+    left_out = method_table.left_out(name, backbone, params, evaluations)
     published = published_section.section(name, dataset, params.backbone(backbone), queried.splits, table)
     recipes = provenance.recipes(name, backbone)
     page = _template().render(
@@ -49,7 +49,8 @@ def build(name: str, backbone: str, params: Params) -> None:
         columns=[column for column in _columns(table) if "/" not in column and not column.endswith((" low", " high"))],
         bars={split: method_table.bars(rows, main) for split, rows in table.items()},
         aspects={split: method_table.by_aspect(rows, main) for split, rows in table.items()},
-        facts=_facts(name, queried, gallery, recipes, dataset.format), models=_models(name, backbone, params, recipes, edited=queried.frame.height > 0),
+        facts=_facts(name, queried, gallery, recipes, dataset.format),
+        models=_models(name, backbone, params, recipes, edited=queried.frame.height > 0),
         numbers=_aspect_sizes(queried), published=published,
         warning=fallbacks(pl.DataFrame(tables.whole("edits", name))).warning(dataset.fallback_limit),
         recipes={stage: provenance.flat(recipe) for stage, recipe in recipes.items()},

@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 
+from cvsi.core import tables
 from cvsi.core.console import info
 from cvsi.core.devices import device
 from cvsi.core.params import Params
@@ -25,27 +26,40 @@ Table = dict[str, dict[str, dict[str, float]]]
 
 def evaluate_all(
     name: str, backbone: str, params: Params, protocol: Protocol, table: QueryTable, gallery: Gallery, own: pl.DataFrame
-) -> tuple[dict[str, Evaluation], dict[str, str]]:
-    """The evaluations of all methods that the vectors allow, `own` values as `cvsi` first; the others with the reason.
+) -> dict[str, Evaluation]:
+    """The evaluations of all methods that the vectors allow, `own` values as `cvsi` first.
 
     A method that needs a missing column is left out with a message.
     """
-    evaluations, left_out = {OWN: Evaluation(own, metrics_of(protocol, table, own))}, dict[str, str]()
+    evaluations = {OWN: Evaluation(own, metrics_of(protocol, table, own))}
     if not table.labelled:
-        return evaluations, left_out
-    without_phi = "; the backbone has no phi" * (params.backbone(backbone).phi is None)
+        return evaluations
     inputs, fusions = vectors.read(table.frame, gallery, backbone), methods.table(params, name)
     for method, fusion in fusions.items():
         if fusion == fusions[OWN]:
             evaluations[method] = evaluations[OWN]
         elif missing := inputs.missing(fusion):
             info(f"method {method} left out: {missing[0]}")
-            left_out[method] = missing[0].rpartition(": ")[2] + without_phi
         else:
             with timed("compute"):
                 ranks = rank_targets(*inputs.fused(fusion), table.named, fusion.scorer, device(params.compute))
                 evaluations[method] = evaluate(protocol, table, *ranks)
-    return evaluations, left_out
+    return evaluations
+
+
+def left_out(name: str, backbone: str, params: Params, evaluations: Mapping[str, Evaluation]) -> dict[str, str]:
+    """The methods of a labelled dataset that were not evaluated, each with the columns that it needs and lacks."""
+    if not any(outcome.metrics for outcome in evaluations.values()):
+        return {}
+    schemas = [tables.schema_of(stage, name, backbone) for stage in ("query_vectors", "gallery_vectors")]
+    columns = {column for schema in schemas for column in schema.names}
+    reason = "; the backbone has no phi" * (params.backbone(backbone).phi is None)
+    reasons = {}
+    for method, fusion in methods.table(params, name).items():
+        if method not in evaluations:
+            needed = dict.fromkeys(column for form in fusion.forms.values() for column in (*form.query, *form.gallery))
+            reasons[method] = f"no column {', '.join(column for column in needed if column not in columns)}{reason}"
+    return reasons
 
 
 def metrics_table(evaluations: Mapping[str, Evaluation]) -> Table:
