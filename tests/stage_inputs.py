@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 from PIL import Image
 
 from cvsi.core import tables
@@ -47,7 +48,7 @@ def write_index(name: str = "toy", root: str = "photos") -> None:
     ]  # fmt: skip
     with tables.output("index", name) as out:
         out.table("images.parquet", pl.DataFrame(images).to_arrow(), IMAGES)
-        out.table("queries.parquet", pl.DataFrame(queries).to_arrow(), QUERIES)
+        out.table("queries.parquet", pa.Table.from_pylist(queries, QUERIES), QUERIES)
 
 
 def write_captions(captions: Mapping[str, Sequence[str]] = DISC_CAPTIONS, name: str = "toy") -> None:
