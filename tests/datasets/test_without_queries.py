@@ -120,7 +120,7 @@ def circle(file: Path) -> None:
 )  # fmt: skip
 def test_a_file_that_cannot_be_read_is_an_error_as_before(toy: Workspace, make: object, reason: str) -> None:
     make(put(toy, None))  # type: ignore[operator]
-    with pytest.raises(CvsiError, match="photos/queries.jsonl") as error:
+    with pytest.raises(CvsiError, match=r"photos/queries\.jsonl") as error:
         index.build("toy", params.load())
     assert reason in str(error.value)
 

@@ -60,7 +60,7 @@ def test_edits_without_queries_need_no_editor(toy: Workspace, editor: dict[str, 
 def test_a_wrong_editor_is_an_error_without_queries_too(toy: Workspace) -> None:
     without_queries(toy)
     toy.params(datasets__toy__editor={"engine": "vllm", "model": "m", "temprature": 1})
-    with pytest.raises(CvsiError, match="datasets.toy.editor.temprature: unknown key"):
+    with pytest.raises(CvsiError, match=r"datasets\.toy\.editor\.temprature: unknown key"):
         edits.write("toy", params.load())
 
 
@@ -123,7 +123,7 @@ def test_a_phi_that_is_not_on_disk_is_one_line(toy: Workspace) -> None:
     write_captions()
     write_edits()
     toy.params(backbones__tiny__phi="models/gone.safetensors")
-    with pytest.raises(CvsiError, match="models/gone.safetensors") as error:
+    with pytest.raises(CvsiError, match=r"models/gone\.safetensors") as error:
         vectors.write_queries("toy", "tiny", params.load())
     assert "\n" not in str(error.value)
 
