@@ -8,11 +8,14 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import polars as pl
+import pyarrow as pa
 from PIL import Image
 
 from cvsi.core import tables
-from cvsi.core.schema import CAPTIONS, EDITS, IMAGES, QUERIES
+from cvsi.core.schema import CAPTIONS, EDITS, GALLERY_PARTS, IMAGES, QUERIES
+from cvsi.core.vector_columns import column
 from tests.conftest import COLOURS
 
 # What the demo's captioner writes about the toy dataset's pictures, more or less.
@@ -45,7 +48,7 @@ def write_index(name: str = "toy", root: str = "photos") -> None:
     ]  # fmt: skip
     with tables.output("index", name) as out:
         out.table("images.parquet", pl.DataFrame(images).to_arrow(), IMAGES)
-        out.table("queries.parquet", pl.DataFrame(queries).to_arrow(), QUERIES)
+        out.table("queries.parquet", pa.Table.from_pylist(queries, QUERIES), QUERIES)
 
 
 def write_captions(captions: Mapping[str, Sequence[str]] = DISC_CAPTIONS, name: str = "toy") -> None:
@@ -54,6 +57,19 @@ def write_captions(captions: Mapping[str, Sequence[str]] = DISC_CAPTIONS, name: 
     lists = pl.Series([list(captions[image]) for image in images["image_id"]], dtype=pl.List(pl.String))
     with tables.output("captions", name) as out:
         out.shards(images.with_columns(captions=lists).to_arrow(), CAPTIONS)
+
+
+def write_vectors(parts: Sequence[str], name: str = "toy", backbone: str = "tiny", width: int = 8) -> None:
+    """Both vector tables of a run as another program may write them: random vectors, of queries those of `parts`."""
+    random = np.random.default_rng(3)
+    images = tables.read("index", name, "images.parquet").select(["image_id"])
+    queries = tables.read("index", name, "queries.parquet").select(["query_id", "split"])
+    for stage, table, columns in (("gallery_vectors", images, GALLERY_PARTS), ("query_vectors", queries, parts)):
+        for part in columns:
+            numbers = random.standard_normal((table.num_rows, width)).astype(np.float32)
+            table = table.append_column(part, column(numbers))
+        with tables.output(stage, name, backbone) as out:
+            out.shards(table, table.schema)
 
 
 def write_edits(name: str = "toy") -> None:

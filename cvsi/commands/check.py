@@ -9,7 +9,8 @@ from rich.table import Table
 
 from cvsi.commands import forecast, requirements
 from cvsi.core.console import count
-from cvsi.core.params import PATH, Params
+from cvsi.core.errors import CvsiError
+from cvsi.core.params import PATH, Params, Run
 from cvsi.datasets import formats
 from cvsi.evaluation import methods, published
 from cvsi.evaluation.fusion import Fusion
@@ -25,7 +26,7 @@ def report(params: Params, console: Console) -> int:
     changes = forecast.changes_of(params, inventory)
     used = f"datasets {', '.join(params.used_datasets)}; runs {', '.join(params.runs) or 'none'}"
     stale = [line for name, changed in changes.items() if (line := changed.line(name))]
-    for line in (used, *forecast.memory(params), forecast.disk(params, inventory), *inventory.notes, *stale):
+    for line in (used, *forecast.memory(params, inventory), forecast.disk(params, inventory), *inventory.notes, *stale):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     table = Table("of", "what", "to compute", "time", title="to do", box=box.SIMPLE_HEAD, title_justify="left")
     for task in forecast.tasks(params, inventory, changes):
@@ -53,6 +54,8 @@ def check_blocks(params: Params) -> None:
         editor_of(dataset, name)
         published.check_benchmark(dataset.benchmark, name)
         _check_components(methods.fusion_of(params, name), f"datasets.{name}.fusion")
+    for run in params.runs.values():
+        _check_phi(methods.fusion_of(params, run.dataset), run, params)
     for name, method in methods.methods(params).items():
         _check_components(method.fusion, f"methods.{name}")
     check_executor(params.compute)
@@ -67,6 +70,18 @@ def _check_components(fusion: Fusion, where: str) -> None:
         ):
             for component in weights:
                 known.get(component, f"{PATH}: {where}.{side}")
+
+
+def _check_phi(fusion: Fusion, run: Run, params: Params) -> None:
+    """Raise CvsiError for a weight of a component that needs phi, on a backbone without one."""
+    if params.backbone(run.backbone).phi is not None:
+        return
+    names = dict.fromkeys(name for form in fusion.forms.values() for name in form.query)
+    if needing := [name for name in names if QUERY_COMPONENTS.get(name, f"{PATH}: datasets.{run.dataset}").uses_phi]:
+        raise CvsiError(
+            f"{PATH}: datasets.{run.dataset}.fusion has a weight for {', '.join(needing)}, but "
+            f"backbones.{run.backbone} has no phi; add a phi, or remove the weight"
+        )
 
 
 def _print(console: Console, title: str, lines: dict[str, str]) -> None:

@@ -76,10 +76,11 @@ def _of_dataset(name: str, params: Params, inventory: Inventory, changes: Change
     indexed, captioned = exists("index", name), exists("index", name) and exists("captions", name)
     of_images, of_texts = _More(changes.files, changes.new), _More(changes.files * n, changes.new * n)
     of_queries = _More(changes.edits, max(changes.queries - changes.removed_queries, 0))
-    listed = [
-        _task(captions, name, f"images to {n} captions", images, indexed, of_images),
-        _task(edit_job(name, params), name, "queries to edit", queries, captioned, of_queries),
-    ]
+    listed = [_task(captions, name, f"images to {n} captions", images, indexed, of_images)]
+    if queries or of_queries.todo:
+        listed.append(_task(edit_job(name, params), name, "queries to edit", queries, captioned, of_queries))
+    else:  # the editor is not needed and need not be there
+        listed.append(Task(name, "no queries to edit", 0, 0, True))
     for run in params.runs.values():
         if run.dataset == name:
             for job in gallery_jobs(name, run.backbone, params):
@@ -137,14 +138,14 @@ def _queries(name: str, params: Params, inventory: Inventory) -> int:
     return sum(number for what, number in dataset.sizes.items() if what != "images")
 
 
-def memory(params: Params) -> list[str]:
+def memory(params: Params, inventory: Inventory) -> list[str]:
     """A line for each model that is known to need more memory than there is, and one for the machine."""
     on = device_kind(params.compute)
     available = _gpu_bytes() if on == "cuda" else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     lines = [f"{'GPU' if on == 'cuda' else 'main'} memory {available / GIB:.0f} GiB, {os.cpu_count()} processors"]
     models: dict[str, tuple[catalogue.Source, Precision]] = {}
     for name in params.used_datasets:
-        for _, requirements in engines(name, params.dataset(name)):
+        for _, requirements in engines(name, params.dataset(name), inventory.without_queries(name)):
             models |= {model.name: (catalogue.of_model(model.name), model.precision) for model in requirements.models}
     for name in params.used_backbones:
         backbone = params.backbone(name)

@@ -56,8 +56,10 @@ def show(run: str = typer.Argument(help="A run of params.yaml, e.g. demo-tiny.")
     for table in shown.tables(run, content):
         console.print(table)
     if not content["splits"]:
-        console.print("No split has labels, so there are no metrics.")
+        console.print(shown.without_metrics(chosen, settings), soft_wrap=True, highlight=False, markup=False)
     for line in record.environment(record.of_run(chosen.dataset, chosen.backbone)):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    if line := shown.left_out(content):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     if line := fallback_warning(chosen.dataset, settings):
         console.print(line, style="red", soft_wrap=True, highlight=False, markup=False)

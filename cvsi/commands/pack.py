@@ -30,7 +30,7 @@ from cvsi.store.rows import RowStore
 
 
 def write(name: str, out: Path, params: Params, kinds: Sequence[Kind] = ("captions", "edits")) -> None:
-    """Write the pack `out` of a dataset, completely or not at all.
+    """Write the pack `out` of a dataset, completely or not at all; without queries, of its captions alone.
 
     Raises CvsiError where `out` exists, where an output is missing or older than what it was made from, and where a
     recipe names a path of this machine.
@@ -38,6 +38,11 @@ def write(name: str, out: Path, params: Params, kinds: Sequence[Kind] = ("captio
     dataset = params.dataset(name)
     if out.exists() or out.is_symlink():
         raise CvsiError(f"{out}: exists already; give a folder that is not there yet")
+    if "edits" in kinds and not tables.read("index", name, "queries.parquet").num_rows:
+        kinds = [kind for kind in kinds if kind != "edits"]
+        if not kinds:
+            raise CvsiError(f"{name}: no queries, so there are no edits to pack; pack its captions (--only captions)")
+        info(f"{name} has no queries: only its captions are packed")
     recipes = {kind: _recipe(kind, name) for kind in kinds}
     read = {"captions": _captions, "edits": _edits}
     frames = {kind: read[kind](name, recipes[kind], params) for kind in kinds}

@@ -49,6 +49,10 @@ class Inventory:
     listings: dict[str, Listing] = field(default_factory=dict)
     present: dict[str, pl.DataFrame] = field(default_factory=dict)
 
+    def without_queries(self, name: str) -> bool:
+        """Whether a dataset's folder was read and has no queries."""
+        return name in self.listings and not self.listings[name].queries.height
+
     def add_missing(self, what: str, where: str) -> None:
         """Add something missing, once."""
         self.missing.setdefault(what, where)
@@ -65,11 +69,15 @@ class Inventory:
             self.terms.setdefault(source.terms + ("" if stated else " (non-commercial)"), []).append(what)
 
 
-def engines(name: str, dataset: Dataset) -> Iterator[tuple[str, Requirements]]:
-    """What a dataset's captioner and editor need, each with its noun; raises CvsiError for a wrong block."""
+def engines(name: str, dataset: Dataset, without_queries: bool = False) -> Iterator[tuple[str, Requirements]]:
+    """What a dataset's captioner and editor need, each with its noun; raises CvsiError for a wrong block.
+
+    A dataset without queries needs no editor.
+    """
     captioner, editor = captioner_of(dataset, name), editor_of(dataset, name)
     yield "captioner", captioner_engine(captioner).requirements(captioner)
-    yield "editor", editor_engine(editor).requirements(editor)
+    if not without_queries:
+        yield "editor", editor_engine(editor).requirements(editor)
 
 
 def collect(params: Params) -> Inventory:
@@ -79,7 +87,7 @@ def collect(params: Params) -> Inventory:
     for name in params.used_datasets:
         dataset = params.dataset(name)
         _dataset(inventory, name, dataset)
-        for noun, requirements in engines(name, dataset):
+        for noun, requirements in engines(name, dataset, inventory.without_queries(name)):
             for model in requirements.models:
                 _model(inventory, noun, model, store)
             for address in requirements.servers:
@@ -134,7 +142,7 @@ def _dataset(inventory: Inventory, name: str, dataset: Dataset) -> None:
         what, _, why = str(error).partition(": ")
         inventory.add_missing(what, source.get if "no such file" in why and dataset.benchmark else why)
         return
-    for line in skipped_lines(listing.skipped):
+    for line in (*skipped_lines(listing.skipped), *listing.notes):
         inventory.add_note(f"{name}: {line}")
     images = listing.images.join(
         stat_files(roots, listing.images["path"]), on="path", how="left", maintain_order="left"
@@ -185,9 +193,10 @@ def _server(inventory: Inventory, noun: str, address: str) -> None:
 def _backbone(inventory: Inventory, backbone: Backbone) -> None:
     source = catalogue.of_backbone(backbone)
     inventory.add_terms(f"backbone {backbone.model} {backbone.pretrained or ''}".strip(), source)
-    inventory.add_terms(f"phi {backbone.phi}", catalogue.of_phi(backbone.phi))
-    if not Path(backbone.phi).is_file():
-        inventory.add_missing(f"file {backbone.phi}", catalogue.of_phi(backbone.phi).get)
+    if backbone.phi is not None:
+        inventory.add_terms(f"phi {backbone.phi}", catalogue.of_phi(backbone.phi))
+        if not Path(backbone.phi).is_file():
+            inventory.add_missing(f"file {backbone.phi}", catalogue.of_phi(backbone.phi).get)
     if backbone.model.startswith(FOLDER):
         config = Path(backbone.model.removeprefix(FOLDER)) / "open_clip_config.json"
         if not config.is_file():

@@ -2,14 +2,17 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
+from cvsi.commands.summary import without_queries
 from cvsi.core import paths
 from cvsi.core.errors import CvsiError
-from cvsi.core.params import Run
+from cvsi.core.params import Params, Run
+from cvsi.datasets.formats import format_of
 from cvsi.evaluation import OWN
 
 
@@ -27,6 +30,22 @@ def tables(run: str, content: dict[str, Any]) -> Iterator[Table]:
     for split, rows in content["splits"].items():
         yield _cut_offs(f"{run}, {split}, percent", rows, content["metric"])
         yield _aspects(rows, content["metric"])
+
+
+def without_metrics(run: Run, settings: Params) -> str:
+    """Why a run has no table: its dataset has no queries, or none with labels."""
+    if without_queries(run.dataset):
+        dataset = settings.dataset(run.dataset)
+        file = format_of(dataset, run.dataset).query_file
+        add = f" Queries can be added in {Path(dataset.root) / file}." if file else ""
+        return f"{run.dataset} has no queries: no rankings, no metrics; the report shows the gallery.{add}"
+    return "No split has labels, so there are no metrics."
+
+
+def left_out(content: dict[str, Any]) -> str:
+    """A line about methods that the vectors do not allow, each with the reason; empty without any."""
+    names = [f"{name} ({why})" for name, why in content.get("left_out", {}).items()]
+    return f"Left out: {', '.join(names)}." if names else ""
 
 
 def _cut_offs(title: str, rows: dict[str, dict[str, float]], metric: str) -> Table:

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from cvsi.commands import consistency
 from cvsi.commands.fallback_warning import fallback_warning
-from cvsi.core import paths
+from cvsi.core import parquet, paths
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import Params, Run, explain
 from cvsi.datasets.formats import FORMATS, format_of, settings_of
@@ -72,6 +72,8 @@ def collect(settings: Params) -> Summary:
             submissions[name] = files
         if metrics is None:
             without.append(Unscored(run=name, why=f"no scores yet; dvc repro makes {folder}"))
+        elif not metrics and without_queries(run.dataset):
+            without.append(Unscored(run=name, why=f"no queries; its gallery is shown in {_page(run)}"))
         elif not metrics:
             where = f"its submission is in {folder / 'submissions'}" if files else f"its rankings are in {folder}"
             without.append(Unscored(run=name, why=f"no labelled split; {where}"))
@@ -85,6 +87,16 @@ def collect(settings: Params) -> Summary:
         runs=lines, averages=averages, without=without + left_out, submissions=submissions, doubts=warnings,
         fallbacks=[line for name in datasets if (line := fallback_warning(name, settings))],
     )  # fmt: skip
+
+
+def without_queries(dataset: str) -> bool:
+    """Whether a dataset was indexed and has no queries."""
+    file = paths.folder("index", dataset) / "queries.parquet"
+    return file.exists() and parquet.rows_of(file) == 0
+
+
+def _page(run: Run) -> Path:
+    return paths.folder("report", run.dataset, run.backbone) / "index.html"
 
 
 def tables(summary: Summary) -> Iterator[Table]:

@@ -58,12 +58,14 @@ def build(
     columns, by `step`; named methods are added. Raises CvsiError for what cannot be searched.
     """
     began = time.perf_counter()
-    params.backbone(backbone)  # a name that params.yaml does not define is an error
+    settings = params.backbone(backbone)  # a name that params.yaml does not define is an error
     forms = weights_by_name(params, name)
     own = forms[OWN]
     sweep_grid.check_step(step, len({*parts, *own.query}) or 1, max(len(own.gallery), 1))
     inputs = read(name, backbone, params)
-    inputs.vectors.require(methods.fusion_of(params, name))
+    inputs.vectors.require(methods.fusion_of(params, name), settings)
+    if tuple(parts) == DEFAULT_PARTS:  # a backbone without phi has no pseudo tokens
+        parts = [part for part in parts if part in inputs.components.query]
     chosen = sweep_grid.used(inputs.components, parts, own)
     table = sweep_grid.points(inputs.components, chosen, step)
     lattice = pl.DataFrame(table, schema=inputs.components.names)

@@ -88,12 +88,15 @@ class Run(Settings):
 
 
 class Backbone(Settings):
-    """A CLIP of open_clip (a name with `pretrained`, or `local-dir:FOLDER`) and the phi that belongs to it."""
+    """A CLIP of open_clip (a name with `pretrained`, or `local-dir:FOLDER`) and, if any, the phi that belongs to it.
+
+    Without a phi, nothing that needs pseudo tokens is computed.
+    """
 
     model: str
     pretrained: str | None = None
     revision: str | None = None
-    phi: str
+    phi: Text | None = None
     precision: Precision = "auto"
     preprocess: Literal["target-pad", "plain"] = "target-pad"
 

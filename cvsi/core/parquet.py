@@ -75,6 +75,14 @@ def columns_of(path: Path) -> pa.Schema:
         return columns
 
 
+def rows_of(path: Path) -> int:
+    """The number of rows of a Parquet file, from its footer; raises CvsiError where it is missing or damaged."""
+    with _readable(path):
+        metadata = pq.read_metadata(path)
+        check_version(metadata.metadata, path)
+        return int(metadata.num_rows)
+
+
 def read_file(path: Path) -> pa.Table:
     """Read one Parquet file, strings and lists in their plain Arrow types; CvsiError where it is missing or damaged."""
     with _readable(path), timed("read"):

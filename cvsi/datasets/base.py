@@ -48,7 +48,8 @@ class Listing:
 
     `sources` names the files that the queries come from, by split, for messages; `skipped` has the names of files and
     folders that are not read, by noun and kind (`("file", ".txt")`); `refused` has paths of images that cannot be
-    listed, with the reason; `matched` has names of the annotations that were written in another form, with their ids.
+    listed, with the reason; `matched` has names of the annotations that were written in another form, with their ids;
+    `notes` are lines for people about what was read.
     """
 
     images: pl.DataFrame
@@ -57,6 +58,7 @@ class Listing:
     skipped: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     matched: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def gallery(images: Mapping[str, str] | Iterable[tuple[str, str]]) -> pl.DataFrame:

@@ -4,7 +4,7 @@ A file is an image by its suffix, or by its content where it has no suffix; ever
 
 A line of `queries.jsonl` is `{"reference": "cat.jpg", "instruction": "is asleep", "targets": ["nap.jpg"]}`, paths below
 the root, targets optional. Queries with targets are split `val`, those without are split `test`; a query's own
-reference is never ranked for it.
+reference is never ranked for it. Without the file, or with an empty one, there are no queries.
 """
 
 import os
@@ -32,6 +32,8 @@ from cvsi.datasets.roots import Roots
 from cvsi.datasets.walk import Walk
 
 QUERIES = "queries.jsonl"
+SIMILAR = re.compile(r"quer(y|ies)\b[^/]*", re.IGNORECASE)  # names that may have been meant
+SHOWN = 3  # names in a message
 # Control characters, line breaks and bytes that are no UTF-8 (Python names them by surrogates) can be in no id.
 NOT_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
@@ -55,7 +57,8 @@ def read(dataset: Dataset, settings: FormatSettings) -> Listing:
     paths = [path for path in walk.images if not NOT_TEXT.search(path)]
     source = annotation_path(root, QUERIES, dataset.roots)
     splits = wanted_splits(dataset.splits, ("val", "test"), root)
-    rows = [_row(number, query) for number, query in enumerate(load_lines(source, Query))]
+    written = os.path.lexists(source)  # a link to nothing is an error
+    rows = [_row(number, query) for number, query in enumerate(load_lines(source, Query) if written else [])]
     return Listing(
         gallery(zip(paths, paths, strict=True)),
         pl.DataFrame([row for split in splits for row in rows if row["split"] == split], schema=QUERY_COLUMNS),
@@ -66,6 +69,17 @@ def read(dataset: Dataset, settings: FormatSettings) -> Listing:
             for path in walk.images
             if NOT_TEXT.search(path)
         },
+        notes=() if rows else (_without_queries(source, written, walk),),
+    )
+
+
+def _without_queries(source: Path, written: bool, walk: Walk) -> str:
+    """A line about a folder without queries; it names files that may have been meant as the file of queries."""
+    if written:
+        return f"{source}: no query in it"
+    names = sorted(name for names in walk.skipped.values() for name in names if SIMILAR.match(name))
+    return f"{source}: no such file, so there are no queries" + (
+        f"; {', '.join(names[:SHOWN])} is not read: rename the file of queries to {QUERIES}" if names else ""
     )
 
 
@@ -95,4 +109,5 @@ FORMAT = Format(
     settings=FormatSettings,
     read=read,
     protocol=Protocol("mAP@10", (*mean_average_precision(5, 10), *recall(1, 5, 10, 50))),
+    query_file=QUERIES,
 )

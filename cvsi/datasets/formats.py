@@ -25,6 +25,8 @@ class Format(Generic[S]):
     """A dataset format: its own keys of params.yaml, its reader, its metrics, and the files that its server takes.
 
     `queries` reads one annotation file as the queries of a split; `check-submission` needs it where no index exists.
+    `query_file` names the JSON-lines file (`reference`, `instruction`, `targets`) of a format whose datasets may be
+    without queries; for the other formats, a dataset without queries is an error.
     """
 
     settings: type[S]
@@ -32,6 +34,7 @@ class Format(Generic[S]):
     protocol: Protocol
     submissions: tuple[Submission, ...] = ()
     queries: Callable[[Path, str], pl.DataFrame] | None = None
+    query_file: str = ""
 
 
 FORMATS: Registry[Format[FormatSettings]] = Registry(

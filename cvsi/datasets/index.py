@@ -38,8 +38,8 @@ def build(name: str, params: Params) -> None:
     """Write `cache/<name>/index`: the tables, and the optional parameters that later stages depend on.
 
     Prints what it holds, and a warning for each size that is not the expected one. Raises CvsiError for a missing
-    folder, broken annotations, ids that are unknown or duplicate, and for missing or unreadable images unless the
-    dataset drops these.
+    folder, broken annotations, ids that are unknown or duplicate, for missing or unreadable images unless the dataset
+    drops these, and for no images, or no queries unless the format does without.
     """
     if "methods" not in params.model_fields_set:
         warn(f"{PATH}: the key methods is missing; add methods: {{}}, or dvc repro stops at the stage scores")
@@ -49,17 +49,21 @@ def build(name: str, params: Params) -> None:
         raise CvsiError(f"{root}: no such folder; put the dataset there or change its root in params.yaml")
     roots = roots_of(dataset, name)
     listing = read_listing(dataset, name, roots)
-    for line in skipped_lines(listing.skipped):
+    for line in (*skipped_lines(listing.skipped), *listing.notes):
         info(line)
     images, dropped, advice = _examine(name, roots, listing, dataset, params)
     queries, dropped_queries = _keep(listing.queries, images)
+    optional = bool(formats.format_of(dataset, name).query_file)
     for table, known, noun in ((images, dropped, "images"), (queries, listing.queries, "queries")):
-        if not table.height:
+        if not table.height and not (noun == "queries" and optional):
             why = f"{faults(dropped, 'dropped')}; {advice}" if known.height else "the dataset lists none"
             raise CvsiError("; ".join([f"{root}: no {noun} to work on: {why}", *skipped_lines(listing.skipped)]))
     index = Index(images, queries, dropped, dropped_queries)
     _write(name, dataset, index)
     info(_summary(listing, index))
+    if not queries.height:
+        say = warn if listing.queries.height else info
+        say(f"{name} has no queries: edits, query vectors and rankings are empty, and the report shows the gallery")
     for warning in compare_sizes(name, dataset, listing):
         warn(warning)
 

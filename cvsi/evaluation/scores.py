@@ -39,11 +39,11 @@ class Evaluation:
 
 def build(name: str, backbone: str, params: Params) -> None:
     """Write `cache/<name>/<backbone>/scores`: the first 100 of every query, values per query, metrics, submissions."""
-    params.backbone(backbone)  # a name that params.yaml does not define is an error
+    settings = params.backbone(backbone)  # a name that params.yaml does not define is an error
     dataset_format, fusion = format_of(params.dataset(name), name), fusion_of(params, name)
     table, gallery = queries.read(name)
     inputs = vectors.read(table.frame, gallery, backbone)
-    inputs.require(fusion)
+    inputs.require(fusion, settings)
     info(f"{count(table.frame.height, 'query')} against {count(gallery.size, 'image')}")
     with timed("compute"):
         ranking = rank(*inputs.fused(fusion), table.named, scorer=fusion.scorer, device=device(params.compute))

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from cvsi.core import parquet, paths, tables
 from cvsi.core.errors import CvsiError
+from cvsi.core.params import PATH, Backbone
+from cvsi.core.schema import PHI_PARTS
 from cvsi.core.vector_columns import numbers_of
 from cvsi.evaluation.fusion import Fusion
 from cvsi.evaluation.gallery import Gallery
@@ -41,21 +43,31 @@ class RunVectors:
         """The folder of the gallery vectors, for messages."""
         return str(paths.folder("gallery_vectors", self.gallery.name, self.backbone))
 
-    def missing(self, fusion: Fusion) -> list[str]:
-        """The columns with a weight in a fusion that the tables do not have, each with its folder."""
+    def missing(self, fusion: Fusion) -> dict[str, str]:
+        """The columns with a weight in a fusion that the tables do not have, each with a line that names its folder."""
         forms = fusion.forms.values()
         query = dict.fromkeys(name for form in forms for name in form.query if name not in self.queries.column_names)
         gallery = dict.fromkeys(
             name for form in forms for name in form.gallery if name not in self.gallery_schema.names
         )
-        return [f"{self.query_path}: no column '{name}'" for name in query] + [
-            f"{self.gallery_path}: no column '{name}'" for name in gallery
-        ]
+        return {name: f"{self.query_path}: no column '{name}'" for name in query} | {
+            name: f"{self.gallery_path}: no column '{name}'" for name in gallery
+        }
 
-    def require(self, fusion: Fusion) -> None:
-        """Raise CvsiError for a column that the dataset's own fusion needs and the tables do not have."""
-        if missing := self.missing(fusion):
-            raise CvsiError(f"{missing[0]}, which has a weight in the dataset's fusion (params.yaml)")
+    def require(self, fusion: Fusion, settings: Backbone) -> None:
+        """Raise CvsiError for a column that the dataset's own fusion needs and the tables do not have.
+
+        `settings` are those of the backbone: one without phi may be the reason.
+        """
+        missing = self.missing(fusion)
+        of_phi = [line for part, line in missing.items() if part in PHI_PARTS]
+        if of_phi and settings.phi is None:
+            raise CvsiError(
+                f"{PATH}: {of_phi[0]}, which has a weight in datasets.{self.gallery.name}.fusion, and "
+                f"backbones.{self.backbone} has no phi; add a phi, or remove the weight"
+            )
+        if missing:
+            raise CvsiError(f"{next(iter(missing.values()))}, which has a weight in the dataset's fusion (params.yaml)")
 
     def fused(self, fusion: Fusion) -> tuple[list[np.ndarray], Iterator[list[np.ndarray]]]:
         """One matrix [queries, d] float32 per form of a fusion, in its order; and such lists for each gallery shard.

@@ -47,11 +47,16 @@ def embedding_dims(backbone: Backbone) -> tuple[int, int]:
 
 
 def recipe(backbone: Backbone, kind: str, precision: str) -> dict[str, Any]:
-    """What decides a backbone's `image`, `text` or `pseudo` rows besides their keys; loads and imports no model."""
+    """What decides a backbone's `image`, `text` or `pseudo` rows besides their keys; loads and imports no model.
+
+    Raises CvsiError for the `pseudo` rows of a backbone without phi.
+    """
     facts: dict[str, Any] = {"kind": kind, "code": CODE_VERSIONS[f"{kind}_vectors"], "precision": precision}
     facts |= identity(backbone)
     if kind != "text":
         facts["preprocess"] = backbone.preprocess
     if kind == "pseudo":
+        if backbone.phi is None:
+            raise CvsiError(f"params.yaml: backbone {backbone.model} has no phi, which pseudo tokens need; add one")
         facts |= {"phi": identify(backbone.phi), "template": TEMPLATES["objects added"]}
     return facts

@@ -69,7 +69,11 @@ class Encoder:
 
     @cached_property
     def phi(self) -> mapping.Phi:
-        """The mapping network, in float32."""
+        """The mapping network, in float32; raises CvsiError where the backbone has none."""
+        if self.backbone.phi is None:
+            raise CvsiError(
+                f"params.yaml: backbone {self.backbone.model} has no phi, which pseudo tokens need; add one"
+            )
         return mapping.load(self.backbone.phi, self.width, self.token_width).to(self.device)
 
     @cached_property
@@ -91,8 +95,8 @@ class Encoder:
         return image_transform_v2(PreprocessCfg(**self.model.visual.preprocess_cfg), is_train=False)
 
     def check_phi(self) -> None:
-        """Raise CvsiError if phi's file exists and does not fit this backbone."""
-        if Path(self.backbone.phi).exists():
+        """Raise CvsiError if the backbone has a phi whose file exists and does not fit."""
+        if self.backbone.phi is not None and Path(self.backbone.phi).exists():
             _ = self.phi
 
     def tokens(self, texts: Sequence[str]) -> Tensor:

@@ -160,9 +160,15 @@ def edit_job(name: str, params: Params) -> EditJob:
 def write(name: str, params: Params) -> None:
     """Write `cache/<name>/edits` from the dataset's queries and the captions of their reference images.
 
-    Raises CvsiError where every query fell back.
+    Without queries the table is empty and no model is identified or loaded. Raises CvsiError where every query fell
+    back.
     """
     job, queries = edit_job(name, params), queries_with_captions(name)
+    if not queries.height:
+        info("no queries to edit")
+        with tables.output("edits", name, recipe={"queries": 0}) as out:
+            out.shards(EDITS.empty_table(), EDITS)
+        return
     stored = compute_missing(job)
     edits = table(job, queries, stored.get(queries["key"]))
     summary = fallbacks(edits)

@@ -9,7 +9,8 @@ import polars as pl
 import pyarrow as pa
 
 from cvsi.core import parquet, provenance, schema, tables
-from cvsi.core.params import Params
+from cvsi.core.console import info
+from cvsi.core.params import Backbone, Params
 from cvsi.core.registry import Registry
 from cvsi.models.clip import TEMPLATES, embedding_dims
 from cvsi.pipeline.components import GALLERY_COMPONENTS, QUERY_COMPONENTS, Component, unit
@@ -33,10 +34,12 @@ def gallery_jobs(name: str, backbone: str, params: Params) -> list[VectorJob]:
 
 
 def query_jobs(name: str, backbone: str, params: Params) -> list[VectorJob]:
-    """The jobs of the queries' vectors: reference images, texts and pseudo tokens."""
+    """The jobs of the queries' vectors: reference images, texts and, where the backbone has a phi, pseudo tokens."""
     settings, store = params.backbone(backbone), Store(Path(params.store))
-    pseudo = PseudoTokenJob(params.compute, store, settings, name, query_sentences)
-    return [*_jobs(name, backbone, params, query_images, query_texts), pseudo]
+    jobs: list[VectorJob] = _jobs(name, backbone, params, query_images, query_texts)
+    if settings.phi is not None:
+        jobs.append(PseudoTokenJob(params.compute, store, settings, name, query_sentences))
+    return jobs
 
 
 def write_gallery(name: str, backbone: str, params: Params) -> None:
@@ -56,17 +59,31 @@ def write_gallery(name: str, backbone: str, params: Params) -> None:
 
 
 def write_queries(name: str, backbone: str, params: Params) -> None:
-    """Write `cache/<name>/<backbone>/query_vectors`: one column per query component, float32, one row per query."""
+    """Write `cache/<name>/<backbone>/query_vectors`: one column per query component, float32, one row per query.
+
+    Components that use phi are left out where the backbone has none.
+    """
+    settings = params.backbone(backbone)
+    components = query_components(settings)
     embeddings = _compute(query_jobs(name, backbone, params))
     queries = query_rows(name)
-    recipe = _recipes(embeddings) | {"templates": TEMPLATES}
+    recipe = _recipes(embeddings) | ({} if settings.phi is None else {"templates": TEMPLATES})
     recipe |= provenance.inputs("query_vectors", name, backbone)
-    columns = schema.query_vectors(embedding_dims(params.backbone(backbone))[0], QUERY_COMPONENTS.names())
+    columns = schema.query_vectors(embedding_dims(settings)[0], list(components))
     with tables.output("query_vectors", name, backbone, recipe) as out:
         for start in range(0, max(queries.height, 1), parquet.SHARD_ROWS):
             rows = queries.slice(start, parquet.SHARD_ROWS)
-            vectors = {part: component.vectors(rows, embeddings) for part, component in QUERY_COMPONENTS}
+            vectors = {part: component.vectors(rows, embeddings) for part, component in components.items()}
             out.shard(_table(rows.select("query_id", "split"), vectors), columns)
+
+
+def query_components(backbone: Backbone) -> dict[str, Component]:
+    """The query components that a backbone can compute, by name: all, or without phi those that do not use it."""
+    every = dict(QUERY_COMPONENTS)
+    left_out = [part for part, component in every.items() if component.uses_phi and backbone.phi is None]
+    if left_out:
+        info(f"the backbone has no phi: no column {', '.join(left_out)}")
+    return {part: component for part, component in every.items() if part not in left_out}
 
 
 def gallery_rows(name: str) -> pl.DataFrame:

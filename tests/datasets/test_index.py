@@ -359,13 +359,6 @@ def test_a_wrong_type_in_an_annotation(toy: Workspace) -> None:
     assert "coco/annotations/val.json: 0.reference_img_id" in toy.error("index", "toy")
 
 
-def test_a_folder_without_questions(toy: Workspace) -> None:
-    (toy.path / "photos" / "queries.jsonl").write_text("\n", encoding="utf-8")
-    assert "photos: no queries to work on" in toy.error("index", "toy")
-    (toy.path / "photos" / "queries.jsonl").unlink()
-    assert "photos/queries.jsonl: no such file" in toy.error("index", "toy")
-
-
 def test_names_and_texts_that_are_no_text(toy: Workspace) -> None:
     write_queries(toy.path / "photos", {"reference": "red.png", "instruction": "is \ud800"})
     assert "queries.jsonl line 1: broken JSON" in toy.error("index", "toy")

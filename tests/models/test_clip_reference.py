@@ -266,6 +266,7 @@ def test_text_and_pseudo_vectors_are_those_of_transformers(name: str, request: p
         differences["trimmed"] = largest(encoder.text_vectors(encoder.tokens(texts[:-1])), theirs[:-1])
 
         embeddings = 3 * torch.randn(len(texts), encoder.width, generator=torch.Generator().manual_seed(4))
+        assert encoder.backbone.phi is not None
         words = other_phi(Path(encoder.backbone.phi), embeddings)
         differences["phi"] = largest(encoder.pseudo_tokens(embeddings), words)
         with_words = encoded(model, ids, words)

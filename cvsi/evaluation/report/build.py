@@ -20,13 +20,16 @@ from cvsi.datasets.formats import format_of
 from cvsi.evaluation import OWN, methods, queries, scores
 from cvsi.evaluation.gallery import Gallery
 from cvsi.evaluation.queries import QueryTable
-from cvsi.evaluation.report import method_table, published_section
+from cvsi.evaluation.report import gallery_cards, method_table, published_section
 from cvsi.evaluation.report.query_cards import SHOWN, query_cards
+
+OF_QUERIES = ("edits", "fallbacks")  # facts that a dataset without queries does not have
 
 
 def build(name: str, backbone: str, params: Params) -> None:
     """Write `cache/<name>/<backbone>/report`: a page that needs neither server nor network, and its table."""
-    dataset, protocol = params.dataset(name), format_of(params.dataset(name), name).protocol
+    dataset, dataset_format = params.dataset(name), format_of(params.dataset(name), name)
+    protocol = dataset_format.protocol
     queried, gallery = queries.read(name)
     own = scores.read_values(name, backbone, protocol)
     evaluations = method_table.evaluate_all(name, backbone, params, protocol, queried, gallery, own)
@@ -34,28 +37,34 @@ def build(name: str, backbone: str, params: Params) -> None:
     values = own.select("split", "query_id", value=main)
     with changes_recorded(params):
         cards = query_cards(name, backbone, Path(dataset.root), queried.frame, values)
+        pictures = [] if queried.frame.height else gallery_cards.gallery_cards(name, Path(dataset.root))
+    left_out = method_table.left_out(name, backbone, params, evaluations)
     published = published_section.section(name, dataset, params.backbone(backbone), queried.splits, table)
     recipes = provenance.recipes(name, backbone)
     page = _template().render(
-        name=name, backbone=backbone, main=main, shown=SHOWN, cards=cards, table=table, own=OWN,
+        name=name, backbone=backbone, main=main, shown=SHOWN, cards=cards, table=table, own=OWN, left_out=left_out,
+        gallery=pictures, size=gallery.size, query_file=dataset_format.query_file,
+        example=gallery_cards.example(pictures) if pictures else [],
         weights=methods.fusion_of(params, name).describe(),
         columns=[column for column in _columns(table) if "/" not in column and not column.endswith((" low", " high"))],
         bars={split: method_table.bars(rows, main) for split, rows in table.items()},
         aspects={split: method_table.by_aspect(rows, main) for split, rows in table.items()},
-        facts=_facts(name, queried, gallery, recipes, dataset.format), models=_models(name, backbone, params, recipes),
+        facts=_facts(name, queried, gallery, recipes, dataset.format),
+        models=_models(name, backbone, params, recipes, edited=queried.frame.height > 0),
         numbers=_aspect_sizes(queried), published=published,
         warning=fallbacks(pl.DataFrame(tables.whole("edits", name))).warning(dataset.fallback_limit),
         recipes={stage: provenance.flat(recipe) for stage, recipe in recipes.items()},
     )  # fmt: skip
     fusions = {key: fusion.recipe() for key, fusion in methods.table(params, name).items()}
     with tables.output("report", name, backbone, {"methods": fusions}) as out:
-        out.json("weightings.json", {"metric": main, "splits": table})
+        out.json("weightings.json", {"metric": main, "splits": table} | ({"left_out": left_out} if left_out else {}))
         rows = method_table.values_table(evaluations)
         out.table("methods.parquet", rows.to_arrow(), per_method(protocol.names()))
         if published is not None:
             out.json("published.json", published)
         out.file("index.html").write_text(page, encoding="utf-8")
-    info(f"{count(len(cards), 'query')} shown in {paths.folder('report', name, backbone) / 'index.html'}")
+    shown = count(len(cards), "query") if cards else count(len(pictures), "image")
+    info(f"{shown} shown in {paths.folder('report', name, backbone) / 'index.html'}")
 
 
 def _template() -> jinja2.Template:
@@ -89,9 +98,9 @@ def _facts(name: str, table: QueryTable, gallery: Gallery, recipes: Recipes, dat
     empty = captions.len() * wanted - number if isinstance(wanted, int) else 0
     queries = table.frame["split"].value_counts(sort=True, name="n").sort("split")
     height = table.frame.height
-    return {
+    facts = {
         "gallery": count(gallery.size, "image"),
-        "queries": ", ".join(f"{number:,} {split}" for split, number in queries.iter_rows()),
+        "queries": ", ".join(f"{number:,} {split}" for split, number in queries.iter_rows()) or "none",
         "dropped": f"{count(images, 'image')}, {count(dropped, 'query')}",
         "captions": f"{number:,}{f', and {empty:,} empty ones left out' if empty else ''}",
         "edits": ", ".join(f"{number:,} {status}" for status, number in counts(edits["status"]).items()) or "none",
@@ -99,18 +108,23 @@ def _facts(name: str, table: QueryTable, gallery: Gallery, recipes: Recipes, dat
         f"fell back to the captions themselves{f'; most frequent: {fallen.reason}' if fallen.number else ''}",
         "format": dataset_format,
     }
+    return facts if height else {key: text for key, text in facts.items() if key not in OF_QUERIES}
 
 
-def _models(name: str, backbone: str, params: Params, recipes: Recipes) -> dict[str, str]:
-    """The page's names of the models; names are those of params.yaml, numbers those of the recipes."""
+def _models(name: str, backbone: str, params: Params, recipes: Recipes, edited: bool) -> dict[str, str]:
+    """The page's names of the models; names are those of params.yaml, numbers those of the recipes.
+
+    The editor is left out where nothing was `edited`.
+    """
     dataset, tower = params.dataset(name), params.backbone(backbone)
     captions = recipes["captions"]
     how = [f"{captions['n']} captions" if "n" in captions else "", _text(captions, "decoding")]
+    editor = f"{_text(dataset.editor, 'model')}, prompts {dataset.prompts.edited} and {dataset.prompts.added}"
     return {
         "captioner": ", ".join(filter(None, [_text(dataset.captioner, "model"), *how])),
-        "editor": f"{_text(dataset.editor, 'model')}, prompts {dataset.prompts.edited} and {dataset.prompts.added}",
+        **({"editor": editor} if edited else {}),
         "backbone": f"{tower.model} {tower.pretrained or ''}".strip(),
-        "phi": tower.phi,
+        "phi": tower.phi or "none: no pseudo tokens",
     }
 
 

@@ -9,10 +9,12 @@ from typing import Any
 
 import polars as pl
 
+from cvsi.core import tables
 from cvsi.core.console import info
 from cvsi.core.devices import device
 from cvsi.core.params import Params
 from cvsi.core.run_log import timed
+from cvsi.core.schema import PHI_PARTS
 from cvsi.datasets.metrics import Protocol
 from cvsi.evaluation import OWN, methods, vectors
 from cvsi.evaluation.gallery import Gallery
@@ -38,12 +40,31 @@ def evaluate_all(
         if fusion == fusions[OWN]:
             evaluations[method] = evaluations[OWN]
         elif missing := inputs.missing(fusion):
-            info(f"method {method} left out: {missing[0]}")
+            info(f"method {method} left out: {next(iter(missing.values()))}")
         else:
             with timed("compute"):
                 ranks = rank_targets(*inputs.fused(fusion), table.named, fusion.scorer, device(params.compute))
                 evaluations[method] = evaluate(protocol, table, *ranks)
     return evaluations
+
+
+def left_out(name: str, backbone: str, params: Params, evaluations: Mapping[str, Evaluation]) -> dict[str, str]:
+    """The methods of a labelled dataset that were not evaluated, each with the columns that it needs and lacks."""
+    if not any(outcome.metrics for outcome in evaluations.values()):
+        return {}
+    of_queries, of_images = (
+        tables.schema_of(stage, name, backbone).names for stage in ("query_vectors", "gallery_vectors")
+    )
+    without_phi = params.backbone(backbone).phi is None
+    reasons = {}
+    for method, fusion in methods.table(params, name).items():
+        if method not in evaluations:
+            forms = fusion.forms.values()
+            missing = [part for form in forms for part in form.query if part not in of_queries]
+            missing += [part for form in forms for part in form.gallery if part not in of_images]
+            reason = "; the backbone has no phi" if without_phi and set(missing) & set(PHI_PARTS) else ""
+            reasons[method] = f"no column {', '.join(dict.fromkeys(missing))}{reason}"
+    return reasons
 
 
 def metrics_table(evaluations: Mapping[str, Evaluation]) -> Table:

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from PIL import Image
@@ -13,18 +13,18 @@ SIDE = 144
 
 
 @cache
-def thumbnail(path: Path, digest: str) -> str:
-    """A `data:` address of the image, at most 144 pixels a side: PNG where it is small already, else JPEG."""
-    return load(path, digest, _address)
+def thumbnail(path: Path, digest: str, side: int = SIDE) -> str:
+    """A `data:` address of the image, at most `side` pixels a side: PNG where it is small already, else JPEG."""
+    return load(path, digest, partial(_address, side=side))
 
 
-def _address(image: Image.Image) -> str:
+def _address(image: Image.Image, side: int) -> str:
     data = io.BytesIO()
-    if max(image.size) <= SIDE // 2:
+    if max(image.size) <= side // 2:
         image.save(data, "PNG")
         kind = "png"
     else:
-        image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+        image.thumbnail((side, side), Image.Resampling.LANCZOS)
         image.save(data, "JPEG", quality=82)
         kind = "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode('ascii')}"
