@@ -38,7 +38,7 @@ class Evaluation:
 
 
 def build(name: str, backbone: str, params: Params) -> None:
-    """Write `cache/<name>/<backbone>/scores`: the first 100 per query, values per query, metrics, plots, submissions."""
+    """Write `cache/<name>/<backbone>/scores`: rankings (first 100), values per query, metrics, plots, submissions."""
     from cvsi.evaluation import plots  # loads matplotlib, which the commands that import this module do without
 
     params.backbone(backbone)  # a name that params.yaml does not define is an error

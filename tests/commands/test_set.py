@@ -194,7 +194,8 @@ def test_a_read_only_file_is_refused_also_for_root(place: Path, mode: int) -> No
 @pytest.mark.parametrize(
     ("content", "message"),
     [(None, "no such file"), (b"\xff\xfe", "not UTF-8"), (b"a: [", "not valid YAML"), (b"- 1\n", "not a mapping"),
-     (b"", "not a mapping"), (b"a: 1\n---\nb: 2\n", "not valid YAML"), pytest.param(b"a: " + b"[" * 1000 + b"]" * 1000, "nested too deeply", id="deep"),
+     (b"", "not a mapping"), (b"a: 1\n---\nb: 2\n", "not valid YAML"),
+     pytest.param(b"a: " + b"[" * 1000 + b"]" * 1000, "nested too deeply", id="deep"),
      (b"a: &a [*a]\n", "recursive|nested|no key"), (b"day: 2026-13-45\n", "not valid YAML")],
 )  # fmt: skip
 def test_a_file_that_cannot_be_read_is_one_line(place: Path, content: bytes | None, message: str) -> None:
