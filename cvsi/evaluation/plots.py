@@ -6,12 +6,13 @@ from matplotlib.axes import Axes
 from cvsi.core.console import plain
 from cvsi.core.figures import COLOURS, INK, PALE, svg
 from cvsi.datasets.metrics import Protocol
-from cvsi.evaluation.scores import Metrics
 
 DEEPEST = 1000  # `per_query` has no ranks past this
 ROWS = 40  # aspects that are drawn; a file of tags may have thousands
 MARKS = (1, 10, 100)
 INCHES = 0.24  # of one bar
+Metrics = dict[str, dict[str, float]]
+
 UNLABELLED = "No split has labels, so there are no metrics."
 
 
