@@ -98,12 +98,13 @@ def _words(key: str, change: Change, before: Document, after: Document) -> list[
 def _sharers(key: str, before: Document, after: Document) -> str:
     """The entries besides the changed one whose values changed with it: `the datasets a, b and the backbone c`."""
     entries = list(dict.fromkeys(path[:2] for path in changed(before.data, after.data)))
-    others = [entry for entry in entries if not f"{key}.".startswith(f"{'.'.join(entry)}.")]
+    names = {entry: f"{'.'.join(entry)}." for entry in entries}
+    others = [entry for entry, name in names.items() if not (f"{key}.".startswith(name) or name.startswith(f"{key}."))]
     parts = []
     for section, group in groupby(others, key=lambda entry: entry[0]):
-        names = [entry[-1] for entry in group]
-        noun = section if len(names) > 1 else section.removesuffix("s")
-        parts.append(f"the {noun} {', '.join(names)}")
+        sharing = [entry[-1] for entry in group]
+        noun = section if len(sharing) > 1 else section.removesuffix("s")
+        parts.append(f"the {noun} {', '.join(sharing)}")
     return " and ".join(parts)
 
 

@@ -18,6 +18,7 @@ ALIAS = re.compile(r"\*[^\s,\[\]{}]+")
 ANCHOR = re.compile(r"&[^\s,\[\]{}]+[ \t]*")
 PROPERTIES = re.compile(r"(?:[&!][^\s,\[\]{}]*(?:\s+|$))*")
 COMMENT = re.compile(r"(?:^|\s)#", flags=re.M)
+LONGEST = 300  # characters of a key
 WIDTH = 2**31  # a dumped value is one line
 MERGE = "tag:yaml.org,2002:merge"
 
@@ -168,6 +169,8 @@ class Document:
         raise CvsiError(f"{self.name}: {key} cannot be changed in the text{reason}; change it by hand")
 
     def _find(self, key: str) -> _Value:
+        if len(key) > LONGEST:
+            raise CvsiError(f"{self.name}: no key {key[:80]}...; there are: {', '.join(map(str, self.data))}")
         parts = re.sub(r"\[(\d+)\]", r".\1", key).split(".")
         found = next(self._values(_Value(self.root, ""), parts), None)
         if found is None:
@@ -304,7 +307,9 @@ class Document:
                     )
                 if isinstance(content, list):
                     return CvsiError(f"{self.name}: no key {name}; {below} {len(content)} items, numbered from 0")
-                return CvsiError(f"{self.name}: no key {name}; {below} no keys, only the value {one_line(content)}")
+                return CvsiError(
+                    f"{self.name}: no key {name}; {below} no keys, only the value {one_line(content)[:80]}"
+                )
         raise AssertionError("the document itself is a mapping")
 
 

@@ -117,6 +117,12 @@ def test_a_block_becomes_one_value_and_keeps_its_anchor(place: Path) -> None:
     assert params.load().dataset("demo").captioner == {"model": "demo/weights/blip2", "n": 3}
 
 
+def test_a_whole_section_is_no_sharer_of_itself(place: Path) -> None:
+    output = invoke("runs", "{demo-tiny: {dataset: demo, backbone: vit-b-32}}")
+    assert "shared" not in output and params.load().run("demo-tiny").backbone == "vit-b-32"
+    assert "# what is embedded and scored" in place.read_text(encoding="utf-8")
+
+
 def test_a_setting_that_no_dataset_uses_is_said_to_change_no_result(place: Path) -> None:
     place.write_text(TEXT.replace("editors:\n", "editors:\n  spare: {engine: vllm, model: x}\n"), encoding="utf-8")
     assert "used by no dataset, so no result changes" in invoke("editors.spare.model", "y")
@@ -138,6 +144,11 @@ def test_the_same_value_writes_nothing(place: Path) -> None:
         ("active.-1", "demo", "no key active.-1"),
         ("", "1", "no key"),
         ("captioners..n", "1", "no key captioners..n"),
+        pytest.param("." * 299, "1", "no key", id="dots"),
+        pytest.param("a." * 9000, "1", "no key a.a.", id="long"),
+        ("captioners.tiny.n", "\udcff", "the value is not valid YAML"),  # bytes of a command line that are no UTF-8
+        ("\udcff", "1", "no key"),
+        ("captioners.tiny.n", '"\x07"', "the value is not valid YAML"),
         ("captioners.tiny.n", "-1", "n: Input should be greater than 0 (got -1); params.yaml is unchanged"),
         ("captioners.tiny.n", "many", "captioners.tiny.n: Input should be a valid integer"),
         ("datasets.demo.fusion.query.edited", ".nan", "datasets.demo.fusion"),
