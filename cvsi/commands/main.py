@@ -203,6 +203,18 @@ def check() -> None:
         raise typer.Exit(1)
 
 
+@app.command("set", context_settings={"ignore_unknown_options": True})  # a value may be negative
+def set_parameter(
+    key: str = typer.Argument(help="A key of params.yaml, e.g. captioners.tiny.n or active.0 for a list's first item."),
+    value: str = typer.Argument(help="The new value as YAML, e.g. 9, fp32, '[demo, circo]', '{edited: 1}' or '*qwen'."),
+) -> None:
+    """Change one value of params.yaml, comments and aliases kept; print which datasets share it."""
+    from cvsi.commands.set_value import set_value
+
+    for line in set_value(key, value):
+        info(line)
+
+
 @app.command("check-submission")
 def check_submission(
     file: str = typer.Argument(help="A file of scores/submissions, or any other one."),

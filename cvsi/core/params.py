@@ -260,10 +260,19 @@ class Params(Settings):
 def load(path: Path = PATH) -> Params:
     """Read and check `params.yaml`; raises CvsiError with one line that names each bad key and value."""
     try:
-        raw = _parse(path.read_text(encoding="utf-8"), path)
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise CvsiError(f"{path}: no such file; run in the project's folder, where params.yaml is") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise CvsiError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    return parse(text, path)
+
+
+def parse(text: str, path: Path = PATH) -> Params:
+    """Check the text of a `params.yaml`; raises CvsiError with one line that names each bad key and value."""
+    try:
+        raw = _parse(text, path)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or a number that is none
         raise CvsiError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise CvsiError(f"{path}: nested too deeply for settings") from None

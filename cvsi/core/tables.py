@@ -32,6 +32,10 @@ class Output:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
+    def folder(self, name: str) -> None:
+        """Make a folder in this output, which may stay empty."""
+        (self.path / name).mkdir(parents=True, exist_ok=True)
+
     def shard(self, table: pa.Table, schema: pa.Schema) -> None:
         """Append one shard, cast to its schema; shards are named so that they sort in row order."""
         parquet.write_parquet(table.select(schema.names).cast(schema), self.file(f"part-{self._shards:05d}.parquet"))

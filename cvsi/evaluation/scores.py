@@ -38,7 +38,9 @@ class Evaluation:
 
 
 def build(name: str, backbone: str, params: Params) -> None:
-    """Write `cache/<name>/<backbone>/scores`: the first 100 of every query, values per query, metrics, submissions."""
+    """Write `cache/<name>/<backbone>/scores`: rankings (first 100), values per query, metrics, plots, submissions."""
+    from cvsi.evaluation import plots  # loads matplotlib, which the commands that import this module do without
+
     settings = params.backbone(backbone)  # a name that params.yaml does not define is an error
     dataset_format, fusion = format_of(params.dataset(name), name), fusion_of(params, name)
     table, gallery = queries.read(name)
@@ -54,13 +56,17 @@ def build(name: str, backbone: str, params: Params) -> None:
     recipe |= provenance.inputs("scores", name, backbone)
     with tables.output("scores", name, backbone, recipe) as out:
         out.table("rankings.parquet", rankings.to_arrow(), RANKINGS)
-        if in_groups.height:
-            out.table("group_rankings.parquet", in_groups.to_arrow(), GROUP_RANKINGS)
+        # DVC tracks each of these, so a run without groups, hidden splits or labels writes them, too, without content.
+        out.table("group_rankings.parquet", in_groups.to_arrow(), GROUP_RANKINGS)
         names = dataset_format.protocol.names()
         out.table("per_query.parquet", evaluation.per_query.to_arrow(), per_query(names))
-        out.json("metrics.json", with_counts(name, evaluation.metrics, table, dropped))
+        metrics = with_counts(name, evaluation.metrics, table, dropped)
+        out.json("metrics.json", metrics)
+        out.folder("submissions")
         for file, text in submission_texts(dataset_format.submissions, table, rankings, in_groups).items():
             out.file(f"submissions/{file}").write_text(text, encoding="utf-8")
+        for file, text in plots.pictures(dataset_format.protocol, metrics, evaluation.per_query).items():
+            out.file(f"plots/{file}").write_text(text, encoding="utf-8")
     _report(dataset_format.protocol, evaluation.metrics)
     _warn_of_dropped(dataset_format.submissions, table, dropped)
 

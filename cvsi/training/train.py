@@ -36,15 +36,17 @@ from cvsi.models.phi import Phi
 from cvsi.store.kinds import CODE_VERSIONS
 from cvsi.store.rows import Store
 from cvsi.training import captions, checkpoint, keywords
+from cvsi.training.plots import losses_picture
 
 
 def train(name: str, params: Params) -> None:
-    """Train phi `name` and write `models/<name>`: `phi.safetensors`, `losses.csv` and `provenance.json`."""
+    """Train phi `name` and write `models/<name>`: the weights, the losses as table and picture, and the recipe."""
     settings = params.phi(name)
     progress, facts = fit(settings, params.backbone(settings.backbone), params.compute, Store(Path(params.store)))
     with atomic_dir(phi_folder(name)) as folder:
         (folder / "phi.safetensors").write_bytes(save(progress.best))
         progress.table().write_csv(folder / "losses.csv")
+        (folder / "losses.svg").write_text(losses_picture(name, progress.table()), encoding="utf-8")
         Output(folder).recipe(facts)
     info(f"{phi_folder(name)}: phi of step {progress.best_step:,}, validation loss {progress.best_loss:.4g}")
 

@@ -9,6 +9,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from benchmarks import random_vectors
 from cvsi.commands.compare import compare
@@ -17,6 +18,7 @@ from cvsi.datasets.formats import FORMATS
 from cvsi.evaluation import queries, scores
 from cvsi.evaluation.report import method_table
 from tests.conftest import Workspace
+from tests.imports import ROOT
 
 WIDTH, IMAGES, VAL, TEST = 16, 120, 9, 5
 WEIGHTS = {"edited": 0.6, "pseudo": 0.4}
@@ -91,8 +93,16 @@ def expected(workspace: Workspace) -> dict[tuple[str, str], list[str]]:
     return {key: [image for image in order[key] if image not in excluded][:100] for key, excluded in keys.items()}
 
 
+def untracked(workspace: Workspace) -> set[str]:
+    """What the folder of the scores has and dvc.yaml does not list for it, or the other way round."""
+    stage = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]["scores"]["do"]
+    listed = {path.rpartition("/")[2] for kind in ("outs", "metrics", "plots") for path in stage[kind]}
+    return listed ^ {path.name for path in (workspace.path / "cache/toy/tiny/scores").iterdir()}
+
+
 def test_rankings_equal_the_definition(foreign: Workspace) -> None:
     foreign.run("scores", "toy", "tiny")
+    assert not untracked(foreign)
     rankings = pq.read_table(foreign.path / "cache/toy/tiny/scores/rankings.parquet")
     assert rankings.schema.equals(schema.RANKINGS)
     frame = pl.DataFrame(rankings)
@@ -215,6 +225,7 @@ def test_without_labels_the_table_per_query_is_empty(foreign: Workspace) -> None
     rows = [row | {"target_ids": []} for row in pq.read_table(file).to_pylist()]
     pq.write_table(pa.Table.from_pylist(rows, schema.QUERIES), file)
     foreign.run("scores", "toy", "tiny")
+    assert not untracked(foreign)
     scores = foreign.path / "cache/toy/tiny/scores"
     table = pq.read_table(scores / "per_query.parquet")
     assert table.num_rows == 0 and table.column_names[:4] == schema.RANKS.names and "mAP@10" in table.column_names
@@ -228,6 +239,7 @@ def test_an_index_without_queries_has_empty_tables(foreign: Workspace) -> None:
     for file in (index, vectors):
         pq.write_table(pq.read_table(file).slice(0, 0), file)
     foreign.run("scores", "toy", "tiny")
+    assert not untracked(foreign)
     scores = foreign.path / "cache/toy/tiny/scores"
     assert (
         pq.read_table(scores / "rankings.parquet").num_rows == pq.read_table(scores / "per_query.parquet").num_rows == 0
@@ -313,6 +325,7 @@ def test_groups_are_ranked_without_the_reference(foreign: Workspace) -> None:
         }
     pq.write_table(pa.Table.from_pylist(rows, schema.QUERIES), cache / "index/queries.parquet")
     foreign.run("scores", "toy", "tiny")
+    assert not untracked(foreign)
     wanted, everything = expected(foreign), full_order(foreign)
     metrics = json.loads((cache / "tiny/scores/metrics.json").read_text())["val"]
     for k in (1, 2, 3):

@@ -323,5 +323,5 @@ def test_a_bare_repro_and_pull_leave_phi_alone_and_its_own_target_trains_it(work
     assert "Running stage 'other'" in bare and "train_phi" not in bare and not (work.path / "models").exists()
     run("dvc", "pull", "--run-cache")
     assert "phi of step 4" in run("dvc", "repro", "training/dvc.yaml:train_phi@small")
-    assert set(models(work)) == {"losses.csv", "phi.safetensors", "provenance.json"}
+    assert set(models(work)) == {"losses.csv", "losses.svg", "phi.safetensors", "provenance.json"}
     assert "models" not in run("git", "status", "--short")
