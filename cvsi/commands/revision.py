@@ -73,6 +73,12 @@ class _Files:
         """Look up files of one output folder; raises CvsiError where the folder never had a needed one."""
         tree = _object(digest)
         listed = _listed(tree, f"{self.state}: {output}") if tree else dict.fromkeys(needed + optional)
+        self.add_listed(output, listed, needed, optional)
+
+    def add_listed(
+        self, output: str, listed: Mapping[str, str | None], needed: tuple[str, ...], optional: tuple[str, ...]
+    ) -> None:
+        """Look up files of a folder whose files' digests are known by name (None: the list itself is missing)."""
         for name in needed:
             if name not in listed:
                 raise CvsiError(f"{self.state}: {output} has no {name}; run the stage there again (dvc repro)")
@@ -203,8 +209,13 @@ def _files(state: State, run: str, dataset: str, backbone: str) -> dict[str, Pat
         needed, optional = NEEDED.get(stage, ()), (*OPTIONAL.get(stage, ()), RECIPE)
         if digests.get(output) == "":
             raise CvsiError(f"{state}: {LOCK}: {output} has no MD5 digest; run dvc repro there")
+        single = {
+            path.removeprefix(f"{output}/"): digest for path, digest in digests.items() if path.startswith(f"{output}/")
+        }
         if output in digests:
             files.add(output, digests[output], needed, optional)
+        elif single:  # outputs that DVC tracks one by one
+            files.add_listed(output, single, needed, optional)
         elif needed:
             raise CvsiError(
                 f"{state}: its {LOCK} has no output {output}: {run} was not run there, or {LOCK} was not committed"
