@@ -21,6 +21,7 @@ from cvsi.core.console import Meter, count, info
 from cvsi.core.devices import device
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import PATH, Params
+from cvsi.core.schema import PHI_PARTS
 from cvsi.core.vector_columns import names_of
 from cvsi.datasets.formats import format_of
 from cvsi.datasets.metrics import Protocol
@@ -64,8 +65,8 @@ def build(
     sweep_grid.check_step(step, len({*parts, *own.query}) or 1, max(len(own.gallery), 1))
     inputs = read(name, backbone, params)
     inputs.vectors.require(methods.fusion_of(params, name), settings)
-    if tuple(parts) == DEFAULT_PARTS:  # a backbone without phi has no pseudo tokens
-        parts = [part for part in parts if part in inputs.components.query]
+    if settings.phi is None and tuple(parts) == DEFAULT_PARTS:
+        parts = [part for part in parts if part in inputs.components.query or part not in PHI_PARTS]
     chosen = sweep_grid.used(inputs.components, parts, own)
     table = sweep_grid.points(inputs.components, chosen, step)
     lattice = pl.DataFrame(table, schema=inputs.components.names)
