@@ -95,4 +95,5 @@ FORMAT = Format(
     settings=FormatSettings,
     read=read,
     protocol=Protocol("mAP@10", (*mean_average_precision(5, 10), *recall(1, 5, 10, 50))),
+    excludes_reference=True,
 )

@@ -25,6 +25,7 @@ class Format(Generic[S]):
     """A dataset format: its own keys of params.yaml, its reader, its metrics, and the files that its server takes.
 
     `queries` reads one annotation file as the queries of a split; `check-submission` needs it where no index exists.
+    `excludes_reference`: a query's reference image is never among its results.
     """
 
     settings: type[S]
@@ -32,6 +33,7 @@ class Format(Generic[S]):
     protocol: Protocol
     submissions: tuple[Submission, ...] = ()
     queries: Callable[[Path, str], pl.DataFrame] | None = None
+    excludes_reference: bool = False
 
 
 FORMATS: Registry[Format[FormatSettings]] = Registry(
