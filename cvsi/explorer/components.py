@@ -37,7 +37,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and is needed only where vec
 KEPT = 1_000  # computed rows of a kind in memory; a query has some tens
 # One query at a time: batches are filled up to their size, which would only take longer. No result depends on it.
 SMALL = {"caption_batch": 1, "image_batch": 1, "text_batch": 4, "workers": 1}
-CAPTIONS = pl.Schema({"captions": pl.List(pl.String), "instruction": pl.String})
+CAPTIONS = pl.Schema([("captions", pl.List(pl.String)), ("instruction", pl.String)])
 
 
 class Edit(NamedTuple):
@@ -240,5 +240,3 @@ def _vector_table(keys: pl.Series, vectors: "torch.Tensor") -> pa.Table:
     from cvsi.core.vector_columns import column
 
     return pa.table([keys.to_arrow().cast(pa.string()), column(vectors.numpy())], names=["key", "vector"])
-
-

@@ -1,8 +1,8 @@
 """A run's artifacts and models to ranked results for new queries.
 
-A query of the dataset (its reference and its instruction) takes the vectors of the stage `query_vectors`, so its results
-are those of `scores` and no model is needed. Other queries get the same components from `components`. The gallery is
-fused once and kept in memory where it is not too large. Nothing is written.
+A query of the dataset (its reference and its instruction) takes the vectors of the stage `query_vectors`, so that its
+results are those of `scores` and no model is needed. Other queries get the same components from `components`. The
+gallery is fused once and kept in memory where it is not too large. Nothing is written.
 """
 
 import hashlib
@@ -119,9 +119,7 @@ class Engine:
         vectors_of, edit = self.models.vectors(list(columns), image, request.text, request.edited)
         return _table(vectors_of), edit
 
-    def _ranked(
-        self, fusion: Fusion, table: pa.Table, where: str, excluded: list[str], k: int
-    ) -> tuple[Result, ...]:
+    def _ranked(self, fusion: Fusion, table: pa.Table, where: str, excluded: list[str], k: int) -> tuple[Result, ...]:
         """The first k images by a fusion for a query's components, a table of one row."""
         forms = fusion.forms.values()
         query = [np.repeat(fuse(table, form.query, where, form.unit), ROWS, axis=0) for form in forms]

@@ -6,7 +6,7 @@ A request comes from outside: every size is bounded here, and an image is its by
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Literal, Protocol, Self, TypeVar
 
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -20,6 +20,7 @@ T = TypeVar("T")
 LONGEST_TEXT = 10_000  # characters
 MOST_EDITED = 50
 MOST_RESULTS = 1_000
+MAX_SENT = 32 << 20  # bytes of an image that is sent to a server; a larger one is searched without it
 Text = Annotated[str, Field(max_length=LONGEST_TEXT)]
 BASE64 = ConfigDict(frozen=True, extra="forbid", ser_json_bytes="base64", val_json_bytes="base64")
 
@@ -76,6 +77,13 @@ class Answer(BaseModel):
     status: str = ""
 
 
+class Searcher(Protocol):
+    """What answers requests."""
+
+    def answer(self, request: Request) -> Answer:
+        """The answer; raises CvsiError."""
+
+
 class NewImage:
     """An image by the digest of its file; its bytes come from memory or, when a model needs them, from its file."""
 
@@ -125,5 +133,5 @@ def _check_text(text: str) -> None:
         raise ValueError("the text is empty")
     if max(map(len, text.split())) > LONGEST_WORD:
         raise ValueError(f"a word of more than {LONGEST_WORD:,} characters")
-    if "\0" in text or not text.isprintable() and any("\ud800" <= char <= "\udfff" for char in text):
+    if "\0" in text or (not text.isprintable() and any("\ud800" <= char <= "\udfff" for char in text)):
         raise ValueError("the text is not plain text")

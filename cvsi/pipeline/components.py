@@ -16,7 +16,6 @@ from cvsi.core.registry import Registry
 from cvsi.models.clip import template
 from cvsi.pipeline.embeddings import Embeddings
 
-
 COMPUTED = frozenset({"captions", "edited", "added"})
 
 

@@ -15,10 +15,11 @@ SIDE = 144
 @cache
 def thumbnail(path: Path, digest: str) -> str:
     """A `data:` address of the image, at most 144 pixels a side: PNG where it is small already, else JPEG."""
-    return load(path, digest, _address)
+    return load(path, digest, address)
 
 
-def _address(image: Image.Image) -> str:
+def address(image: Image.Image) -> str:
+    """The same of a decoded image, which may be changed."""
     data = io.BytesIO()
     if max(image.size) <= SIDE // 2:
         image.save(data, "PNG")
