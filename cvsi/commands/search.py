@@ -22,9 +22,8 @@ from rich.text import Text
 from cvsi.core.console import encodable_json, info, plain, warn
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import Params
-from cvsi.core.statuses import usable
 from cvsi.explorer import client, state
-from cvsi.explorer.requests import MAX_SENT, Answer, Request, Searcher, file_bytes, request
+from cvsi.explorer.requests import MAX_SENT, UNREADABLE, Answer, Request, Searcher, file_bytes, request
 
 ENDS, SEARCHED = ("exit", "quit"), "searched for"
 
@@ -111,7 +110,7 @@ def results_json(answer: Answer, indent: int | None = 2) -> str:
 
 def remarks(answer: Answer) -> Iterator[str]:
     """Lines on the edit: what was searched for, and a warning where it fell back."""
-    if answer.status and not usable(answer.status):
+    if answer.fell_back:
         yield f"the language model gave no usable edit ({answer.status}); the captions of the image were used"
     elif answer.status:
         yield f"{SEARCHED}: {'; '.join(dict.fromkeys(answer.edited))}"
@@ -180,7 +179,12 @@ def _image(name: str) -> dict[str, object]:
 def show(session: Search, options: Options, console: Console, as_json: bool, page: Path | None) -> None:
     """Answer one query and print it, as a table or as JSON; write the page where one is wanted."""
     wanted = options.request()
-    answer = session.answer(wanted)
+    try:
+        answer = session.answer(wanted)
+    except CvsiError as error:
+        if wanted.image and str(error).startswith(UNREADABLE):
+            raise CvsiError(f"{options.image or options.like}: {error}") from None
+        raise
     if as_json:
         typer.echo(results_json(answer))
     else:

@@ -18,7 +18,7 @@ from cvsi.core.errors import CvsiError
 from cvsi.core.params import Params, Run
 from cvsi.core.paths import libraries_log
 from cvsi.core.schema import STORED_CAPTIONS
-from cvsi.explorer.requests import NewImage
+from cvsi.explorer.images import NewImage
 from cvsi.models.captioner import Captioner
 from cvsi.models.engines import captioner_engine
 from cvsi.pipeline.captions import caption_job

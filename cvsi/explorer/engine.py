@@ -5,7 +5,6 @@ results are those of `scores` and no model is needed. Other queries get the same
 gallery is fused once and kept in memory where it is not too large. Nothing is written.
 """
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -15,10 +14,11 @@ import polars as pl
 import pyarrow as pa
 
 from cvsi.core import tables
-from cvsi.core.errors import ChangedFile, CvsiError
-from cvsi.core.images import Unreadable, contents
+from cvsi.core.errors import CvsiError
 from cvsi.core.params import Params
+from cvsi.core.statuses import usable
 from cvsi.core.vector_columns import column
+from cvsi.datasets.base import LONGEST_WORD
 from cvsi.datasets.formats import format_of
 from cvsi.evaluation import queries, vectors
 from cvsi.evaluation.fusion import Fusion
@@ -27,7 +27,8 @@ from cvsi.evaluation.queries import NamedImages, QueryTable
 from cvsi.evaluation.ranking import rank
 from cvsi.evaluation.vectors import RunVectors, fuse
 from cvsi.explorer.components import Edit, NewQueries
-from cvsi.explorer.requests import Answer, NewImage, Request, Result
+from cvsi.explorer.images import NewImage
+from cvsi.explorer.requests import Answer, Request, Result
 
 METHODS = {"text": "text", "like": "image"}  # a text alone, and an image alone, rank as these methods of the report
 KEPT_BYTES = 4 << 30  # of fused gallery vectors; a larger gallery is read from disk for each query
@@ -67,6 +68,8 @@ class Engine:
         list(self._gallery(self.fusion))
 
     def _answer(self, request: Request) -> Answer:
+        for text in (request.text, *request.edited):
+            _check_words(text)
         ids, image = self._image(request)
         if request.kind != "composed":
             fusion = methods(self.params)[METHODS[request.kind]].fusion
@@ -78,7 +81,8 @@ class Engine:
             return Answer(results=self._ranked(self.fusion, table, self._vectors.query_path, excluded, request.k))
         table, edit = self._composed(request, image)
         results = self._ranked(self.fusion, table, "new query", self._excluded(ids), request.k)
-        return Answer(results=results, edited=tuple(edit.edited), status=edit.status)
+        fell_back = bool(edit.status) and not usable(edit.status)
+        return Answer(results=results, edited=tuple(edit.edited), status=edit.status, fell_back=fell_back)
 
     def _image(self, request: Request) -> tuple[list[str], NewImage | None]:
         """The dataset's images that a request's image is (none, or several with the same content), and the image."""
@@ -91,7 +95,7 @@ class Engine:
         if not found.height:
             raise CvsiError(f"{request.image_id[:200]}: no such file, and no such image of dataset {self.dataset}")
         _, path, digest, _ = found.row(0)
-        return [request.image_id], NewImage(digest, lambda: _content(self.root / path, digest))
+        return [request.image_id], NewImage.at(self.root / path, digest)
 
     def _known(self, ids: list[str], instruction: str) -> tuple[int, list[str]] | None:
         """The row of the dataset's query with one of these references and this instruction, and what it excludes."""
@@ -183,14 +187,7 @@ def _table(components: dict[str, np.ndarray]) -> pa.Table:
     return pa.table({name: column(matrix) for name, matrix in components.items()})
 
 
-def _content(path: Path, digest: str) -> bytes:
-    """The bytes of an indexed file; raises CvsiError where it is gone or changed."""
-    try:
-        with contents(path) as data:
-            if hashlib.sha256(data).hexdigest() != digest:
-                raise ChangedFile(str(path))
-            return data
-    except Unreadable as reason:
-        raise CvsiError(f"{path}: {reason}") from None
-    except OSError as error:
-        raise CvsiError(f"{path}: {error.strerror or error}") from None
+def _check_words(text: str) -> None:
+    """Raise CvsiError for a word that the tokenizer would take very long for."""
+    if max(map(len, text.split()), default=0) > LONGEST_WORD:
+        raise CvsiError(f"a word of more than {LONGEST_WORD:,} characters; shorten it")

@@ -10,7 +10,8 @@ from cvsi.core import tables
 from cvsi.core.atomic import atomic_file
 from cvsi.core.errors import CvsiError
 from cvsi.evaluation.report.thumbnails import address, thumbnail
-from cvsi.explorer.requests import Answer, NewImage, Request
+from cvsi.explorer.images import NewImage
+from cvsi.explorer.requests import Answer, Request
 
 
 def write(target: Path, run: str, dataset: str, root: Path, request: Request, answer: Answer) -> None:

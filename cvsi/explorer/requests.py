@@ -1,25 +1,23 @@
 """One new query and its answer, as the engine, the server and the shell exchange them.
 
-A request comes from outside: every size is bounded here, and an image is its bytes or an id, never a path.
+A request comes from outside: every size is bounded here, and an image is its bytes or an id, never a path. No library
+that takes long is imported: with a server, a search takes little more time than this program's start.
 """
 
-import hashlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal, Protocol, Self, TypeVar
+from typing import Annotated, Literal, Protocol, Self
 
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cvsi.core.errors import CvsiError
-from cvsi.core.images import MAX_FILE, Unreadable, contents, use
 from cvsi.core.params import explain
-from cvsi.datasets.base import LONGEST_ID, LONGEST_WORD
 
-T = TypeVar("T")
+UNREADABLE = "the image cannot be read"  # beginning of a line whose file only the user's side can name
+LONGEST_ID = 1_000  # characters
 LONGEST_TEXT = 10_000  # characters
 MOST_EDITED = 50
 MOST_RESULTS = 1_000
+MAX_IMAGE = 256 << 20  # bytes, as of every image file
 MAX_SENT = 32 << 20  # bytes of an image that is sent to a server; a larger one is searched without it
 Text = Annotated[str, Field(max_length=LONGEST_TEXT)]
 BASE64 = ConfigDict(frozen=True, extra="forbid", ser_json_bytes="base64", val_json_bytes="base64")
@@ -36,7 +34,7 @@ class Request(BaseModel):
     kind: Literal["composed", "text", "like"]
     text: Text = ""
     image_id: Annotated[str, Field(max_length=LONGEST_ID)] = ""
-    image: Annotated[bytes, Field(max_length=MAX_FILE)] = b""
+    image: Annotated[bytes, Field(max_length=MAX_IMAGE)] = b""
     edited: Annotated[tuple[Text, ...], Field(max_length=MOST_EDITED)] = ()
     k: Annotated[int, Field(ge=1, le=MOST_RESULTS)] = 20
 
@@ -68,13 +66,14 @@ class Result(BaseModel):
 
 
 class Answer(BaseModel):
-    """The images in order, and the edited texts where a language model or the user gave them, with their status."""
+    """The images in order; of a new edit its texts, the status of the model's answers, and whether it fell back."""
 
     model_config = ConfigDict(frozen=True)
 
     results: tuple[Result, ...]
     edited: tuple[str, ...] = ()
     status: str = ""
+    fell_back: bool = False
 
 
 class Searcher(Protocol):
@@ -84,40 +83,19 @@ class Searcher(Protocol):
         """The answer; raises CvsiError."""
 
 
-class NewImage:
-    """An image by the digest of its file; its bytes come from memory or, when a model needs them, from its file."""
-
-    def __init__(self, digest: str, read: Callable[[], bytes]) -> None:
-        """Keep how the bytes are read; nothing is read yet."""
-        self.digest, self._read = digest, read
-
-    @classmethod
-    def of(cls, data: bytes) -> "NewImage":
-        """An image from a file's bytes."""
-        return cls(hashlib.sha256(data).hexdigest(), lambda: data)
-
-    def use(self, work: Callable[[Image.Image], T]) -> T:
-        """The result of `work` on the decoded image; raises CvsiError for one that cannot be read."""
-        try:
-            return use(self._read(), work)
-        except Unreadable as reason:
-            raise CvsiError(f"the image cannot be read: {reason}") from None
-
-
 def file_bytes(path: Path) -> bytes:
-    """The bytes of an image file that the user names; raises CvsiError with one line for anything else."""
+    """The bytes of a file that the user names; raises CvsiError with one line for anything else."""
     try:
-        if not path.exists():
-            raise CvsiError(f"{path}: no such file")
         if not path.is_file():  # a pipe or a device would never end
-            raise CvsiError(f"{path}: not a file")
-        with contents(path) as data:
-            use(data, lambda image: None)
-            return data
-    except Unreadable as reason:
-        raise CvsiError(f"{path}: not a readable image: {reason}") from None
+            raise CvsiError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
+        if path.stat().st_size > MAX_IMAGE:
+            raise CvsiError(f"{path}: a file of more than {MAX_IMAGE >> 20} MiB")
+        data = path.read_bytes()
     except OSError as error:
         raise CvsiError(f"{path}: {error.strerror or error}") from None
+    if not data:
+        raise CvsiError(f"{path}: {UNREADABLE}: empty file")
+    return data
 
 
 def request(**parts: object) -> Request:
@@ -131,7 +109,5 @@ def request(**parts: object) -> Request:
 def _check_text(text: str) -> None:
     if not text.strip():
         raise ValueError("the text is empty")
-    if max(map(len, text.split())) > LONGEST_WORD:
-        raise ValueError(f"a word of more than {LONGEST_WORD:,} characters")
-    if "\0" in text or (not text.isprintable() and any("\ud800" <= char <= "\udfff" for char in text)):
+    if "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
         raise ValueError("the text is not plain text")
