@@ -118,12 +118,8 @@ def remarks(answer: Answer) -> Iterator[str]:
         yield "the gallery has no image to rank"
 
 
-def lines(first: Options, stream: TextIO, prompt: bool) -> Iterator[Options]:
-    """The queries of an interactive session, one per line: a text for the image before, or options as in the shell.
-
-    A line that cannot be parsed is one message, and the session goes on. It ends with the stream, or with `exit`.
-    """
-    before = first
+def lines(stream: TextIO, prompt: bool) -> Iterator[str]:
+    """The lines of a session that are not blank; it ends with the stream, or with `exit`."""
     while True:
         if prompt:
             sys.stderr.write("> ")
@@ -131,14 +127,8 @@ def lines(first: Options, stream: TextIO, prompt: bool) -> Iterator[Options]:
         line = stream.readline()
         if not line or line.strip() in ENDS:
             return
-        if not line.strip():
-            continue
-        try:
-            before = _parsed(line, before)
-        except (CvsiError, ValueError) as error:
-            warn(str(error))
-            continue
-        yield before
+        if line.strip():
+            yield line
 
 
 class _Parser(argparse.ArgumentParser):
@@ -148,7 +138,7 @@ class _Parser(argparse.ArgumentParser):
         raise CvsiError(message)
 
 
-def _parsed(line: str, before: Options) -> Options:
+def parsed(line: str, before: Options) -> Options:
     """A line as options: a text without an image belongs to the image before, all else is as in the shell."""
     parser = _Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("words", nargs="*")
@@ -200,11 +190,19 @@ def show(session: Search, options: Options, console: Console, as_json: bool, pag
 
 
 def loop(session: Search, options: Options, console: Console, as_json: bool, page: Path | None) -> None:
-    """Answer queries from standard input until it ends; an error is one line, and the session goes on."""
+    """Answer queries from standard input until it ends; an error is one line, and the session goes on.
+
+    A line is a text for the image of the last query that was answered, or has options as in the shell.
+    """
     if sys.stdin.isatty():
         info("one query per line: a text, or options as in the shell; exit or Ctrl-D ends")
-    for wanted in lines(options, sys.stdin, sys.stdin.isatty()):
+    before = options
+    for line in lines(sys.stdin, sys.stdin.isatty()):
         try:
+            wanted = parsed(line, before)
             show(session, wanted, console, as_json, page)
-        except CvsiError as error:
+            before = wanted
+        except (CvsiError, OSError, ValueError) as error:
+            if isinstance(error, BrokenPipeError):
+                raise
             warn(str(error))
