@@ -29,7 +29,6 @@ def run_server(run: str, port: int) -> None:
         engine = Engine(run, settings)
         info("loading the models")
         engine.load()
-        info(f"{run} is served on {state.HOST} port {number}; cvsi search uses it; Ctrl-C ends it")
         serve(engine, own, listener)
 
 

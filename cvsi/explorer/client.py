@@ -38,14 +38,18 @@ class Server:
 def find(run: str, artifacts: str) -> Server | None:
     """The server of a run on this machine, where one runs; None otherwise.
 
-    A file whose server is gone is removed. A server that has read other artifacts than those on disk now is not used,
-    and a line says so.
+    A file whose server is gone is removed. A server that does not answer in time is not used, nor is one that has read
+    other artifacts than those on disk now; a line says so.
     """
     state = read(run)
     if state is None or not state.here:
         return None
-    if not (state.alive and _proves_itself(state)):
-        state.remove()
+    try:
+        if not (state.alive and _proves_itself(state)):
+            state.remove()
+            return None
+    except TimeoutError:
+        warn(f"the server on port {state.port} (process {state.pid}) does not answer and is not used")
         return None
     if state.artifacts != artifacts:
         warn(
@@ -59,13 +63,19 @@ def find(run: str, artifacts: str) -> Server | None:
 def running(run: str) -> ServerState | None:
     """The state of a run's server on this machine, where one runs."""
     state = read(run)
-    return state if state is not None and state.here and state.alive and _proves_itself(state) else None
+    try:
+        return state if state is not None and state.here and state.alive and _proves_itself(state) else None
+    except TimeoutError:
+        return state
 
 
 def _proves_itself(state: ServerState) -> bool:
+    """Whether it knows the token; raises TimeoutError where there is no answer in time."""
     nonce = secrets.token_hex(16)
     try:
         status, content = _post(state, "/hello", json.dumps({"nonce": nonce}).encode(), {}, HELLO_SECONDS)
+    except TimeoutError:
+        raise
     except (OSError, http.client.HTTPException, ValueError):
         return False
     given = str(content.get("proof", "")).encode("utf-8", "replace")

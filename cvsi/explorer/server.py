@@ -20,6 +20,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from cvsi.core.console import info
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import Settings, explain
 from cvsi.explorer.requests import MAX_SENT, Answer, Request, Searcher
@@ -98,6 +99,7 @@ def serve(searcher: Searcher, state: ServerState, listener: socket.socket) -> No
         limit_concurrency=64, timeout_graceful_shutdown=2,
     )  # fmt: skip
     state.write()
+    info(f"{state.run} is served on {HOST} port {state.port}; cvsi search uses it; Ctrl-C ends it")
     try:
         uvicorn.Server(config).run(sockets=[listener])
     finally:

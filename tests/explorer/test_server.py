@@ -221,6 +221,18 @@ def test_a_stale_file_is_removed(gone: str) -> None:
     assert client.find("r", "as now") is None and not file.exists()
 
 
+@pytest.mark.usefixtures("here")
+def test_a_server_that_does_not_answer_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(client, "HELLO_SECONDS", 0.05)
+    with listen(0) as silent:
+        file = leave(port=silent.getsockname()[1])
+        assert client.find("r", "as now") is None and file.exists()
+        assert "does not answer and is not used" in capsys.readouterr().err
+        assert client.running("r") is not None
+
+
 class Impostor(BaseHTTPRequestHandler):
     """Another program on the port: it does not know the token, and notes what it was sent."""
 
