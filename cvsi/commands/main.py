@@ -285,7 +285,7 @@ def sweep(
 def search(
     run: str = typer.Argument(help="A run of params.yaml whose vectors are there, e.g. demo-tiny."),
     words: str = typer.Argument(
-        "", metavar="[TEXT]", help="What changes in the image of --image; without one, what to search for."
+        "", metavar="TEXT", help="What changes in the image of --image; without one, what to search for."
     ),
     image: str = typer.Option("", help="The reference: an image file, or an image_id of the dataset."),
     text: str = typer.Option("", help="The text, in place of TEXT; alone, it searches by text."),

@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 from cvsi.commands import search
 from cvsi.commands.main import app
 from cvsi.core import params
+from cvsi.core.console import plain
 from cvsi.core.errors import CvsiError
 from cvsi.evaluation.report.thumbnails import thumbnail
 from cvsi.explorer import client
@@ -142,7 +143,7 @@ def test_a_table_fits_and_keeps_every_name(path: str, width: int) -> None:
     assert max(map(len, lines)) <= width and "\x1b" not in text
     assert all(word in text for word in ("rank", "file", "score", "100", "-0.1235"))
     shown = "".join(re.sub(r"^ *100|-0\.1235|\s", "", line) for line in lines[3:])
-    assert shown.startswith(re.sub(r"\s", "", search.plain(path)))
+    assert shown.startswith(re.sub(r"\s", "", plain(path)))
 
 
 def test_a_page_contains_its_pictures_and_escapes_every_text(run: Workspace) -> None:
@@ -222,9 +223,8 @@ class Fixed:
 
 
 def test_a_server_is_used_where_one_runs(run: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-    monkeypatch.setattr(client, "find", lambda name, artifacts: asked.append(name) or Fixed())
-    assert results("a disc")[0]["image_id"] == "served" and asked == ["toy-tiny"]
+    monkeypatch.setattr(client, "find", lambda name, artifacts: Fixed() if name == "toy-tiny" else None)
+    assert results("a disc")[0]["image_id"] == "served"
     assert "gave no usable edit (no answer)" in cvsi("a disc").stderr
     monkeypatch.setattr(search, "MAX_SENT", 10)  # a larger image is not sent
     assert results("--like", "photos/red.png")[0]["image_id"] != "served"

@@ -15,6 +15,7 @@ from cvsi.core.errors import CvsiError
 from cvsi.datasets.formats import FORMATS
 from cvsi.explorer.engine import Engine
 from cvsi.explorer.requests import Answer, request
+from cvsi.models.editor import Answer as Raw
 from tests import toy_engines
 from tests.conftest import Workspace
 from tests.explorer.conftest import COPY, QUERIES
@@ -45,7 +46,7 @@ def of_scores(query: int) -> pl.DataFrame:
 
 def ask(engine: Engine, query: int, by: str = "id", **more: Any) -> Answer:
     reference, text = str(QUERIES[query]["reference"]), QUERIES[query]["instruction"]
-    image = {"image_id": reference} if by == "id" else {"image": Path("photos", reference).read_bytes()}
+    image: dict[str, Any] = {"image_id": reference} if by == "id" else {"image": Path("photos", reference).read_bytes()}
     return engine.answer(request(kind="composed", text=text, k=100, **image, **more))
 
 
@@ -195,7 +196,7 @@ def test_nothing_is_written(run: Workspace, engine: Engine, photo: bytes) -> Non
 
 @pytest.mark.parametrize("by", ["id", "file"])
 def test_the_reference_is_left_out_where_the_queries_leave_theirs_out(engine: Engine, by: str) -> None:
-    image = {"image_id": "red.png"} if by == "id" else {"image": Path("photos/red.png").read_bytes()}
+    image: dict[str, Any] = {"image_id": "red.png"} if by == "id" else {"image": Path("photos/red.png").read_bytes()}
     answer = engine.answer(request(kind="composed", text="is new here", **image))
     assert len(answer.results) == 8 and "red.png" not in ids(answer)
 
@@ -227,7 +228,7 @@ def test_a_format_says_what_its_queries_do() -> None:
 
 
 def test_a_fallback_is_told(run: Workspace, photo: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(toy_engines.RuleEditor, "answers", lambda _, prompts: [toy_engines.Answer("", "stop")] * 2)
+    monkeypatch.setattr(toy_engines.RuleEditor, "answers", lambda _, prompts: [Raw("", "stop")] * 2)
     answer = Engine("toy-tiny", params.load()).answer(request(kind="composed", image=photo, text="is new here"))
     assert answer.fell_back and answer.status.startswith("no answer") and len(answer.results) == 9
 
@@ -235,7 +236,7 @@ def test_a_fallback_is_told(run: Workspace, photo: bytes, monkeypatch: pytest.Mo
 def test_a_failure_that_may_pass_is_asked_again(run: Workspace, photo: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, wanted = Engine("toy-tiny", params.load()), request(kind="composed", image=photo, text="is new here")
     with monkeypatch.context() as patch:
-        patch.setattr(toy_engines.RuleEditor, "answers", lambda _, prompts: [toy_engines.Answer("", "failed: 503")] * 2)
+        patch.setattr(toy_engines.RuleEditor, "answers", lambda _, prompts: [Raw("", "failed: 503")] * 2)
         assert engine.answer(wanted).fell_back
     assert not engine.answer(wanted).fell_back
 
