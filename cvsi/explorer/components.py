@@ -111,10 +111,9 @@ class NewQueries:
 
     def forget(self) -> None:
         """Drop computed rows where they are many."""
-        for rows in (self.__dict__.get(name) for name in ("_caption_rows", "_edit_rows", "_vector_rows")):
-            for kept in rows if isinstance(rows, tuple) else (rows,):
-                if kept is not None:
-                    kept.forget()
+        for name in ("_caption_rows", "_edit_rows", "_image_rows", "_text_rows", "_pseudo_rows"):
+            if (rows := vars(self).get(name)) is not None:
+                rows.forget()
 
     def captions(self, image: NewImage) -> list[str]:
         """The captions of an image: the dataset's, the store's, or new ones."""
@@ -155,13 +154,17 @@ class NewQueries:
     def _embeddings(self, components: Any, rows: pl.DataFrame, image: NewImage | None) -> Embeddings:
         """The vectors that components look up, computed where they are missing."""
         chosen = list(components)
-        images, texts, pseudo = self._vector_rows
+        images, texts = self._image_rows, self._text_rows
+        # Without a weight for a pseudo token, a backbone needs no phi.
+        pseudo = self._pseudo_rows if any(component.uses_phi for component in chosen) else None
         embeddings = Embeddings(images, texts, pseudo)
         if image is not None:
             images.ensure(pl.DataFrame({"key": [image.digest]}), lambda block: self._image_vector(block, image))
         wanted = text_rows(pl.concat([component.texts(rows).rename("text") for component in chosen]))
         texts.ensure(wanted, lambda block: self._text_vectors(block, None))
-        for component in [component for component in chosen if component.uses_phi and image is not None]:
+        for component in chosen:
+            if pseudo is None or not component.uses_phi:
+                continue
             text = component.sentences(rows)
             keys = pseudo_keys(rows["digest"], text)
             sentences = pl.DataFrame({"key": keys, "digest": rows["digest"], "text": text})
@@ -207,10 +210,24 @@ class NewQueries:
         return KeptRows(self._edit_job)
 
     @cached_property
-    def _vector_rows(self) -> tuple[KeptRows, KeptRows, KeptRows]:
-        """The rows of images, texts and pseudo tokens."""
-        images, texts, pseudo = map(KeptRows, query_jobs(self.name, self.backbone, self.params))
-        return images, texts, pseudo
+    def _vector_jobs(self) -> dict[str, RowJob]:
+        """The jobs of the stage's vectors, by kind."""
+        return {job.kind: job for job in query_jobs(self.name, self.backbone, self.params)}
+
+    @cached_property
+    def _image_rows(self) -> KeptRows:
+        return KeptRows(self._vector_jobs["image_vectors"])
+
+    @cached_property
+    def _text_rows(self) -> KeptRows:
+        return KeptRows(self._vector_jobs["text_vectors"])
+
+    @cached_property
+    def _pseudo_rows(self) -> KeptRows:
+        """The rows of pseudo tokens; raises CvsiError where the backbone has no phi, or its file is missing."""
+        if "pseudo_vectors" not in self._vector_jobs:
+            raise CvsiError(f"backbones.{self.backbone}: no phi, which a pseudo token needs")
+        return KeptRows(self._vector_jobs["pseudo_vectors"])
 
     @cached_property
     def _captioner(self) -> Captioner[Any]:

@@ -186,6 +186,24 @@ def test_only_the_models_of_the_fusion_are_loaded(
     assert loaded(warm) == models
 
 
+@pytest.mark.parametrize("kind", ["text", "like", "composed"])
+def test_without_a_weight_for_a_pseudo_token_no_phi_is_needed(run: Workspace, photo: bytes, kind: str) -> None:
+    run.params(backbones__tiny__phi="nowhere.safetensors", datasets__toy__fusion="image+text")
+    engine, image = Engine("toy-tiny", params.load()), {} if kind == "text" else {"image": photo}
+    text = {} if kind == "like" else {"text": "is new"}
+    assert len(engine.answer(request(kind=kind, **image, **text)).results) == 9
+    run.params(datasets__toy__fusion="pseudo")
+    with pytest.raises(CvsiError, match=r"nowhere\.safetensors"):
+        Engine("toy-tiny", params.load()).answer(request(kind="composed", image=photo, text="is new"))
+
+
+def test_computed_rows_do_not_pile_up(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cvsi.explorer.components.KeptRows.forget.__defaults__", (5,))
+    for number in range(20):
+        engine.answer(request(kind="text", text=f"a disc of colour {number}"))
+    assert 1 <= engine.models._text_rows._held.num_rows <= 6
+
+
 def test_nothing_is_written(run: Workspace, engine: Engine, photo: bytes) -> None:
     before = run.bytes_below("toy", "store")
     engine.answer(request(kind="composed", image=photo, text="is green"))
