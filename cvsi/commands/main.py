@@ -2,7 +2,10 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -297,3 +300,65 @@ def sweep(
     info(f"{folder / 'weightings.parquet'} has all of them, {folder / 'sweep.png'} is a picture; for DVC's plot:")
     typer.echo(plots.plot_command(folder, result.protocol.main))
     warn(f"{dataset}: {plots.WARNING}")
+
+
+@app.command()
+def search(
+    run: str = typer.Argument(help="A run of params.yaml whose vectors are there, e.g. demo-tiny."),
+    words: str = typer.Argument(
+        "", metavar="TEXT", help="What changes in the image of --image; without one, what to search for."
+    ),
+    image: str = typer.Option("", help="The reference: an image file, or an image_id of the dataset."),
+    text: str = typer.Option("", help="The text, in place of TEXT; alone, it searches by text."),
+    like: str = typer.Option("", help="Search by this image alone: a file, or an image_id of the dataset."),
+    edited: Annotated[
+        list[str] | None,
+        typer.Option(help="The edited description, so that no language model is asked; may be given several times."),
+    ] = None,
+    k: int = typer.Option(20, "-k", help="How many images."),
+    html: str = typer.Option("", help="Also write a page with pictures to this file."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON for other programs instead of a table."),
+    interactive: bool = typer.Option(False, "--interactive", help="Read one query per line, with the models loaded."),
+) -> None:
+    """Search a run's gallery for a new query: an image and a text, a text alone, or an image alone."""
+    from cvsi.commands import search as searching
+
+    options = searching.Options(words, image, text, like, tuple(edited or ()), k)
+    target = Path(html) if html else None
+    try:
+        with _one_line():
+            session = searching.Search(run, params.load())
+            if options.given or not interactive:
+                searching.show(session, options, terminal(), as_json, target)
+            if interactive:
+                searching.loop(session, options, terminal(), as_json, target)
+    except KeyboardInterrupt:
+        warn("stopped")
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def serve(
+    run: str = typer.Argument(help="A run of params.yaml whose vectors are there, e.g. demo-tiny."),
+    port: int = typer.Option(0, help="The port on 127.0.0.1; 0 is any free one."),
+) -> None:
+    """Keep a run's models loaded on this machine, so that `cvsi search` answers at once; Ctrl-C ends it."""
+    try:
+        with _one_line():
+            from cvsi.commands.serve import run_server
+
+            run_server(run, port)
+    except KeyboardInterrupt:
+        warn("stopped")
+        raise typer.Exit(130) from None
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """Turn an error of the system into one line."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise CvsiError(f"{error.filename or 'input or output'}: {error.strerror or error}") from None

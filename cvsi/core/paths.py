@@ -28,6 +28,11 @@ def runs_folder() -> Path:
     return CACHE / ".runs"
 
 
+def server_file(run: str) -> Path:
+    """Where a server that keeps a run's models loaded says how it is reached."""
+    return runs_folder() / "servers" / f"{run}.json"
+
+
 def phi_folder(name: str) -> Path:
     """The folder that the training of phi `name` writes: `models/<name>`."""
     return MODELS / name

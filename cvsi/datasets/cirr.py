@@ -89,4 +89,5 @@ FORMAT = Format(
     protocol=Protocol("Recall@5", (*recall(1, 5, 10, 50), *subset_recall(1, 2, 3))),
     submissions=(_submission("recall", 50), _submission("recall_subset", 3, of_group=True)),
     queries=queries,
+    excludes_reference=True,
 )

@@ -110,4 +110,5 @@ FORMAT = Format(
     read=read,
     protocol=Protocol("mAP@10", (*mean_average_precision(5, 10), *recall(1, 5, 10, 50))),
     query_file=QUERIES,
+    excludes_reference=True,
 )

@@ -27,6 +27,7 @@ class Format(Generic[S]):
     `queries` reads one annotation file as the queries of a split; `check-submission` needs it where no index exists.
     `query_file` names the JSON-lines file (`reference`, `instruction`, `targets`) of a format whose datasets may be
     without queries; for the other formats, a dataset without queries is an error.
+    `excludes_reference`: a query's reference image is never among its results.
     """
 
     settings: type[S]
@@ -35,6 +36,7 @@ class Format(Generic[S]):
     submissions: tuple[Submission, ...] = ()
     queries: Callable[[Path, str], pl.DataFrame] | None = None
     query_file: str = ""
+    excludes_reference: bool = False
 
 
 FORMATS: Registry[Format[FormatSettings]] = Registry(

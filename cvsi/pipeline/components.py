@@ -16,11 +16,18 @@ from cvsi.core.registry import Registry
 from cvsi.models.clip import template
 from cvsi.pipeline.embeddings import Embeddings
 
+COMPUTED = frozenset({"captions", "edited", "added"})
+
 
 class Component:
     """One component; by default it encodes neither texts nor sentences with a pseudo token."""
 
     uses_phi = False
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The columns it uses that models compute; a new query computes no other. All of them unless it says less."""
+        return COMPUTED
 
     def texts(self, rows: pl.DataFrame) -> pl.Series:
         """All texts that its vectors are made from, in order."""
@@ -40,6 +47,11 @@ class MeanOfTexts(Component):
     """The mean of the unit vectors of a list of texts; zeros for an empty list."""
 
     column: str
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The lists."""
+        return COMPUTED & {self.column}
 
     def texts(self, rows: pl.DataFrame) -> pl.Series:
         """The lists' texts."""
@@ -64,6 +76,11 @@ class OneText(Component):
 
     column: str
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """The text."""
+        return COMPUTED & {self.column}
+
     def texts(self, rows: pl.DataFrame) -> pl.Series:
         """The texts."""
         return rows[self.column]
@@ -76,6 +93,11 @@ class OneText(Component):
 class ImageVector(Component):
     """The image embedding, scaled to unit length."""
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """The image alone."""
+        return frozenset()
+
     def vectors(self, rows: pl.DataFrame, embeddings: Embeddings) -> np.ndarray:
         """The images' unit vectors."""
         return unit(embeddings.images(rows["digest"]))
@@ -85,6 +107,11 @@ class PseudoToken(Component):
     """The instruction in a sentence whose `$` is phi's word for the reference image."""
 
     uses_phi = True
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The objects that the sentence names."""
+        return frozenset({"added"})
 
     def sentences(self, rows: pl.DataFrame) -> pl.Series:
         """The sentences of the method, from the instruction and the added objects."""

@@ -157,10 +157,10 @@ def any_digest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures are read without a look at their digest, so that one file can be many images."""
 
     def opened(path: Path, digest: str, side: int) -> str:
-        from cvsi.evaluation.report.thumbnails import _address
+        from cvsi.evaluation.report.thumbnails import address
 
         with Image.open(path) as image:
-            return _address(image.convert("RGB"), side)
+            return address(image.convert("RGB"), side)
 
     monkeypatch.setattr(gallery_cards, "thumbnail", opened)
 

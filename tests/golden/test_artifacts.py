@@ -8,10 +8,14 @@ hold for the pinned pyarrow; those of columns, which say what differs, hold for 
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
+from cvsi.core import params
 from cvsi.core.digest import digest
 from cvsi.datasets.files import FACTS_RECIPE
+from cvsi.explorer.engine import Engine
+from cvsi.explorer.requests import request
 from tests.golden.workspace import (
     BACKBONE,
     DATA,
@@ -112,3 +116,22 @@ def test_the_store_is_left_as_it_was(workspace: Path) -> None:
     assert {name.split("/")[1] for name in new} == {digest(FACTS_RECIPE)} and all(
         name.startswith("files/") for name in new
     )
+
+
+@pytest.mark.parametrize("run", ["golden-tiny", "golden-cirr-tiny"])
+def test_a_search_for_each_query_has_the_results_of_scores(
+    workspace: Path, run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CIRCO keeps the reference of a query, CIRR leaves it out; no model is loaded for either."""
+    monkeypatch.chdir(workspace)
+    engine = Engine(run, params.load())
+    queries = pl.read_parquet(f"cache/{engine.dataset}/index/queries.parquet")
+    rankings = pl.read_parquet(f"cache/{engine.dataset}/{BACKBONE}/scores/rankings.parquet")
+    asked = queries.unique(["reference_id", "instruction"], keep="first", maintain_order=True)
+    for query in asked.iter_rows(named=True):
+        wanted = request(kind="composed", image_id=query["reference_id"], text=query["instruction"], k=100)
+        found = engine.answer(wanted).results
+        own = rankings.filter(split=query["split"], query_id=query["query_id"])
+        assert [result.image_id for result in found] == own["image_id"].to_list()
+        assert [result.score for result in found] == own["score"].to_list()  # the data are such that nothing rounds
+    assert asked.height > 5 and "_encoder" not in vars(engine.models)

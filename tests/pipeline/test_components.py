@@ -12,6 +12,7 @@ from PIL import Image
 
 from cvsi.core import params, paths, provenance, tables
 from cvsi.core.errors import CvsiError
+from cvsi.core.schema import QUERY_PARTS
 from cvsi.core.vector_columns import matrix_of
 from cvsi.models.clip import template
 from cvsi.models.clip_encoder import Encoder
@@ -158,3 +159,11 @@ def test_a_mean_of_no_texts_is_zero(tables_written: Encoder) -> None:
     ids = pl.DataFrame(tables.read("index", "toy", "images.parquet"))["image_id"].to_list()
     zero = [not bool(vector.any()) for vector in columns_of("gallery_vectors")["caption"]]
     assert zero == [image == "red.png" for image in ids]
+
+
+def test_a_component_names_the_computed_columns_that_it_reads() -> None:
+    reads = {name: set(component.reads) for name, component in QUERY_COMPONENTS if name in QUERY_PARTS}
+    assert reads == {
+        "edited": {"edited"}, "pseudo": {"added"}, "reference": set(), "source": {"captions"}, "instruction": set()
+    }  # fmt: skip
+    assert Component().reads == {"captions", "edited", "added"}  # one that does not say gets all

@@ -10,7 +10,7 @@ import pytest
 from tests.imports import ROOT
 
 # Each package may import only these, and itself. `commands` and the demo may import every package.
-STAGE_PACKAGES = ("core", "store", "datasets", "models", "pipeline", "evaluation", "training")
+STAGE_PACKAGES = ("core", "store", "datasets", "models", "pipeline", "evaluation", "training", "explorer")
 ALLOWED = {
     "core": (),
     "store": ("core",),
@@ -19,6 +19,7 @@ ALLOWED = {
     "pipeline": ("core", "store", "models"),
     "evaluation": ("core", "datasets"),
     "training": ("core", "store", "models"),
+    "explorer": ("core", "store", "datasets", "models", "pipeline", "evaluation"),
     "commands": STAGE_PACKAGES,
 }
 FILES = {

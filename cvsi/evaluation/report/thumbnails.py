@@ -15,10 +15,11 @@ SIDE = 144
 @cache
 def thumbnail(path: Path, digest: str, side: int = SIDE) -> str:
     """A `data:` address of the image, at most `side` pixels a side: PNG where it is small already, else JPEG."""
-    return load(path, digest, partial(_address, side=side))
+    return load(path, digest, partial(address, side=side))
 
 
-def _address(image: Image.Image, side: int) -> str:
+def address(image: Image.Image, side: int = SIDE) -> str:
+    """The same of a decoded image, which may be changed."""
     data = io.BytesIO()
     if max(image.size) <= side // 2:
         image.save(data, "PNG")
