@@ -169,8 +169,7 @@ class Engine:
     def _opened(self) -> tuple[QueryTable, RunVectors]:
         table, gallery = queries.read(self.dataset)
         read = vectors.read(table.frame, gallery, self.backbone)
-        if table.frame.height:
-            read.require(self.fusion)
+        read.require(self.fusion, self.params.backbone(self.backbone))
         return table, read
 
     @property
