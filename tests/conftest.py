@@ -18,6 +18,8 @@ from PIL import Image, ImageDraw
 
 from tests.imports import ROOT
 
+os.environ.pop("COLUMNS", None)  # pytest-xdist gives its workers one, and tables would have that width
+
 # As `cvsi` does, but here before any test file loads torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

@@ -29,7 +29,8 @@ NEEDED = {"index": ("images.parquet", "queries.parquet"), "scores": ("metrics.js
 OPTIONAL = {"scores": ("per_query.parquet",)}  # that earlier versions did not write; so is every recipe
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # as in params.yaml; a name becomes part of a path here
 MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # a lock of many runs has thousands of lines
+# Safe loaders both; the slower one takes seconds for a lock of many runs, which has thousands of lines.
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ def _document(state: State, name: str) -> Mapping[str, Any]:
     if done.returncode:
         raise CvsiError(f"{state}: no {name} there; a state to compare with has it under git")
     try:
-        content = yaml.load(done.stdout, Loader=LOADER)  # a safe loader
+        content = LOADER(done.stdout).get_single_data()
     except (yaml.YAMLError, RecursionError) as error:
         raise CvsiError(f"{state}: {name} is not YAML ({cause(error)})") from None
     if not isinstance(content, dict):
