@@ -23,7 +23,7 @@ demo-seeds: setup   ## draw the demo world with two other seeds and run everythi
 demo-models: setup  ## train the demo's four tiny models from scratch (about 40 minutes on 2 cores)
 	@python -m demo.train
 
-test: setup         ## run the tests, every stage for real once (at most 8 minutes on 2 cores)
+test: setup         ## run the tests, every stage for real once (9 minutes on 2 cores)
 	@$(WITH_BYTECODE) python -m pytest
 
 test-slow: setup    ## the long tests: large models (9 GB of memory), property tests with all their examples, variants

@@ -21,6 +21,7 @@ from cvsi.core.schema import STORED_CAPTIONS, STORED_FACTS
 from cvsi.datasets import files, index
 from cvsi.evaluation import scores
 from cvsi.evaluation.report import build as report
+from cvsi.evaluation.report.thumbnails import thumbnail
 from cvsi.pipeline.image_loader import ImageLoader
 from cvsi.store.changed import changes
 from cvsi.store.jobs import BlockWorker, RowJob, Words
@@ -246,6 +247,7 @@ def test_the_report_notices_a_changed_file_too(toy: Workspace) -> None:
         table.with_columns(rows.alias(part) for part in parts).write_parquet(folder / "part.parquet")
     scores.build("toy", "tiny", content)
     Path("photos/red.png").write_bytes(Path("photos/green.png").read_bytes())
+    thumbnail.cache_clear()  # other tests of this process show a picture of the same name and content
     with pytest.raises(ChangedFile, match=r"photos/red\.png"):
         report.build("toy", "tiny", content)
     assert changes(Store(Path(content.store))).rows() == [("photos/red.png", 1)]
