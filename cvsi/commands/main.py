@@ -313,7 +313,7 @@ def search(
     like: str = typer.Option("", help="Search by this image alone: a file, or an image_id of the dataset."),
     edited: Annotated[
         list[str] | None,
-        typer.Option(help="The edited description, so that no language model is asked; may be given several times."),
+        typer.Option(help="The edited description, so that no language model is called; may be given several times."),
     ] = None,
     k: int = typer.Option(20, "-k", help="How many images."),
     html: str = typer.Option("", help="Also write a page with pictures to this file."),

@@ -23,7 +23,7 @@ from cvsi.core.digest import digest
 from cvsi.core.errors import CvsiError, cause
 from cvsi.core.params import Name, Params, Settings
 from cvsi.core.parquet import SHARD_ROWS, check_version
-from cvsi.core.schema import LATER_COLUMNS, STORED_CAPTIONS, STORED_EDITS
+from cvsi.core.schema import LATER_COLUMNS, STORED_CAPTIONS, STORED_EDITS, with_later_columns
 from cvsi.core.strict_json import parse_json
 from cvsi.pipeline.captions import CaptionJob, caption_job
 from cvsi.pipeline.edits import EditJob, edit_job
@@ -208,9 +208,7 @@ def _rows(content: bytes, schema: pa.Schema, where: Path) -> pa.Table:
     except (pa.ArrowException, OSError, ValueError, OverflowError, KeyError) as error:
         raise CvsiError(f"{where}: not a readable Parquet file ({cause(error)}); get the pack again") from None
     _check_values(table, where)
-    for name in set(schema.names) - set(table.column_names):
-        table = table.append_column(schema.field(name), pa.array([[]] * table.num_rows, schema.field(name).type))
-    return table.cast(schema)
+    return with_later_columns(table, schema).cast(schema)
 
 
 def _bounded(table: pa.Table, where: Path) -> None:

@@ -101,7 +101,7 @@ def collect(params: Params) -> Inventory:
 
 
 def _repository(inventory: Inventory) -> None:
-    """What `dvc repro` needs around the project: DVC's folder, and git's unless DVC is told to do without it."""
+    """What `dvc repro` needs around the project: DVC's folder, and git's unless DVC is configured without it."""
     here = Path.cwd()
     if not (here / "dvc.yaml").is_file():  # outside the project, a test of params.yaml say
         return

@@ -30,7 +30,7 @@ ENDS, SEARCHED = ("exit", "quit"), "searched for"
 
 @dataclass(frozen=True)
 class Options:
-    """What the user asked for, in the words of the command line."""
+    """The request, in the words of the command line."""
 
     words: str = ""
     image: str = ""

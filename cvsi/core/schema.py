@@ -93,6 +93,14 @@ STORED_WEIGHTS = pa.schema({"key": pa.string(), "weights": pa.string()})
 STORED_MASKS = pa.schema({"key": pa.string(), "masked": pa.string()})
 
 
+def with_later_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A table of the store with the schema's later columns, as empty lists where an earlier version left them out."""
+    for name in LATER_COLUMNS:
+        if name in schema.names and name not in table.column_names:
+            table = table.append_column(schema.field(name), pa.array([[]] * table.num_rows, schema.field(name).type))
+    return table
+
+
 def per_query(metrics: Iterable[str]) -> pa.Schema:
     """Ranks of a query's targets and one float64 per metric, in percent; null where the query does not count."""
     return pa.schema([*RANKS, *(pa.field(name, pa.float64()) for name in metrics)])

@@ -41,7 +41,7 @@ CAPTIONS = pl.Schema([("captions", pl.List(pl.String)), ("instruction", pl.Strin
 
 
 class Edit(NamedTuple):
-    """The edited texts, the added objects, and the status of the answers (empty where no model was asked)."""
+    """The edited texts, the added objects, and the status of the answers (empty where no model was called)."""
 
     edited: list[str]
     added: str = ""

@@ -93,7 +93,7 @@ def listen(port: int) -> socket.socket:
 
 
 def serve(searcher: Searcher, state: ServerState, listener: socket.socket) -> None:
-    """Answer until the process is told to end; the state's file exists meanwhile."""
+    """Answer until the process gets a signal to end; the state's file exists meanwhile."""
     config = uvicorn.Config(
         application(searcher, state.token), log_level="error", access_log=False, lifespan="off", server_header=False,
         limit_concurrency=64, timeout_graceful_shutdown=2,

@@ -1,7 +1,7 @@
 """What a server says of itself in a file below `cache/.runs/`, and which artifacts its answers come from.
 
 The file is readable by its owner alone and holds a random token. A client believes a server only after it has proved
-that it knows the token, so another user's process on the same port is never asked.
+that it knows the token, so no query is sent to another user's process on the same port.
 """
 
 import hashlib

@@ -32,6 +32,7 @@ from cvsi.store.rows import Store
 
 LONGEST_STORED = 20_000  # characters of an answer
 LONGEST_FINISH = 300  # characters of a finish reason, which may quote a server
+FAILED_ONCE = pl.col("finish").list.eval(pl.element().str.starts_with(FAILED)).list.any()  # any answer of a query
 EARLIER_TOO_LONG = "prompt too long"  # the status of rows without finish reasons
 
 
@@ -82,7 +83,7 @@ class EditJob(RowJob):
 
     def permanent(self, rows: pa.Table) -> pa.Table:
         """The rows without a failure that may pass."""
-        failed = pl.Series(rows["finish"]).list.eval(pl.element().str.starts_with(FAILED)).list.any()
+        failed = pl.Series("finish", rows["finish"]).to_frame().select(FAILED_ONCE).to_series()
         return rows.filter((~failed).to_arrow())
 
     def load(self, worker: int) -> BlockWorker:
@@ -181,7 +182,7 @@ def write(name: str, params: Params) -> None:
         out.shards(edits.to_arrow(), EDITS)
     if edits.height:
         info("edits: " + ", ".join(f"{number:,} {status}" for status, number in counts(edits["status"]).items()))
-    if again := edits.filter(pl.col("finish").list.eval(pl.element().str.starts_with(FAILED)).list.any()).height:
+    if again := edits.filter(FAILED_ONCE).height:
         warn(
             f"{count(again, 'query')} got no answer because of failures that may pass; to send them again: "
             f"dvc repro --force --single-item edits@{name}"

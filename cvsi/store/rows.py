@@ -28,7 +28,7 @@ from cvsi.core.digest import digest
 from cvsi.core.errors import CvsiError, cause
 from cvsi.core.parquet import check_version, write_parquet
 from cvsi.core.run_log import timed
-from cvsi.core.schema import LATER_COLUMNS
+from cvsi.core.schema import LATER_COLUMNS, with_later_columns
 from cvsi.store.locks import shared_lock, touch
 
 READERS = 8  # files read at once: on a shared disk most of the time is latency
@@ -201,11 +201,11 @@ def _read(file: Path, schema: pa.Schema, columns: list[str] | None = None) -> pa
             columns = [name for name in wanted if name in there or name not in LATER_COLUMNS]
         table = pq.read_table(file, columns=columns or wanted, partitioning=None, page_checksum_verification=True)
         _check_version(table, file)
-        for name in [name for name in wanted if name in LATER_COLUMNS and name not in table.column_names]:
-            table = table.append_column(schema.field(name), pa.array([[]] * table.num_rows, schema.field(name).type))
+        chosen = pa.schema([schema.field(name) for name in wanted])
+        table = with_later_columns(table, chosen)
         if missing := set(wanted) - set(table.column_names):
             raise ValueError(f"no column {min(missing)!r}")
-        return table.select(wanted).cast(pa.schema([schema.field(name) for name in wanted]))
+        return table.select(wanted).cast(chosen)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise Damaged(
             f"{file}: damaged store file ({cause(error)}); run it again: the file is put aside, its rows computed again"

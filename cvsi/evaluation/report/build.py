@@ -40,7 +40,7 @@ def build(name: str, backbone: str, params: Params) -> None:
         pictures = [] if queried.frame.height else gallery_cards.gallery_cards(name, Path(dataset.root))
     left_out = method_table.left_out(name, backbone, params, evaluations)
     published = published_section.section(name, dataset, params.backbone(backbone), queried.splits, table)
-    recipes = provenance.recipes(name, backbone)
+    recipes, edits = provenance.recipes(name, backbone), pl.DataFrame(tables.whole("edits", name))
     page = _template().render(
         name=name, backbone=backbone, main=main, shown=SHOWN, cards=cards, table=table, own=OWN, left_out=left_out,
         gallery=pictures, size=gallery.size, query_file=dataset_format.query_file,
@@ -49,10 +49,10 @@ def build(name: str, backbone: str, params: Params) -> None:
         columns=[column for column in _columns(table) if "/" not in column and not column.endswith((" low", " high"))],
         bars={split: method_table.bars(rows, main) for split, rows in table.items()},
         aspects={split: method_table.by_aspect(rows, main) for split, rows in table.items()},
-        facts=_facts(name, queried, gallery, recipes, dataset.format),
+        facts=_facts(name, queried, gallery, recipes, dataset.format, edits),
         models=_models(name, backbone, params, recipes, edited=queried.frame.height > 0),
         numbers=_aspect_sizes(queried), published=published,
-        warning=fallbacks(pl.DataFrame(tables.whole("edits", name))).warning(dataset.fallback_limit),
+        warning=fallbacks(edits).warning(dataset.fallback_limit),
         recipes={stage: provenance.flat(recipe) for stage, recipe in recipes.items()},
     )  # fmt: skip
     fusions = {key: fusion.recipe() for key, fusion in methods.table(params, name).items()}
@@ -87,11 +87,12 @@ def _aspect_sizes(table: QueryTable) -> dict[str, int]:
     return dict(counts.iter_rows())
 
 
-def _facts(name: str, table: QueryTable, gallery: Gallery, recipes: Recipes, dataset_format: str) -> dict[str, str]:
+def _facts(
+    name: str, table: QueryTable, gallery: Gallery, recipes: Recipes, dataset_format: str, edits: pl.DataFrame
+) -> dict[str, str]:
     """The page's facts of the data: its size, what was dropped, how many edits fell back."""
     images = tables.optional("index", name, "dropped.parquet", DROPPED).num_rows
     dropped = tables.optional("index", name, "dropped_queries.parquet", DROPPED_QUERIES).num_rows
-    edits = pl.DataFrame(tables.whole("edits", name))
     fallen = fallbacks(edits)
     captions = pl.Series(tables.whole("captions", name)["captions"]).list.len()
     number, wanted = int(captions.sum()), recipes["captions"].get("n")
