@@ -7,7 +7,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cvsi.commands import forecast, requirements
+from cvsi.commands import downloads, forecast, requirements
 from cvsi.core.console import count
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import PATH, Params, Run
@@ -29,9 +29,15 @@ def report(params: Params, console: Console) -> int:
     for line in (used, *forecast.memory(params, inventory), forecast.disk(params, inventory), *inventory.notes, *stale):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     table = Table("of", "what", "to compute", "time", title="to do", box=box.SIMPLE_HEAD, title_justify="left")
-    for task in forecast.tasks(params, inventory, changes):
+    tasks = forecast.tasks(params, inventory, changes)
+    for task in tasks:
         table.add_row(*forecast.words(task))
     console.print(table)
+    for line in forecast.sources(tasks):
+        console.print(line, highlight=False, markup=False)
+    if inventory.downloads:
+        console.print(downloads.table(inventory.downloads))
+        console.print(downloads.total(inventory.downloads), highlight=False, markup=False)
     if inventory.terms:
         terms = {", ".join(dict.fromkeys(names)): text for text, names in inventory.terms.items()}
         _print(console, "terms of use", terms)

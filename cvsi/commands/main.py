@@ -12,7 +12,7 @@ from rich.console import Console
 
 from cvsi import __version__
 from cvsi.core import params, paths
-from cvsi.core.console import count, encodable_json, info, seconds, tolerate_encoding, warn
+from cvsi.core.console import count, encodable, encodable_json, info, plain, seconds, tolerate_encoding, warn
 from cvsi.core.errors import CvsiError
 
 WIDE = 160  # columns of a table that is written to a file or a pipe
@@ -204,6 +204,39 @@ def check() -> None:
 
     if report(params.load(), terminal()):
         raise typer.Exit(1)
+
+
+@app.command()
+def add(
+    folder: str = typer.Argument("", help="A folder of photos, anywhere; without one, the presets are printed."),
+    preset: str = typer.Option(
+        "", help="laptop, gpu-24gb, gpu-80gb or server; without it, chosen by the GPU's memory."
+    ),
+    name: str = typer.Option("", help="The dataset's name; without it, made from the folder's."),
+    roots: Annotated[
+        list[str] | None, typer.Option(help="A further folder, to which links in the photos' folder may lead.")
+    ] = None,
+    address: str = typer.Option("", help="Of --preset server: its address; without it, Ollama's on this machine."),
+    model: str = typer.Option("", help="Of --preset server: the model for captions and edits; it must see images."),
+    caption_model: str = typer.Option("", help="Of --preset server: another model for captions."),
+    edit_model: str = typer.Option("", help="Of --preset server: another model for edits."),
+    presets: bool = typer.Option(False, "--presets", help="Print the presets: models, memory, download, rates, terms."),
+) -> None:
+    """Add a folder of photos to params.yaml, with models that fit this machine; show the lines and what to run next."""
+    from cvsi.commands import add as adding
+    from cvsi.commands import preset_table
+
+    console = terminal()
+    if presets or not folder:
+        preset_table.show(console)
+        return
+    options = adding.Options(preset, name, tuple(roots or ()), address, model, caption_model, edit_model)
+    with _one_line():
+        added = adding.add(folder, options)
+    for line in added.facts:
+        info(line)
+    for line in (*added.diff, *(adding.next_lines(added.run) if added.run else ())):
+        console.print(encodable(plain(line), sys.stdout), soft_wrap=True, highlight=False, markup=False)
 
 
 @app.command("set", context_settings={"ignore_unknown_options": True})  # a value may be negative

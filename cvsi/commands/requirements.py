@@ -40,7 +40,8 @@ CONNECT_SECONDS = 1.0
 class Inventory:
     """What is missing and where to get it, notes, which terms of use apply to what, and the listings that were read.
 
-    `present` are a listing's files on disk, by dataset, with their size and time.
+    `present` are a listing's files on disk, by dataset, with their size and time. `downloads` are the missing models of
+    the hub by repository.
     """
 
     missing: dict[str, str] = field(default_factory=dict)
@@ -48,6 +49,7 @@ class Inventory:
     terms: dict[str, list[str]] = field(default_factory=dict)
     listings: dict[str, Listing] = field(default_factory=dict)
     present: dict[str, pl.DataFrame] = field(default_factory=dict)
+    downloads: dict[str, catalogue.Entry] = field(default_factory=dict)
 
     def without_queries(self, name: str) -> bool:
         """Whether a dataset's folder was read and has no queries."""
@@ -62,11 +64,11 @@ class Inventory:
         if note not in self.notes:
             self.notes.append(note)
 
-    def add_terms(self, what: str, source: catalogue.Source) -> None:
+    def add_terms(self, what: str, entry: catalogue.Entry) -> None:
         """Add the terms of something that params.yaml names."""
-        if source.terms:
-            stated = source.commercial or "non-commercial" in source.terms
-            self.terms.setdefault(source.terms + ("" if stated else " (non-commercial)"), []).append(what)
+        if terms := entry.terms:
+            stated = terms.commercial is not False or "non-commercial" in terms.value
+            self.terms.setdefault(terms.value + ("" if stated else " (non-commercial)"), []).append(what)
 
 
 def engines(name: str, dataset: Dataset, without_queries: bool = False) -> Iterator[tuple[str, Requirements]]:
@@ -174,6 +176,7 @@ def _model(inventory: Inventory, noun: str, model: Model, store: Store) -> None:
         if not in_hub_cache(model.name, model.revision):
             at = f" at revision {model.revision}" if model.revision else ""
             inventory.add_missing(f"{noun} {model.name}{at}", source.get)
+            inventory.downloads.setdefault(model.name, source)
     elif recorded(model.name, store):
         inventory.add_note(f"{noun} {path} is not here: rows of it that were unpacked are used, no new ones computed")
     else:
@@ -204,6 +207,7 @@ def _backbone(inventory: Inventory, backbone: Backbone) -> None:
     elif not Path(backbone.pretrained or "").is_file() and not in_hub_cache(source.repository, backbone.revision):
         at = f" at revision {backbone.revision}" if backbone.revision else ""
         inventory.add_missing(f"backbone {backbone.model} {backbone.pretrained}{at}", source.get)
+        inventory.downloads.setdefault(source.repository or f"{backbone.model} {backbone.pretrained}", source)
 
 
 def in_hub_cache(repository: str | None, revision: str | None) -> bool:

@@ -100,10 +100,46 @@ class Document:
         texts = (prefix + text + suffix for text in _spellings(value, wanted))
         return self._first_right(texts, key, wanted, is_alias, target.key, "")
 
-    def append(self, section: str, name: str, block: str) -> str:
+    def anchors(self) -> dict[str, str]:
+        """The anchors of the file's mappings and lists by the dotted key at which they are written."""
+        found = {}
+        for node, key in self._nodes():
+            properties = PROPERTIES.match(self.text[node.start_mark.index :])
+            if properties and (anchor := ANCHOR.search(properties[0])):
+                found[key] = anchor[0].strip()[1:]
+        return found
+
+    def start(self, section: str) -> int:
+        """The position in the text at which a top-level value begins, -1 where there is none."""
+        return next((item.start_mark.index for key, item in self.root.value if key.value == section), -1)
+
+    def extend(self, key: str, item: str) -> str:
+        """The text with one more item, given as YAML, at the end of a list; raises CvsiError where it has no place."""
+        node = self._find(key).node
+        if not isinstance(node, yaml.SequenceNode):
+            raise CvsiError(f"{self.name}: {key} is not a list; add {item} by hand")
+        wanted = [*_construct(node), yaml.safe_load(item)]
+        if node.flow_style:
+            last = self._end_of(node, len(node.value) - 1, node.value[-1]) if node.value else node.start_mark.index
+            at = last if node.value else self.text.index("[", last) + 1
+            text = f"{self.text[:at]}{', ' if node.value else ''}{item}{self.text[at:]}"
+        else:
+            newline = "\r\n" if "\r\n" in self.text else "\n"
+            at = self._line_end(self._end(node))
+            indent = int(node.start_mark.column)
+            text = f"{self.text[:at]}{newline}{' ' * indent}- {item}{self.text[at:]}"
+        try:
+            if _same(Document(text, self.name).get(key), wanted):
+                return text
+        except CvsiError:
+            pass
+        raise CvsiError(f"{self.name}: {item} cannot be added to {key} in this layout; add it by hand")
+
+    def append(self, section: str, name: str, block: str, anchor: str = "") -> str:
         """The text with an entry `name` at the end of a top-level mapping: `block` is its YAML without indentation.
 
-        Raises CvsiError where the section is missing or has the name already.
+        `anchor` is a name by which later parts of the file can refer to the entry. Raises CvsiError where the section
+        is missing or has the name already.
         """
         node = self._find(section).node
         if not isinstance(node, yaml.MappingNode):
@@ -119,7 +155,8 @@ class Document:
         else:
             at = self._line_end(self._end(node))
             head, rest, indent = self.text[:at], self.text[at:], _column(node)
-        lines = [f"{name}:", *(f"  {line}" if line else "" for line in block.rstrip("\n").split("\n"))]
+        head_line = f"{name}: &{anchor}" if anchor else f"{name}:"
+        lines = [head_line, *(f"  {line}" if line else "" for line in block.rstrip("\n").split("\n"))]
         entry = newline.join(" " * indent + line if line else "" for line in lines)
         text = f"{head}{newline}{entry}{rest if rest else newline}"
         try:
@@ -219,6 +256,17 @@ class Document:
         for name, item in items:
             text = str(name) if isinstance(name, int) else str(name.value)
             self._fill_homes(item, f"{key}.{text}" if key else text)
+
+    def _nodes(self) -> Iterator[tuple[yaml.Node, str]]:
+        """Every collection of the file, once, with the key at which it is written."""
+        todo, seen = [self.root], set[int]()
+        while todo:
+            node = todo.pop()
+            if id(node) in seen or isinstance(node, yaml.ScalarNode):
+                continue
+            seen.add(id(node))
+            yield node, self._homes[id(node)]
+            todo += [part for item in node.value for part in (item if isinstance(item, tuple) else (item,))]
 
     def _span(self, node: yaml.Node, key: str) -> tuple[int, int]:
         """Where a node's text is, without its anchor; raises CvsiError where a comment in it would be lost."""
