@@ -3,11 +3,10 @@
 It takes seconds: no model is loaded, and nothing is downloaded or computed.
 """
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from cvsi.commands import forecast, requirements
+from cvsi.commands.layout import Table, say
 from cvsi.core.console import count
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import PATH, Params, Run
@@ -27,8 +26,9 @@ def report(params: Params, console: Console) -> int:
     used = f"datasets {', '.join(params.used_datasets)}; runs {', '.join(params.runs) or 'none'}"
     stale = [line for name, changed in changes.items() if (line := changed.line(name))]
     for line in (used, *forecast.memory(params, inventory), forecast.disk(params, inventory), *inventory.notes, *stale):
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
-    table = Table("of", "what", "to compute", "time", title="to do", box=box.SIMPLE_HEAD, title_justify="left")
+        say(console, line)
+    console.print()
+    table = Table("to do").texts("of", key=True).texts("what").figures("to compute", "time")
     for task in forecast.tasks(params, inventory, changes):
         table.add_row(*forecast.words(task))
     console.print(table)
@@ -38,7 +38,7 @@ def report(params: Params, console: Console) -> int:
     if inventory.missing:
         _print(console, f"missing: {count(len(inventory.missing), 'thing')}", inventory.missing)
     else:
-        console.print("Nothing is missing." + " The index is older than what it lists: dvc repro." * bool(stale))
+        say(console, "Nothing is missing." + " The index is older than what it lists: dvc repro." * bool(stale))
     return len(inventory.missing)
 
 
@@ -85,7 +85,7 @@ def _check_phi(fusion: Fusion, run: Run, params: Params) -> None:
 
 
 def _print(console: Console, title: str, lines: dict[str, str]) -> None:
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", show_header=False)
+    table = Table(title, names=False).texts("of", key=True).texts("what", least=40)
     for name, text in lines.items():
         table.add_row(name, text)
     console.print(table)
