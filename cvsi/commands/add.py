@@ -4,11 +4,11 @@ The file is edited as text, so comments, anchors and order stay. The new text is
 replaces the file; where anything is refused, the file is unchanged.
 """
 
-import difflib
 import os
 import re
 import unicodedata
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import polars as pl
@@ -83,20 +83,11 @@ def add(folder: str, options: Options) -> Added:
     if run in params.runs:
         raise CvsiError(f"{PATH}: runs.{run} exists already; choose another name: --name NAME")
     further = tuple(_written(_directory(other)) for other in options.roots)
-    after = _entries(text, params, chosen, name, _written(root), further, run)
-    facts = _facts(parse(after, PATH), name)
-    replace(PATH, before, after)
-    return Added((f"preset {title}: {why}", *facts), tuple(_diff(text, after)), run)
-
-
-def next_lines(run: str) -> list[str]:
-    """The commands that follow, for people."""
-    return [
-        "next: cvsi check               # what is missing, how much is downloaded, how long it takes",
-        "      cvsi check --download    # fetches the models",
-        "      dvc repro",
-        f'      cvsi search {run} --text "a beach"',
-    ]
+    texts = _entries(text, params, chosen, name, _written(root), further, run)
+    facts = _facts(parse(texts[-1], PATH), name)
+    added = Added((f"preset {title}: {why}", *facts), tuple(_diff(texts)), run)
+    replace(PATH, before, texts[-1])
+    return added
 
 
 def _directory(folder: str) -> Path:
@@ -201,17 +192,21 @@ def _preset(options: Options) -> tuple[str, Preset, str]:
 
 def _entries(
     text: str, params: Params, chosen: Preset, name: str, root: str, further: tuple[str, ...], run: str
-) -> str:
-    """The text of params.yaml with the models, the dataset and the run; entries that are there are used again."""
-    text, captioner = _model(text, "captioners", "captioner", chosen.captioner)
-    text, editor = _model(text, "editors", "editor", chosen.editor)
-    text, backbone = _backbone(text, params, chosen.backbone)
+) -> list[str]:
+    """The text of params.yaml after each entry: models, backbone, dataset, run, active; what is there is used again."""
+    texts = [text]
+    after, captioner = _model(texts[-1], "captioners", "captioner", chosen.captioner)
+    texts.append(after)
+    after, editor = _model(texts[-1], "editors", "editor", chosen.editor)
+    texts.append(after)
+    after, backbone = _backbone(texts[-1], params, chosen.backbone)
+    texts.append(after)
     lines = ["format: folder", f"root: {one_line(root)}"]
     lines += [f"roots: {one_line(list(further))}"] if further else []
     lines += [*captioner, *editor, PROMPTS, NO_PHI, *FUSION]
-    text = Document(text, str(PATH)).append("datasets", name, "\n".join(lines))
-    text = Document(text, str(PATH)).append("runs", run, f"dataset: {name}\nbackbone: {backbone}")
-    return Document(text, str(PATH)).extend("active", name)
+    texts.append(Document(texts[-1], str(PATH)).append("datasets", name, "\n".join(lines)))
+    texts.append(Document(texts[-1], str(PATH)).append("runs", run, f"dataset: {name}\nbackbone: {backbone}"))
+    return [*texts, Document(texts[-1], str(PATH)).extend("active", name)]
 
 
 def _model(text: str, section: str, noun: str, part: Part) -> tuple[str, list[str]]:
@@ -289,11 +284,23 @@ def _queries(listing: Listing) -> str:
     return f"{QUERIES}: {count(listing.queries.height, 'query')}, {labelled:,} with targets"
 
 
-def _diff(before: str, after: str) -> list[str]:
-    """The lines that differ, each with `+` or `-`, and the number of the line where each group begins."""
-    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="", n=0)
+def _diff(texts: list[str]) -> list[str]:
+    """The lines by which each text differs from the one before, with `-` or `+`, below the name of their section."""
     shown = []
-    for line in list(lines)[2:]:
-        place = re.match(r"@@ -\S+ \+(\d+)", line)
-        shown.append(f"{PATH}, line {place[1]}:" if place else line)
+    for before, after in pairwise(texts):
+        if before == after:
+            continue
+        old, new = before.splitlines(), after.splitlines()
+        first = _equal(old, new)
+        last = _equal(old[first:][::-1], new[first:][::-1])
+        section = next((line for line in reversed(new[: first + 1]) if re.match(r"\w", line)), "")
+        shown += [f"{PATH}, {section.partition(':')[0]}:"]
+        shown += [f"-{line}" for line in old[first : len(old) - last]]
+        shown += [f"+{line}" for line in new[first : len(new) - last]]
     return shown
+
+
+def _equal(one: list[str], other: list[str]) -> int:
+    """How many lines at the beginning are equal."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, pair in pairs if pair[0] != pair[1]), min(len(one), len(other)))

@@ -3,11 +3,10 @@
 It takes seconds: no model is loaded, and nothing is downloaded or computed.
 """
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from cvsi.commands import downloads, forecast, requirements
+from cvsi.commands.layout import Table, say
 from cvsi.core.console import count
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import PATH, Params, Run
@@ -27,24 +26,26 @@ def report(params: Params, console: Console) -> int:
     used = f"datasets {', '.join(params.used_datasets)}; runs {', '.join(params.runs) or 'none'}"
     stale = [line for name, changed in changes.items() if (line := changed.line(name))]
     for line in (used, *forecast.memory(params, inventory), forecast.disk(params, inventory), *inventory.notes, *stale):
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
-    table = Table("of", "what", "to compute", "time", title="to do", box=box.SIMPLE_HEAD, title_justify="left")
+        say(console, line)
+    console.print()
+    table = Table("to do").texts("of", key=True).texts("what").figures("to compute", "time")
     tasks = forecast.tasks(params, inventory, changes)
     for task in tasks:
         table.add_row(*forecast.words(task))
     console.print(table)
     for line in forecast.sources(tasks):
-        console.print(line, highlight=False, markup=False)
+        say(console, line)
     if inventory.downloads:
         console.print(downloads.table(inventory.downloads))
-        console.print(downloads.total(inventory.downloads), highlight=False, markup=False)
+        say(console, downloads.total(inventory.downloads))
+        console.print()
     if inventory.terms:
         terms = {", ".join(dict.fromkeys(names)): text for text, names in inventory.terms.items()}
         _print(console, "terms of use", terms)
     if inventory.missing:
         _print(console, f"missing: {count(len(inventory.missing), 'thing')}", inventory.missing)
     else:
-        console.print("Nothing is missing." + " The index is older than what it lists: dvc repro." * bool(stale))
+        say(console, "Nothing is missing." + " The index is older than what it lists: dvc repro." * bool(stale))
     return len(inventory.missing)
 
 
@@ -91,7 +92,7 @@ def _check_phi(fusion: Fusion, run: Run, params: Params) -> None:
 
 
 def _print(console: Console, title: str, lines: dict[str, str]) -> None:
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", show_header=False)
+    table = Table(title, names=False).texts("of", key=True).texts("what", least=40)
     for name, text in lines.items():
         table.add_row(name, text)
     console.print(table)

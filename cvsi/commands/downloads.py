@@ -2,9 +2,7 @@
 
 from collections.abc import Mapping
 
-from rich import box
-from rich.table import Table
-
+from cvsi.commands.layout import Table
 from cvsi.core.console import count, seconds
 from cvsi.models.catalogue import UNKNOWN_TEXT, Entry, gigabytes
 
@@ -13,10 +11,7 @@ MEGABITS = (20, 100, 1000)  # a second, of lines that users have
 
 def table(downloads: Mapping[str, Entry]) -> Table:
     """One row per missing model: its repository, its size, and the source of the size."""
-    shown = Table(box=box.SIMPLE_HEAD, title="to download", title_justify="left")
-    shown.add_column("model", overflow="fold")
-    shown.add_column("size", justify="right", no_wrap=True)
-    shown.add_column("source of the size", overflow="fold")
+    shown = Table("to download").texts("model", key=True).figures("size").texts("source of the size", least=30)
     for name, entry in downloads.items():
         fact = entry.download
         shown.add_row(name, gigabytes(fact and fact.value), fact.source if fact else UNKNOWN_TEXT)
@@ -29,10 +24,10 @@ def total(downloads: Mapping[str, Entry]) -> str:
     size = sum(fact.value for fact in facts if fact)
     without = facts.count(None)
     if not size:
-        return f"to download: {count(without, 'model')} of unknown size"
+        return f"in all {count(without, 'model')} of unknown size"
     times = ", ".join(f"{_duration(size * 8 / (speed * 1e6))} at {_speed(speed)}" for speed in MEGABITS)
     unknown = f", and {count(without, 'model')} of unknown size" if without else ""
-    return f"to download: {gigabytes(size)}{unknown}; {'at least ' if without else ''}{times}"
+    return f"in all {gigabytes(size)}{unknown}; {'at least ' if without else ''}{times}"
 
 
 def _duration(value: float) -> str:

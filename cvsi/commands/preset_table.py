@@ -1,10 +1,9 @@
 """The presets as a table: models with memory, download, rate and terms, and numbered sources below."""
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from cvsi.commands.forecast import BYTES, weights_bytes
+from cvsi.commands.layout import Table, say
 from cvsi.core.params import Backbone
 from cvsi.models import catalogue
 from cvsi.models.catalogue import UNKNOWN_TEXT, Entry, gigabytes
@@ -39,21 +38,18 @@ def show(console: Console) -> None:
     sources = Sources()
     for name, preset in presets().items():
         console.print(table(name, preset, sources))
-    console.print(NOTE, highlight=False, markup=False)
+    say(console, NOTE)
     for line in sources.lines():
-        console.print(line, highlight=False, markup=False)
+        say(console, line)
 
 
 def table(name: str, preset: Preset, sources: Sources) -> Table:
-    """The models of one preset, the terms of each below its name; captioner and editor of `server` are the server's."""
-    title = f"{name}: {preset.machine}"
-    shown = Table("model and its terms", box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
-    shown.columns[0].overflow = "fold"
-    for head in ("memory", "download", "rate"):
-        shown.add_column(head, justify="right", min_width=11)
+    """The models of one preset; captioner and editor of `server` are the server's."""
+    shown = Table(f"{name}: {preset.machine}").texts("model", key=True).figures("memory", "download")
+    shown.texts("rate", least=20).texts("terms", least=60)
     device = "cuda" if preset.gpu_gib else "cpu"
     if name == SERVER:
-        shown.add_row("captioner and editor: the server's", "-", "-", "-")
+        shown.add_row("captioner and editor: the server's", *"----")
     else:
         for part in (preset.captioner, preset.editor):
             model = part.settings["model"]
@@ -65,7 +61,7 @@ def table(name: str, preset: Preset, sources: Sources) -> Table:
 
 
 def _add(shown: Table, name: str, entry: Entry, device: str, precision: str | None, sources: Sources) -> None:
-    """Add a model: memory, download and rate, each with its source's number, or `unknown`; then its terms."""
+    """Add a model: memory, download and rate, each with its source's number, or `unknown`; and its terms."""
     size = weights_bytes(entry, precision if precision in BYTES else ON[device])
     memory = sources.cite(gigabytes(size), entry.parameters.source) if entry.parameters else UNKNOWN_TEXT
     download = sources.cite(gigabytes(entry.download.value), entry.download.source) if entry.download else UNKNOWN_TEXT
@@ -75,5 +71,4 @@ def _add(shown: Table, name: str, entry: Entry, device: str, precision: str | No
         if rate.device == device
     ]
     terms = sources.cite(entry.terms.value, entry.terms.source) if entry.terms else UNKNOWN_TEXT
-    shown.add_row(name, memory, download, "\n".join(rates) or "not measured")
-    shown.add_row(f"  terms: {terms}", "", "", "")
+    shown.add_row(name, memory, download, ", ".join(rates) or "not measured", terms)
