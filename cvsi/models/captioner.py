@@ -1,10 +1,10 @@
 """What captioners share: their common settings, and the interface of a loaded one."""
 
 from collections.abc import Sequence
-from typing import Annotated, Protocol, TypeVar
+from typing import Annotated, Protocol, Self, TypeVar
 
 from PIL import Image
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from cvsi.core.params import Precision, Settings
 
@@ -30,6 +30,13 @@ class SamplingSettings(CaptionerSettings):
     max_tokens: Annotated[int, Field(ge=1, le=512)] = 30
     redraws: Annotated[int, Field(ge=0, le=20)] = 3
     seed: Annotated[int, Field(ge=0, lt=2**53)] = 0
+
+    @model_validator(mode="after")
+    def lengths_fit(self) -> Self:
+        """Refuse a shortest length above the longest."""
+        if self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens is {self.min_tokens}, above max_tokens {self.max_tokens}")
+        return self
 
 
 class Captioner(Protocol[T]):

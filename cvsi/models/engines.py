@@ -21,11 +21,15 @@ M = TypeVar("M", covariant=True)
 
 @dataclass(frozen=True)
 class Model:
-    """A model that must be on this machine or in the hub's cache: its name or folder, and the precision it runs in."""
+    """A model that must be on this machine or in the hub's cache: its name or folder, and the precision it runs in.
+
+    `family` is the `model_type` that its configuration must have; empty where any is fine, or the engine knows better.
+    """
 
     name: str
     revision: str | None = None
     precision: Precision = "auto"
+    family: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ CAPTIONERS: Registry[Engine[Any, Captioner[Any]]] = Registry(
     {
         "transformers": "cvsi.models.blip2:ENGINE",
         "vllm": "cvsi.models.blip2_vllm:ENGINE",
+        "blip": "cvsi.models.blip:ENGINE",
     },
 )
 EDITORS: Registry[Engine[Any, Editor]] = Registry(
