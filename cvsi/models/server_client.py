@@ -11,12 +11,14 @@ are kept.
 import asyncio
 import os
 import random
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
+from cvsi.core.console import info
 from cvsi.core.errors import CvsiError, cause
 from cvsi.models.editor import FAILED, FILTERED, REFUSED, TOO_LONG, Answer, Unfinished
 from cvsi.models.server_errors import CONTEXT, FILTER, TEMPLATE, VISION, avoiding, is_local, retry_after
@@ -73,6 +75,7 @@ class ServerClient:
         self.service, self.at_once = service, at_once
         self.failures = 0  # in a row
         self.answered = False  # whether any request got an answer
+        self.reduced = -TIMEOUT_SECONDS  # when there were last fewer at once, by `time.monotonic`
         key = os.environ.get(service.key, "")
         if not (key.isascii() and key.isprintable()):
             raise CvsiError(
@@ -118,11 +121,11 @@ class ServerClient:
             timeout=TIMEOUT_SECONDS, http_client=http,
         ) as client:  # fmt: skip
 
-            async def work() -> None:
-                for index, request in remaining:
-                    answers[index] = await self._answer(lambda: send(client, request))  # noqa: B023
+            async def work(number: int) -> None:
+                while number < self.at_once and (request := next(remaining, None)):
+                    answers[request[0]] = await self._answer(lambda: send(client, request[1]))  # noqa: B023
 
-            tasks = [asyncio.ensure_future(work()) for _ in range(min(self.at_once, len(requests)))]
+            tasks = [asyncio.ensure_future(work(number)) for number in range(min(self.at_once, len(requests)))]
             try:
                 await asyncio.gather(*tasks)
             finally:
@@ -170,6 +173,7 @@ class ServerClient:
         try:
             return await send()
         except openai.APITimeoutError:
+            self._reduce()
             raise NoAnswer(f"timeout after {TIMEOUT_SECONDS:g} s") from None
         except openai.APIConnectionError as error:
             raise NoAnswer(f"no connection: {cause(error.__cause__ or error)}", reached=False) from None
@@ -178,6 +182,17 @@ class ServerClient:
         except (openai.APIError, httpx.HTTPError, AttributeError, IndexError, TypeError, ValueError):
             # HTML from a proxy, broken JSON, JSON of another kind, no choices
             raise NoAnswer("an answer that is not in OpenAI's format; check the address (it ends in /v1)") from None
+
+    def _reduce(self) -> None:
+        """Send half as many at once after timeouts: many servers compute few at a time and let the others wait."""
+        now = time.monotonic()
+        if self.at_once == 1 or now - self.reduced < TIMEOUT_SECONDS / 2:  # timeouts of the same moment count once
+            return
+        self.at_once, self.reduced = self.at_once // 2, now
+        info(
+            f"{self.service.address}: no answer within {TIMEOUT_SECONDS:g} s; {self.at_once} requests at once from now "
+            "on (compute.requests)"
+        )
 
     def _refused(self, error: Any) -> Answer:
         """What follows from an HTTP status: an answer with a reason, NoAnswer, or a CvsiError."""
