@@ -1,19 +1,27 @@
 """The captioner engine `server` through the stage `captions`: vision servers that work, refuse, cut, fail or differ."""
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
+from PIL import Image
 
 from cvsi.core import params
 from cvsi.core.errors import CvsiError
+from cvsi.core.schema import STORED_ANSWERED_CAPTIONS, STORED_CAPTIONS
+from cvsi.evaluation import scores
+from cvsi.explorer.components import NewQueries
+from cvsi.explorer.images import NewImage
 from cvsi.models import server_client
 from cvsi.models.captioner_server import KEY
-from cvsi.pipeline import captions
+from cvsi.models.engines import EDITORS
+from cvsi.pipeline import captions, edits, vectors
+from tests import toy_engines
 from tests.conftest import COLOURS, Workspace
 from tests.stage_inputs import write_index
 from tests.vision_server import Reply, Script, Seen, VisionServer, choice, error, good, serving
@@ -344,17 +352,65 @@ def test_a_server_that_is_down_is_one_line(case: Case) -> None:
         case.run()
 
 
-@pytest.mark.slow
-def test_all_stages_with_a_refused_image(case: Case) -> None:
+def test_all_stages_with_an_image_without_captions(case: Case) -> None:
     case.captioner(requests=4)
-    case.server.run(only("red", (200, choice("", "content_filter"), {})))
-    case.toy.run("captions", "toy")
-    for stage in (("edits", "toy"), ("gallery_vectors", "toy", "tiny"), ("query_vectors", "toy", "tiny")):
-        case.toy.run(*stage)
-    case.toy.run("scores", "toy", "tiny")
-    gallery = pl.read_parquet("cache/toy/tiny/gallery_vectors/*.parquet")
-    zeros = gallery.select("image_id", total=pl.col("caption").arr.to_list().list.eval(pl.element().abs()).list.sum())
-    assert zeros.filter(pl.col("total") == 0)["image_id"].to_list() == ["red.png"]
-    edits = pl.read_parquet("cache/toy/edits/*.parquet")
-    assert edits["edited"].list.len().min() == 1
-    assert json.loads(Path("cache/toy/tiny/scores/metrics.json").read_text())
+    case.toy.params(datasets__toy__editor={"engine": "rule", "ending": "now"})
+    with EDITORS.using("rule", toy_engines.EDITOR):
+        case.run(only("black", (200, choice("", "content_filter"), {})))
+        edits.write("toy", params.load())
+        vectors.write_gallery("toy", "tiny", params.load())
+        vectors.write_queries("toy", "tiny", params.load())
+        scores.build("toy", "tiny", params.load())
+    lengths = vector_lengths("gallery_vectors", "caption", "image_id")
+    assert lengths.pop("black.png") == 0 and min(lengths.values()) > 0.1
+    assert min(vector_lengths("gallery_vectors", "image", "image_id").values()) > 0.9
+    table = pl.read_parquet("cache/toy/edits/*.parquet")
+    assert table["status"].to_list() == ["ok", "ok", "refused: a tag"]
+    assert table["edited"][2].to_list() == ["costs $5 & is <b>white</b>"]  # there is no caption to fall back to
+    assert vector_lengths("query_vectors", "source", "query_id")["2"] == 0
+    assert vector_lengths("query_vectors", "edited", "query_id")["2"] > 0.9
+    rankings = pl.read_parquet("cache/toy/tiny/scores/rankings.parquet")
+    assert rankings.group_by("query_id").len()["len"].to_list() == [7, 7, 7]
+
+
+def vector_lengths(stage: str, part: str, key: str) -> dict[str, float]:
+    """The length of each vector of a column, by the row's id."""
+    table = pl.read_parquet(f"cache/toy/tiny/{stage}/*.parquet").sort(key)
+    matrix = np.array(table[part].to_list(), dtype=np.float32)
+    return dict(zip(table[key], np.linalg.norm(matrix, axis=1).tolist(), strict=True))
+
+
+def test_a_search_gets_captions_of_a_new_image(case: Case, tmp_path: Path) -> None:
+    path = tmp_path / "new.png"
+    Image.new("RGB", (50, 70), "blue").save(path)
+    image = NewImage.of(path.read_bytes())
+    queries = NewQueries(params.load().run("toy-tiny"), params.load())
+    case.server.run(lambda seen, before: error(400, "bad luck"))
+    assert queries.captions(image) == []
+    case.server.run(good)
+    captions_of_image = queries.captions(image)  # what failed is asked for again
+    assert len(captions_of_image) == 3 and all("blue picture of 50 by 70" in line for line in captions_of_image)
+    case.server.run(good)
+    assert queries.captions(image) == captions_of_image and not case.server.seen
+    case.captioner(seed=1)
+    with pytest.raises(CvsiError, match="the key was refused"):
+        case.server.run(lambda seen, before: good(seen) if len(case.server.seen) < 2 else error(401, "no"))
+        NewQueries(params.load().run("toy-tiny"), params.load()).captions(image)
+
+
+@pytest.mark.parametrize("columns", [("raw", "finish"), ()])
+def test_captions_of_a_pack_are_used_as_they_are(case: Case, columns: tuple[str, ...]) -> None:
+    """`cvsi pack` publishes captions alone; rows with answers are parsed."""
+    job = captions.caption_job("toy", params.load())
+    keys = job.wanted()["key"].to_list()
+    rows: dict[str, Any] = {"key": keys, "captions": [["a disc"]] * 7 + [[]]}
+    schema = STORED_ANSWERED_CAPTIONS if columns else STORED_CAPTIONS
+    rows |= {"raw": [["Caption: a ball"]] * 8, "finish": [["stop"]] * 8} if columns else {}
+    job.store.rows("captions", job.recipe(), schema).append(pa.table(rows, schema=schema))
+    table = case.run()
+    assert not case.server.seen
+    expected = [["a ball"]] * 8 if columns else [["a disc"]] * 7 + [[]]
+    assert table["captions"].to_list() == expected
+    assert table["status"].to_list() == (
+        ["repaired: preamble"] * 8 if columns else ["ok"] * 7 + ["no answer: the store has none"]
+    )
