@@ -7,6 +7,7 @@ from PIL import Image
 from pydantic import Field, PositiveInt, model_validator
 
 from cvsi.core.params import Precision, Settings
+from cvsi.models.editor import Answer
 
 T = TypeVar("T")
 
@@ -47,3 +48,13 @@ class Captioner(Protocol[T]):
 
     def captions(self, images: Sequence[T], digests: Sequence[str]) -> list[list[str]]:
         """Prepared images and their files' digests to at most n captions per image; a caption depends on both alone."""
+
+
+class AnsweringCaptioner(Protocol[T]):
+    """A loaded captioner that answers as a language model does: with texts to be parsed, or with a reason."""
+
+    def prepare(self, image: Image.Image) -> T:
+        """An image (RGB) as the model's input; called in threads."""
+
+    def answers(self, images: Sequence[T], digests: Sequence[str]) -> list[Answer]:
+        """n raw answers per image, image by image; raises Unfinished where it stops early and some are there."""

@@ -369,7 +369,8 @@ def test_every_layout_of_the_file_gets_the_same_settings(place: Path, change: Ca
 @pytest.mark.parametrize(
     ("gib", "name", "why"),
     [(0, "laptop", "nvidia-smi found no GPU"), (8, "laptop", "the GPU has 8 GiB, too little"),
-     (24, "gpu-24gb", "the GPU has 24 GiB"), (22.5, "gpu-24gb", "the GPU has 22 GiB"), (48, "gpu-24gb", "the GPU has 48 GiB"),
+     (24, "gpu-24gb", "the GPU has 24 GiB"), (22.5, "gpu-24gb", "the GPU has 22 GiB"),
+     (48, "gpu-24gb", "the GPU has 48 GiB"),
      (80, "gpu-80gb", "the GPU has 80 GiB"), (141, "gpu-80gb", "the GPU has 141 GiB")],
 )  # fmt: skip
 def test_the_preset_follows_from_the_gpus_memory(

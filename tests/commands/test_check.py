@@ -135,15 +135,18 @@ def describe(block: pl.DataFrame) -> pa.Table:
     return pa.table({"key": block["key"].to_list(), "captions": lines}, schema=STORED_CAPTIONS)
 
 
+@pytest.mark.parametrize("noun", ["captioner", "editor"])
 @pytest.mark.parametrize(("port", "missing"), [(1, 1), (None, 0)])
-def test_the_server_of_an_editor_is_connected_to(toy: Workspace, port: int | None, missing: int) -> None:
+def test_the_server_of_an_engine_is_connected_to(toy: Workspace, port: int | None, missing: int, noun: str) -> None:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
         address = f"http://127.0.0.1:{port or listening.getsockname()[1]}/v1"
-        toy.params(datasets__toy__editor={"engine": "server", "address": address, "model": "m"})
+        toy.params(**{f"datasets__toy__{noun}": {"engine": "server", "address": address, "model": "m"}})
         text = check(missing)
-    assert f"server {address}" in text if missing else "Nothing is missing" in text
+    words = " ".join(text.split())
+    assert (f"server {address}" in words) == bool(missing) and (f"change the {noun}'s address" in words) == bool(missing)
+    assert missing or "Nothing is missing" in text
 
 
 def line_of(text: str, what: str) -> str:
