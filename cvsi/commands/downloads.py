@@ -14,7 +14,7 @@ def table(downloads: Mapping[str, Entry]) -> Table:
     shown = Table("to download").texts("model", key=True).figures("size").texts("source of the size", least=30)
     for name, entry in downloads.items():
         fact = entry.download
-        shown.add_row(name, gigabytes(fact and fact.value), fact.source if fact else UNKNOWN_TEXT)
+        shown.add_row(name, gigabytes(fact.value if fact else None), fact.source if fact else UNKNOWN_TEXT)
     return shown
 
 

@@ -89,6 +89,8 @@ def collect(params: Params) -> Inventory:
     for name in params.used_datasets:
         dataset = params.dataset(name)
         _dataset(inventory, name, dataset)
+        if inventory.without_queries(name):
+            _editor_of_searches(inventory, name, dataset)
         for noun, requirements in engines(name, dataset, inventory.without_queries(name)):
             for model in requirements.models:
                 _model(inventory, noun, model, store)
@@ -100,6 +102,19 @@ def collect(params: Params) -> Inventory:
     for name in params.used_backbones:
         _backbone(inventory, params.backbone(name))
     return inventory
+
+
+def _editor_of_searches(inventory: Inventory, name: str, dataset: Dataset) -> None:
+    """A note on each editor's model that is missing, and that only `cvsi search` needs: the dataset has no queries."""
+    settings = editor_of(dataset, name)
+    for model in editor_engine(settings).requirements(settings).models:
+        if is_hub_name(model.name) and not Path(model.name).is_dir() and not in_hub_cache(model.name, model.revision):
+            fact = catalogue.of_model(model.name).download
+            size = catalogue.gigabytes(fact.value) if fact else "a download of unknown size"
+            inventory.add_note(
+                f"{name}: without queries, the editor {model.name} is needed only to search with an image and a text "
+                f"together; it is not here ({size})"
+            )
 
 
 def _repository(inventory: Inventory) -> None:

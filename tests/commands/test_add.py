@@ -96,7 +96,8 @@ def test_the_entries_are_added_and_every_other_byte_stays(place: Path, options: 
     assert content.active == ("demo", "photos") and content.runs[run].dataset == "photos"
     dataset, backbone = content.dataset("photos"), content.backbone(content.runs[run].backbone)
     assert (dataset.format, dataset.root) == ("folder", "photos") and backbone.phi is None
-    assert "pseudo" not in dataset.fusion["query"] and dataset.prompts.edited == "chat_general"
+    assert dataset.fusion == {"query": {"edited": 1.0}, "gallery": {"image": 0.8, "caption": 0.2}}
+    assert dataset.prompts.edited == "chat_general"
     assert "# No weight for `pseudo`: the published phi" in output
     assert "photos: 2 images" in output and "no such file, so there are no queries (none are needed" in output
     for step in ("cvsi check ", "cvsi check --download", "dvc repro", f"cvsi search {run} --text 'a beach'"):

@@ -145,7 +145,9 @@ def test_the_server_of_an_engine_is_connected_to(toy: Workspace, port: int | Non
         toy.params(**{f"datasets__toy__{noun}": {"engine": "server", "address": address, "model": "m"}})
         text = check(missing)
     words = " ".join(text.split())
-    assert (f"server {address}" in words) == bool(missing) and (f"change the {noun}'s address" in words) == bool(missing)
+    assert (f"server {address}" in words) == bool(missing) and (f"change the {noun}'s address" in words) == bool(
+        missing
+    )
     assert missing or "Nothing is missing" in text
 
 
@@ -360,3 +362,66 @@ def test_tables_fall_back_to_ascii(toy: Workspace) -> None:
         toy.path, {"PYTHONIOENCODING": "ascii"}, "-c", "from cvsi.commands.main import main; main()", "check"
     )
     assert text[1].isascii() and "|" in text[1] and "+--" in text[1]
+
+
+def own_photos(folder: Path, **changes: Any) -> None:
+    """A params.yaml with one dataset, a folder of two pictures, and published models."""
+    draw_pictures(folder / "photos")
+    content = project_params()
+    dataset = {
+        "format": "folder",
+        "root": "photos",
+        "captioner": {"model": "Salesforce/blip2-opt-2.7b-coco", "n": 2},
+        "editor": {"model": "Qwen/Qwen2.5-1.5B-Instruct", "style": "chat"},
+        "fusion": {"query": {"edited": 1.0}, "gallery": {"image": 1.0}},
+    }
+    backbone = {"model": "ViT-B-32-quickgelu", "pretrained": "openai", "precision": "fp32"}
+    datasets = content["datasets"] | {"mine": dataset | changes}
+    backbones = content["backbones"] | {"plain": backbone}
+    runs = {"mine-plain": {"dataset": "mine", "backbone": "plain"}}
+    write(folder, active=["mine"], runs=runs, datasets=datasets, backbones=backbones)
+
+
+@pytest.fixture
+def empty_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory, and a hub's cache without models."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("COLUMNS", "80")
+    return tmp_path
+
+
+def test_what_is_downloaded_is_summed_with_a_time_and_a_source(empty_hub: Path) -> None:
+    own_photos(empty_hub)
+    text = check(1)
+    sizes = section(text, "to download")
+    assert "Salesforce/blip2-opt-2.7b-coco" in sizes and "tree b73fb74" in sizes
+    assert "in all 16 GB; 1 h 47 min at 20 Mbit/s, 21 min at 100 Mbit/s, 2 min at 1 Gbit/s" in " ".join(sizes.split())
+    assert max(map(len, text.splitlines())) <= 80
+    line = " ".join(text.split())
+    assert "mine: without queries, the editor Qwen/Qwen2.5-1.5B-Instruct is needed only to search with an image" in line
+    assert "(3.1 GB)" in line
+
+
+def test_a_model_that_the_catalogue_does_not_know_is_of_unknown_size(empty_hub: Path) -> None:
+    own_photos(empty_hub, captioner={"model": "someone/blip2", "n": 2})
+    sizes = " ".join(section(check(1), "to download").split())
+    assert "someone/blip2 unknown unknown" in sizes
+    assert "in all 0.6 GB, and 1 model of unknown size; at least 4 min at 20 Mbit/s, 48.4 s at 100" in sizes
+
+
+def test_nothing_but_unknown_sizes(empty_hub: Path) -> None:
+    own_photos(empty_hub, captioner={"model": "someone/blip2", "n": 2})
+    content = yaml.safe_load((empty_hub / "params.yaml").read_text())
+    write(empty_hub, active=["mine"], runs={}, datasets=content["datasets"])
+    assert "in all 1 model of unknown size" in check(1)
+
+
+def test_times_come_from_the_catalogue_where_nothing_was_measured_here(empty_hub: Path) -> None:
+    own_photos(empty_hub)
+    text = check(1)
+    (captions_line,) = [line for line in text.splitlines() if "images to 2 captions" in line]
+    assert "not measured yet" in captions_line  # no rate of this model is known
+    assert text.count("about ") >= 2 and "time of image vectors, caption vectors: measured with" in " ".join(
+        text.split()
+    )
