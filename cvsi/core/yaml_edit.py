@@ -79,6 +79,10 @@ class Document:
         """The value at a dotted key, aliases and merges resolved; raises CvsiError where there is none."""
         return _construct(self._find(key).node)
 
+    def home(self, key: str) -> str:
+        """The key at which a value is written, behind aliases and merges; raises CvsiError where there is none."""
+        return self._find(key).key
+
     def set(self, key: str, value: str) -> Change:
         """The text with another value, given as YAML, at a dotted key; list items are numbered from 0.
 
