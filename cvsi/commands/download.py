@@ -92,7 +92,7 @@ def download(params: Params) -> int:
 
 
 def wanted(params: Params, failures: list[str]) -> Iterator[Wanted]:
-    """The hub repositories that datasets and runs need, each once; wrong names of backbones are printed and added to `failures`."""
+    """The hub repositories that datasets and runs need, each once; lines about wrong ones are in `failures`."""
     document = Document(PATH.read_text(encoding="utf-8"), str(PATH))
     inventory, found = requirements.collect(params), dict[tuple[str, str | None, str | None], Wanted]()
 

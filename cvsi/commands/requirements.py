@@ -218,12 +218,14 @@ def _backbone(inventory: Inventory, backbone: Backbone) -> None:
 def in_hub_cache(repository: str, revision: str | None, names: Sequence[str]) -> bool:
     """Whether the first of these files of weights that the local cache has, at a revision or the main one, is whole."""
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    for name in names:
-        file = try_to_load_from_cache(repository, name, revision=revision)
-        if isinstance(file, str):
-            return _complete(Path(file))
-    return False
+    try:
+        found = (try_to_load_from_cache(repository, name, revision=revision) for name in names)
+        file = next((file for file in found if isinstance(file, str)), None)
+    except HFValidationError:  # no name that the hub could have
+        return False
+    return file is not None and _complete(Path(file))
 
 
 def _complete(file: Path) -> bool:
@@ -233,5 +235,12 @@ def _complete(file: Path) -> bool:
     try:
         shards = set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values())
         return all((file.parent / shard).is_file() for shard in shards)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no index of weights: to be downloaded again
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ):  # no index of weights: to be downloaded again
         return False

@@ -225,7 +225,8 @@ def listing(repository: str, revision: str | None) -> Listing:
 
 
 def _check_names(repository: str, revision: str | None) -> None:
-    from huggingface_hub.utils import HFValidationError, validate_repo_id  # type: ignore[attr-defined]
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(repository)

@@ -82,8 +82,8 @@ class Snapshot:
     def fetch(self, file: HubFile, progress: Progress) -> None:
         """Bring a file's missing bytes, verify it and put it in place; another process that does so is waited for.
 
-        Raises WrongDigest, with the file deleted, HubError where the server refuses or ends too early, and CvsiError where
-        the cache cannot be written.
+        Raises WrongDigest, with the file deleted, HubError where the server refuses or ends too early, and CvsiError
+        where the cache cannot be written.
         """
         from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
@@ -159,7 +159,7 @@ class Snapshot:
                     raise Passing("the server sends another part of the file than was asked for")
                 have = 0
             with partial.open("ab" if have else "wb") as out:
-                for chunk in response.iter_bytes(READ_BYTES):
+                for chunk in response.iter_bytes():  # pieces of a fixed size would be lost in a break
                     have += len(chunk)
                     if have > file.size:
                         break
