@@ -72,6 +72,7 @@ class Faults:
     listing: bytes | None = None  # in place of the list
     extra: list[dict[str, Any]] = field(default_factory=list)  # further entries of the list
     encoding: str | None = None
+    without_length: bool = False
     second: float = 0.0  # between two pieces of a file
 
 
@@ -203,7 +204,12 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, status: int, content: bytes, headers: dict[str, str]) -> None:
         faults, is_file = self.server_hub.faults, status in (200, 206) and "ETag" in headers
         self.send_response(status)
-        for name, value in ({"Content-Length": str(len(content))} | headers).items():
+        if is_file and faults.without_length:
+            self.close_connection = True
+            headers = headers | {"Connection": "close"}
+        else:
+            headers = {"Content-Length": str(len(content))} | headers
+        for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
         if is_file and faults.break_after is not None and len(content) > faults.break_after and faults.breaks > 0:

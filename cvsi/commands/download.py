@@ -17,7 +17,7 @@ from cvsi.core.params import PATH, Params
 from cvsi.core.yaml_edit import Document
 from cvsi.models import catalogue
 from cvsi.models.clip_checkpoint import hub_file
-from cvsi.models.hub import HubError, HubFile, Listing, endpoint, listing
+from cvsi.models.hub import HubError, HubFile, Listing, address, listing
 from cvsi.models.hub_cache import Snapshot
 from cvsi.models.hub_files import INDEX, INDEX_BYTES, one_file, small_files, weights
 from cvsi.models.model_id import is_hub_name
@@ -177,7 +177,8 @@ def _announce(plans: list[Plan], cache: Path) -> int:
     """Say how much is to be downloaded, and how many bytes; raises CvsiError where the disk has too little space."""
     size = sum(plan.size for plan in plans)
     todo = size - sum(plan.snapshot.arrived(file) for plan in plans for file in plan.files)
-    info(f"to download: {words(todo)} of {words(size)} from {endpoint()} into {cache}, {words(size - todo)} are there")
+    there = f"; {words(size - todo)} are there and are verified" if size > todo else ""
+    info(f"to download: {words(todo)} of {words(size)} from {address()} into {cache}{there}")
     place = cache
     while not place.exists():
         place = place.parent

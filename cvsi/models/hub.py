@@ -143,6 +143,12 @@ def endpoint() -> str:
     return constants.ENDPOINT
 
 
+def address() -> str:
+    """The hub's address for people, without a user's name and password."""
+    scheme, separator, rest = endpoint().partition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}" or "(HF_ENDPOINT is empty)"
+
+
 def token() -> str | None:
     """The access token of the environment; raises CvsiError, without it, where it cannot be sent."""
     value = os.environ.get(TOKEN, "").strip()
@@ -184,7 +190,7 @@ def check_status(response: "Response", repository: str, what: str) -> None:
         raise Passing(f"the server answers {status}", retry_after(response.headers))
     if status in (200, 206):
         return
-    page = f"{endpoint()}/{repository}"
+    page = f"{address()}/{repository}"
     if status in (401, 403):
         known = f"{TOKEN} gives no access to it" if token() else f"{TOKEN} is not set"
         raise HubError(
@@ -196,8 +202,8 @@ def check_status(response: "Response", repository: str, what: str) -> None:
     if status == 404 and code == "RevisionNotFound":
         raise HubError(f"{repository}: {what}: no such revision (404); correct `revision` in params.yaml")
     if status == 404:
-        raise HubError(f"{repository}: {what}: no such repository or revision (404) at {endpoint()}; correct its name")
-    raise HubError(f"{repository}: {what}: unexpected answer {status} of {endpoint()}; is HF_ENDPOINT a model hub?")
+        raise HubError(f"{repository}: {what}: no such repository or revision (404) at {address()}; correct its name")
+    raise HubError(f"{repository}: {what}: unexpected answer {status} of {address()}; is HF_ENDPOINT a model hub?")
 
 
 def listing(repository: str, revision: str | None) -> Listing:
@@ -213,7 +219,7 @@ def listing(repository: str, revision: str | None) -> Listing:
     try:
         answer = _Info.model_validate_json(content)
     except (ValidationError, RecursionError):
-        raise HubError(f"{repository}: {endpoint()} does not answer as a model hub; check HF_ENDPOINT") from None
+        raise HubError(f"{repository}: {address()} does not answer as a model hub; check HF_ENDPOINT") from None
     if not COMMIT.fullmatch(answer.sha):
         raise HubError(f"{repository}: the server names no commit ({answer.sha[:60]!r}); nothing was downloaded")
     fixed = revision and (COMMIT.fullmatch(revision) or PART.fullmatch(revision))
@@ -267,6 +273,6 @@ def _read(url: str, repository: str, what: str) -> bytes:
 def unreachable(error: Any) -> Unreachable:
     """The error for a hub that does not answer."""
     return Unreachable(
-        f"{endpoint()}: the hub cannot be reached ({cause(error)}); check the network, a proxy and HF_ENDPOINT, or "
+        f"{address()}: the hub cannot be reached ({cause(error)}); check the network, a proxy and HF_ENDPOINT, or "
         "copy the models into the hub's cache from another machine"
     )

@@ -146,7 +146,8 @@ class Snapshot:
         have = _size(partial)
         url = hf_hub_url(listing.repository, file.name, revision=listing.commit)
         with stream(url, {"Range": f"bytes={have}-"} if have else {}) as response:
-            if response.status_code == 416:  # not even the missing bytes are there
+            _check_length(response, file, where)
+            if response.status_code == 416:  # this server has less than the partial file
                 progress(-have)
                 os.truncate(partial, 0)
                 raise Passing("the server refuses to continue the file")
@@ -217,6 +218,16 @@ def digest_of(path: Path, file: HubFile) -> str:
         while data := handle.read(READ_BYTES):
             total.update(data)
     return total.hexdigest()
+
+
+def _check_length(response: "Response", file: HubFile, where: str) -> None:
+    """Raise HubError where an answer says that the whole file is not as long as listed."""
+    headers = response.headers
+    length = headers.get("Content-Range", "").rpartition("/")[2]
+    if response.status_code == 200 and "Content-Encoding" not in headers:
+        length = headers.get("Content-Length", "")
+    if response.status_code in (200, 206, 416) and length.isascii() and length.isdigit() and int(length) != file.size:
+        raise HubError(f"{where}: the server sends {int(length):,} bytes, but lists {file.size:,}; not downloaded")
 
 
 def _continues(response: "Response", have: int) -> bool:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,9 @@ import yaml
 from huggingface_hub import constants
 from typer.testing import CliRunner
 
+from cvsi.commands import download as command
 from cvsi.commands.main import app, main
+from cvsi.core import console
 from cvsi.core.yaml_edit import Document
 from cvsi.models import hub as hub_module
 from tests.conftest import Workspace, environment, project_params
@@ -169,8 +172,17 @@ def test_a_second_call_downloads_nothing_and_verifies_all(place: Workspace, hub:
         Faults(busy=[(503, {}), (429, {"Retry-After": "0.01"}), (500, {}), (502, {}), (408, {})]),
         Faults(busy_listing=[(503, {}), (429, {"Retry-After": "0.01"}), (504, {})]),
         Faults(break_after=0, breaks=3),
+        Faults(break_after=100_000, without_length=True),
     ],
-    ids=["breaks off", "ignores ranges", "another part", "busy", "busy with the list", "breaks off before a byte"],
+    ids=[
+        "breaks off",
+        "ignores ranges",
+        "another part",
+        "busy",
+        "busy with the list",
+        "breaks off before a byte",
+        "ends without a length",
+    ],
 )
 def test_passing_failures_are_tried_again_and_continue(place: Workspace, hub: HubServer, faults: Faults) -> None:
     hub.faults = faults
@@ -243,12 +255,18 @@ def test_wrong_bytes_after_a_break_are_found(place: Workspace, hub: HubServer) -
 @pytest.mark.parametrize(
     ("faults", "words"),
     [
-        (Faults(shorter={"model.safetensors"}), "the server "),
-        (Faults(longer={"model.safetensors"}), "more than the 300,000 bytes it lists; deleted"),
+        (Faults(shorter={"model.safetensors"}), "the server sends 299,997 bytes, but lists 300,000"),
+        (Faults(longer={"model.safetensors"}), "the server sends 300,004 bytes, but lists 300,000"),
+        (Faults(shorter={"model.safetensors"}, without_length=True), "the server sends 299,997 bytes, but lists"),
+        (
+            Faults(shorter={"model.safetensors"}, without_length=True, ignore_range=True),
+            "the server ended early, 7 times in a row",
+        ),
+        (Faults(longer={"model.safetensors"}, without_length=True), "more than the 300,000 bytes it lists; deleted"),
         (Faults(commit_of_file=OTHER), f"but the server sends '{OTHER}'"),
         (Faults(commit=OTHER), f"revision {commit_of(TOWER)} asked, but the server answers with {OTHER}"),
         (Faults(commit="../../../x"), "the server names no commit ('../../../x')"),
-        (Faults(refused={CAPTIONER: 401}), "access refused (401): it is gated, private or does not exist, and HF_TOKEN"),
+        (Faults(refused={CAPTIONER: 401}), "refused (401): it is gated, private or does not exist, and HF_TOKEN"),
         (Faults(refused={CAPTIONER: 403}), "access refused (403)"),
         (Faults(refused={CAPTIONER: 404}), "no such repository or revision (404)"),
         (Faults(refused={CAPTIONER: 418}), "unexpected answer 418"),
@@ -275,8 +293,8 @@ def test_what_a_hub_refuses_or_gets_wrong_is_one_line_each(
 @pytest.mark.parametrize(
     "name",
     [
-        "../../../../evil.json", "/tmp/evil.json", "a/../../evil.json", "a//evil.json", "./evil.json", "a\\..\\evil.json",
-        "evil\n.json", "a\0.json", "..json/../../evil.json", f"{'a' * 300}.json", "\x1b[31m.json",
+        "../../../../evil.json", "/tmp/evil.json", "a/../../evil.json", "a//evil.json", "./evil.json",
+        "a\\..\\evil.json", "evil\n.json", "a\0.json", "..json/../../evil.json", f"{'a' * 300}.json", "\x1b[31m.json",
     ],
 )  # fmt: skip
 def test_names_that_lead_out_of_the_cache_are_refused(place: Workspace, hub: HubServer, name: str) -> None:
@@ -290,7 +308,8 @@ def test_names_that_lead_out_of_the_cache_are_refused(place: Workspace, hub: Hub
 @pytest.mark.parametrize(
     "entry",
     [
-        {"size": None, "blobId": "a" * 40}, {"size": 3}, {"size": 3, "blobId": "../../x"}, {"size": 3, "blobId": "A" * 40},
+        {"size": None, "blobId": "a" * 40}, {"size": 3}, {"size": 3, "blobId": "../../x"},
+        {"size": 3, "blobId": "A" * 40},
         {"size": 3, "blobId": "a" * 40, "lfs": {"sha256": "a" * 40, "size": 3}},
         {"size": 3, "blobId": "a" * 40, "lfs": {"sha256": f"../{'a' * 61}", "size": 3}},
     ],
@@ -363,7 +382,8 @@ def test_a_token_that_cannot_be_sent_is_one_line_without_it(
 
 
 @pytest.mark.parametrize(
-    "address", ["http://127.0.0.1:1", "http://name.invalid", "ftp://127.0.0.1", "nonsense", "http://[::1", "http://"]
+    "address",
+    ["http://127.0.0.1:1", "http://name.invalid", "ftp://127.0.0.1", "nonsense", "http://[::1", "http://", ""],
 )
 def test_without_a_network_it_ends_at_once_in_one_line(
     place: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, address: str
@@ -371,7 +391,24 @@ def test_without_a_network_it_ends_at_once_in_one_line(
     at(monkeypatch, address, place.path / "hub")
     began = time.monotonic()
     line = failed(capsys, monkeypatch)
-    assert f"{address}: the hub cannot be reached" in line and time.monotonic() - began < 8
+    assert f"{address or '(HF_ENDPOINT is empty)'}: the hub cannot be reached" in line and time.monotonic() - began < 8
+
+
+def test_a_password_in_the_address_is_not_printed(
+    place: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at(monkeypatch, "http://me:secret@127.0.0.1:1", place.path / "hub")
+    line = failed(capsys, monkeypatch)
+    assert "http://127.0.0.1:1: the hub cannot be reached" in line and "secret" not in line
+
+
+def test_progress_has_rate_and_remaining_time(
+    place: Workspace, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "PLAIN_SECONDS", 0.0)
+    monkeypatch.setattr(command, "MEGABYTE", 1000)
+    lines = [line for line in download().splitlines() if re.search(r"of 6\d\d MB \([\d,.]+ a second, .* left\)", line)]
+    assert len(lines) > 3
 
 
 def test_offline_is_one_line_unless_all_is_there(
@@ -582,11 +619,11 @@ from cvsi.models.blip2 import Blip2Settings
 from cvsi.models.blip2_model import Blip2
 from cvsi.models.clip_checkpoint import locate
 from cvsi.models.clip_weights import load_into
-model = Blip2(Blip2Settings(model="toys/blip2", revision=sys.argv[1], precision="fp32", n=2), Compute(device="cpu"))
+model = Blip2(Blip2Settings(model="toys/blip2", precision="fp32", n=2), Compute(device="cpu"))
 print(model.captions([model.prepare(Image.new("RGB", (64, 64), "red"))], ["a" * 64]))
-file, _ = locate(Backbone(model="ViT-B-32-quickgelu", pretrained="openai", revision=sys.argv[2]))
+file, _ = locate(Backbone(model="ViT-B-32-quickgelu", pretrained="openai", revision=sys.argv[1]))
 import open_clip
-load_into(open_clip.create_model(sys.argv[3], load_weights=False), __import__("pathlib").Path(file))
+load_into(open_clip.create_model(sys.argv[2], load_weights=False), __import__("pathlib").Path(file))
 print("loaded", file)
 """
 
@@ -599,7 +636,28 @@ def test_real_models_load_from_the_cache_without_a_network(place: Workspace, hub
     hub.faults = Faults(break_after=900_000)
     download()
     env = environment(place.path) | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(place.path / "hub")}
-    command = [sys.executable, "-c", LOAD, commit_of(CAPTIONER), commit_of(TOWER), f"local-dir:{weights / 'clip'}"]
+    command = [sys.executable, "-c", LOAD, commit_of(TOWER), f"local-dir:{weights / 'clip'}"]
     done = subprocess.run(command, cwd=place.path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "[['" in done.stdout and f"loaded {snapshot(place, TOWER) / TOWER_FILE}" in done.stdout
+
+
+EDIT = """
+from cvsi.core.params import Compute
+from cvsi.models.llm_vllm import VllmEditor, VllmEditorSettings
+import sys
+if __name__ == "__main__":
+    settings = VllmEditorSettings(engine="vllm", model="toys/llama", revision=sys.argv[1], precision="fp32", max_tokens=8)
+    print("answered", len(VllmEditor(settings, Compute(device="cpu")).answers(["a red disc"])))
+"""
+
+
+@pytest.mark.slow  # vLLM starts in half a minute
+def test_the_editor_loads_from_the_cache_without_a_network(place: Workspace, hub: HubServer) -> None:
+    hub.add_folder(EDITOR, ROOT / "demo" / "weights" / "llama")
+    download()
+    env = environment(place.path) | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(place.path / "hub")}
+    (place.path / "edit.py").write_text(EDIT, encoding="utf-8")
+    command = [sys.executable, "edit.py", commit_of(EDITOR)]
+    done = subprocess.run(command, cwd=place.path, env=env, capture_output=True, text=True)
+    assert "answered 1" in done.stdout, done.stderr[-3000:]
