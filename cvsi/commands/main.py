@@ -209,13 +209,29 @@ def _check_models(folder: Path) -> None:
 
 
 @app.command()
-def check() -> None:
+def check(
+    download: bool = typer.Option(
+        False,
+        "--download",
+        help="First download the models that are missing from the hub, continue what was begun, verify all of them.",
+    ),
+) -> None:
     """Check params.yaml and the folders it names: what is missing or changed, what would be computed, terms of use."""
-    from cvsi.commands.check import report
+    from cvsi.commands.check import check_blocks, report
 
-    missing = report(params.load(), terminal())
+    settings, failed = params.load(), 0
+    if download:
+        from cvsi.commands.download import download as fetch
+
+        check_blocks(settings)
+        try:
+            failed = fetch(settings)
+        except KeyboardInterrupt:
+            warn("stopped; the next cvsi check --download continues")
+            raise typer.Exit(130) from None
+    missing = report(settings, terminal())
     next_step.after_check(missing).print()
-    if missing:
+    if missing or failed:
         raise typer.Exit(1)
 
 

@@ -6,7 +6,7 @@ terms of use of everything named are collected too.
 
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from configparser import ConfigParser
 from configparser import Error as ConfigError
 from dataclasses import dataclass, field
@@ -27,12 +27,15 @@ from cvsi.datasets.index import read_listing
 from cvsi.datasets.roots import roots_of
 from cvsi.datasets.walk import skipped_lines
 from cvsi.models import catalogue
-from cvsi.models.clip_checkpoint import FOLDER
+from cvsi.models.clip_checkpoint import FOLDER, PICKLE, hub_file
 from cvsi.models.engines import Model, Requirements, captioner_engine, captioner_of, editor_engine, editor_of
 from cvsi.models.model_id import is_hub_name, recorded
 from cvsi.store.rows import Store
 
 WEIGHTS = (".safetensors", ".bin")
+MODEL_FILES = (
+    "model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin"
+)  # fmt: skip
 CONNECT_SECONDS = 1.0
 
 
@@ -108,7 +111,8 @@ def _editor_of_searches(inventory: Inventory, name: str, dataset: Dataset) -> No
     """A note on each editor's model that is missing, and that only `cvsi search` needs: the dataset has no queries."""
     settings = editor_of(dataset, name)
     for model in editor_engine(settings).requirements(settings).models:
-        if is_hub_name(model.name) and not Path(model.name).is_dir() and not in_hub_cache(model.name, model.revision):
+        of_hub = is_hub_name(model.name) and not Path(model.name).is_dir()
+        if of_hub and not in_hub_cache(model.name, model.revision, MODEL_FILES):
             fact = catalogue.of_model(model.name).download
             size = catalogue.gigabytes(fact.value) if fact else "a download of unknown size"
             inventory.add_note(
@@ -188,7 +192,7 @@ def _model(inventory: Inventory, noun: str, model: Model, store: Store) -> None:
         if not any(file.suffix in WEIGHTS for file in path.iterdir()):
             inventory.add_missing(f"weights in {path}", f"put a model with {' or '.join(WEIGHTS)} files there")
     elif is_hub_name(model.name):
-        if not in_hub_cache(model.name, model.revision):
+        if not in_hub_cache(model.name, model.revision, MODEL_FILES):
             at = f" at revision {model.revision}" if model.revision else ""
             inventory.add_missing(f"{noun} {model.name}{at}", source.get)
             inventory.downloads.setdefault(model.name, source)
@@ -219,30 +223,45 @@ def _backbone(inventory: Inventory, backbone: Backbone) -> None:
         config = Path(backbone.model.removeprefix(FOLDER)) / "open_clip_config.json"
         if not config.is_file():
             inventory.add_missing(f"file {config}", "put the model's folder there, or name another")
-    elif not Path(backbone.pretrained or "").is_file() and not in_hub_cache(source.repository, backbone.revision):
+    elif not Path(backbone.pretrained or "").is_file():
         at = f" at revision {backbone.revision}" if backbone.revision else ""
-        inventory.add_missing(f"backbone {backbone.model} {backbone.pretrained}{at}", source.get)
-        inventory.downloads.setdefault(source.repository or f"{backbone.model} {backbone.pretrained}", source)
+        what, advice = f"backbone {backbone.model} {backbone.pretrained}{at}", source.get
+        try:
+            place = hub_file(backbone)
+        except CvsiError as error:
+            place, advice = None, str(error)
+        if place is None or not in_hub_cache(place[0], backbone.revision, (place[1], PICKLE)):
+            inventory.add_missing(what, advice)
+            if place is not None:
+                inventory.downloads.setdefault(place[0], source)
 
 
-def in_hub_cache(repository: str | None, revision: str | None) -> bool:
-    """Whether all weights of a hub repository are in the local cache, at a revision or the main one."""
+def in_hub_cache(repository: str, revision: str | None, names: Sequence[str]) -> bool:
+    """Whether the first of these files of weights that the local cache has, at a revision or the main one, is whole."""
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    if repository is None:
+    try:
+        found = (try_to_load_from_cache(repository, name, revision=revision) for name in names)
+        file = next((file for file in found if isinstance(file, str)), None)
+    except HFValidationError:  # no name that the hub could have
         return False
-    names = ("model.safetensors.index.json", "model.safetensors", "open_clip_model.safetensors",
-             "open_clip_pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model.bin")  # fmt: skip
-    for name in names:
-        file = try_to_load_from_cache(repository, name, revision=revision)
-        if isinstance(file, str):
-            return _complete(Path(file))
-    return False
+    return file is not None and _complete(Path(file))
 
 
 def _complete(file: Path) -> bool:
     """Whether an index's shards are all beside it; a single file is complete."""
     if file.suffix != ".json":
         return True
-    shards = set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values())
-    return all((file.parent / shard).exists() for shard in shards)
+    try:
+        shards = set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values())
+        return all((file.parent / shard).is_file() for shard in shards)
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ):  # no index of weights: to be downloaded again
+        return False

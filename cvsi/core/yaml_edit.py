@@ -79,6 +79,10 @@ class Document:
         """The value at a dotted key, aliases and merges resolved; raises CvsiError where there is none."""
         return _construct(self._find(key).node)
 
+    def home(self, key: str) -> str:
+        """The key at which a value is written, behind aliases and merges; raises CvsiError where there is none."""
+        return self._find(key).key
+
     def set(self, key: str, value: str) -> Change:
         """The text with another value, given as YAML, at a dotted key; list items are numbered from 0.
 
@@ -93,7 +97,8 @@ class Document:
             if target.below:
                 raise self._behind_merge(target.key, mapping, name)
             where = f"{self._homes[id(mapping)]}.{name}"
-            texts = (self._added(mapping, name, text) for text in _spellings(value, wanted))
+            at = next(self._end_of(mapping, key_, item) for key_, item in mapping.value if key_.tag == MERGE)
+            texts = (self._added(mapping, name, text, at) for text in _spellings(value, wanted))
             return self._first_right(texts, key, wanted, is_alias, where, target.key)
         start, end = target.alias or self._span(target.node, key)
         prefix, suffix = self._around(start, end)
@@ -134,6 +139,27 @@ class Document:
         except CvsiError:
             pass
         raise CvsiError(f"{self.name}: {item} cannot be added to {key} in this layout; add it by hand")
+
+    def has(self, key: str) -> bool:
+        """Whether there is a value at a dotted key."""
+        try:
+            return bool(self._find(key))
+        except CvsiError:
+            return False
+
+    def add(self, key: str, value: str) -> Change:
+        """The text with a new key at the end of its mapping, at the anchor where that is aliased; `value` is YAML.
+
+        Raises CvsiError where the mapping is missing or empty, and for a value that is no YAML.
+        """
+        parent, _, name = key.rpartition(".")
+        wanted, is_alias = self._value(value)
+        mapping = self._find(parent).node
+        if not isinstance(mapping, yaml.MappingNode) or not mapping.value:
+            raise CvsiError(f"{self.name}: {parent} is not a mapping with keys; add {name} by hand")
+        where = f"{self._homes[id(mapping)]}.{name}"
+        texts = (self._added(mapping, name, text, self._end(mapping)) for text in _spellings(value, wanted))
+        return self._first_right(texts, key, wanted, is_alias, where, "")
 
     def append(self, section: str, name: str, block: str, anchor: str = "") -> str:
         """The text with an entry `name` at the end of a top-level mapping: `block` is its YAML without indentation.
@@ -302,9 +328,8 @@ class Document:
             before += " "
         return before, after
 
-    def _added(self, mapping: yaml.MappingNode, name: str, value: str) -> str:
-        """The text with a key added to a mapping after its merge."""
-        at = next(self._end_of(mapping, key, item) for key, item in mapping.value if key.tag == MERGE)
+    def _added(self, mapping: yaml.MappingNode, name: str, value: str, at: int) -> str:
+        """The text with a key added to a mapping after the entry that ends at a position."""
         if mapping.flow_style:
             return f"{self.text[:at]}, {name}: {value}{self.text[at:]}"
         at = self._line_end(at)
