@@ -4,6 +4,7 @@ The file is edited as text, so comments, anchors and order stay. The new text is
 replaces the file; where anything is refused, the file is unchanged.
 """
 
+import json
 import os
 import re
 import unicodedata
@@ -114,16 +115,18 @@ def _root(folder: str, params: Params) -> Path:
     if not folder.strip():
         raise CvsiError("the folder's name is empty; give the folder that has the photos")
     path = _directory(folder)
+    if paths.inside(Path.cwd(), path):
+        raise CvsiError(f"{folder}: contains this project; put the photos into a folder of their own")
     for own, what in (
         (paths.CACHE, "computed files are"),
         (Path(params.store), "the store is"),
         (paths.WORLD, "the stage world draws the demo"),
         (paths.DVC_CACHE.parent, "DVC's files are"),
+        *((paths.phi_folder(name), "the training of a phi writes") for name in params.phis),
     ):
-        if paths.inside(path, own):
-            raise CvsiError(f"{folder}: lies in {own}, where {what}; move the photos to another folder")
-    if paths.inside(Path.cwd(), path):
-        raise CvsiError(f"{folder}: contains this project; put the photos into a folder of their own")
+        if paths.inside(path, own) or paths.inside(own, path):
+            relation = "lies in" if paths.inside(path, own) else "contains"
+            raise CvsiError(f"{folder}: {relation} {own}, where {what}; put the photos into a folder of their own")
     return path
 
 
@@ -201,8 +204,8 @@ def _entries(
     texts.append(after)
     after, backbone = _backbone(texts[-1], params, chosen.backbone)
     texts.append(after)
-    lines = ["format: folder", f"root: {one_line(root)}"]
-    lines += [f"roots: {one_line(list(further))}"] if further else []
+    lines = ["format: folder", f"root: {_yaml(root)}"]
+    lines += [f"roots: [{', '.join(map(_yaml, further))}]"] if further else []
     lines += [*captioner, *editor, PROMPTS, NO_PHI, *FUSION]
     texts.append(Document(texts[-1], str(PATH)).append("datasets", name, "\n".join(lines)))
     texts.append(Document(texts[-1], str(PATH)).append("runs", run, f"dataset: {name}\nbackbone: {backbone}"))
@@ -252,7 +255,14 @@ def _backbone(text: str, params: Params, part: Part) -> tuple[str, str]:
 
 def _block(settings: dict[str, object]) -> list[str]:
     """Settings as lines of YAML."""
-    return [f"{key}: {one_line(value)}" for key, value in settings.items()]
+    return [f"{key}: {_yaml(value)}" for key, value in settings.items()]
+
+
+def _yaml(value: object) -> str:
+    """A value as YAML in one line, also inside a list; JSON, which YAML contains, for a text with line breaks."""
+    text = one_line(value)
+    flow = isinstance(value, str) and re.search(r"[\[\]{},]", value)
+    return json.dumps(value, ensure_ascii=False) if flow or yaml.safe_load(text) != value else text
 
 
 def _unused(anchor: str, used: set[str]) -> str:

@@ -33,8 +33,10 @@ def report(params: Params, console: Console) -> int:
     for task in tasks:
         table.add_row(*forecast.words(task))
     console.print(table)
-    for line in forecast.sources(tasks):
-        say(console, line)
+    if sources := forecast.sources(tasks):
+        for line in sources:
+            say(console, line)
+        console.print()
     if inventory.downloads:
         console.print(downloads.table(inventory.downloads))
         say(console, downloads.total(inventory.downloads))

@@ -123,7 +123,6 @@ class Document:
         node = self._find(key).node
         if not isinstance(node, yaml.SequenceNode):
             raise CvsiError(f"{self.name}: {key} is not a list; add {item} by hand")
-        wanted = [*_construct(node), yaml.safe_load(item)]
         if node.flow_style:
             last = self._end_of(node, len(node.value) - 1, node.value[-1]) if node.value else node.start_mark.index
             at = last if node.value else self.text.index("[", last) + 1
@@ -134,7 +133,9 @@ class Document:
             indent = int(node.start_mark.column)
             text = f"{self.text[:at]}{newline}{' ' * indent}- {item}{self.text[at:]}"
         try:
-            if _same(Document(text, self.name).get(key), wanted):
+            after = Document(text, self.name)
+            complete = _same(after.get(key), [*_construct(node), yaml.safe_load(item)])
+            if complete and len(list(changed(self.data, after.data))) == 1:  # the list is no other value's, too
                 return text
         except CvsiError:
             pass

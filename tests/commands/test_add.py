@@ -192,6 +192,24 @@ def in_cache(place: Path) -> None:
     photos(place.parent / "cache" / "mine")
 
 
+def in_data(place: Path) -> None:
+    photos(place.parent / "data" / "demo")
+
+
+def in_models(place: Path) -> None:
+    photos(place.parent / "models" / "tiny" / "mine")
+
+
+def aliased_active(place: Path) -> None:
+    """`active` is also a dataset's list."""
+    text = TEXT.replace("active: [demo]", "active: &all [demo]").replace("    splits: [val]", "    splits: *all")
+    place.write_text(text)
+
+
+def no_list(place: Path) -> None:
+    place.write_text(TEXT.replace("active: [demo]", "active: demo"))
+
+
 def in_store(place: Path) -> None:
     place.write_text(TEXT.replace("store: cache/store", "store: shared"))
     photos(place.parent / "shared" / "mine")
@@ -250,6 +268,11 @@ def long_path(place: Path) -> None:
         (unreadable_queries, ("photos",), "photos/queries.jsonl"),
         (in_cache, ("cache/mine",), "cache/mine: lies in cache"),
         (in_cache, ("cache",), "cache: lies in cache"),
+        (in_data, ("data",), "data: contains data/demo, where the stage world draws the demo"),
+        (in_data, ("data/demo",), "data/demo: lies in data/demo"),
+        (in_models, ("models/tiny/mine",), "models/tiny/mine: lies in models/tiny"),
+        (aliased_active, ("photos", *PRESET), "photos cannot be added to active in this layout; add it by hand"),
+        (no_list, ("photos", *PRESET), "active: "),
         (in_store, ("shared/mine",), "shared/mine: lies in shared, where the store is"),
         (None, (".",), ".: contains this project"),
         (None, ("..",), "..: contains this project"),
@@ -305,6 +328,10 @@ def with_block_list(text: str) -> str:
     return re.sub(r"^active: \[demo\] +(#.*)$", r"active:   \1\n  - demo  # the drawn world", text, flags=re.M)
 
 
+def with_lines_in_the_list(text: str) -> str:
+    return text.replace("active: [demo] ", "active: [\n  demo,   # the drawn world\n] ")
+
+
 def with_empty_captioners(text: str) -> str:
     content = yaml.safe_load(text)
     return yaml.safe_dump(content | {"captioners": {}}, sort_keys=False)
@@ -348,8 +375,8 @@ def without_last_line_break(text: str) -> str:
 
 @pytest.mark.parametrize(
     "change",
-    [with_block_list, with_empty_captioners, without_sections, with_models_last, with_models_in_one_line,
-     without_anchor, with_taken_anchor, with_windows_lines, without_last_line_break],
+    [with_block_list, with_lines_in_the_list, with_empty_captioners, without_sections, with_models_last,
+     with_models_in_one_line, without_anchor, with_taken_anchor, with_windows_lines, without_last_line_break],
 )  # fmt: skip
 def test_every_layout_of_the_file_gets_the_same_settings(place: Path, change: Callable[[str], str]) -> None:
     text = change(TEXT)
@@ -362,7 +389,7 @@ def test_every_layout_of_the_file_gets_the_same_settings(place: Path, change: Ca
     assert content["datasets"]["photos"]["captioner"] == preset.captioner.settings
     assert content["datasets"]["photos"]["editor"] == preset.editor.settings
     assert content["active"] == ["demo", "photos"]
-    kept = [line for line in text.splitlines() if "#" in line and not line.startswith("active")]
+    kept = [line for line in text.splitlines() if "#" in line and not line.startswith(("active", "  demo"))]
     assert [line for line in after.splitlines() if line in kept] == kept
     assert ("\r\n" in text) == (after.count("\n") == after.count("\r\n"))
 
@@ -397,6 +424,36 @@ def test_the_presets_are_printed_with_a_source_for_each_fact(
     listed = {int(number) for number in re.findall(r"^\[(\d+)\] \w", output, flags=re.M)}
     assert cited == listed == set(range(1, len(listed) + 1)) and len(listed) > 8
     assert place.read_text(encoding="utf-8") == TEXT
+
+
+def test_what_the_docs_show_is_what_is_printed(place: Path) -> None:
+    text = (ROOT / "docs" / "own_photos.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"```text\n(cvsi: preset laptop: .*?)```", text, flags=re.S)
+    photos(place.parent / "data" / "photographs", "README.md.png", *(f"{number}.png" for number in range(11)))
+    (place.parent / "data" / "photographs" / "README.md").touch()
+    assert invoke("data/photographs", "--preset", "laptop") == shown
+
+
+def test_an_empty_list_of_active_datasets(place: Path) -> None:
+    place.write_text(TEXT.replace("active: [demo]", "active: []"), encoding="utf-8")
+    invoke("photos", *PRESET)
+    assert params.load().active == ("photos",)
+
+
+@pytest.mark.parametrize("folder", ["line\nbreak", "tab\there", "caf\udce9"])
+def test_odd_names_of_folders_are_one_line(place: Path, folder: str, capsys: pytest.CaptureFixture[str],
+                                           monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    photos(place.parent / "more" / folder)
+    monkeypatch.setattr("sys.argv", ["cvsi", "add", f"more/{folder}", *PRESET])
+    try:
+        main()
+    except SystemExit as ended:
+        assert ended.code in (0, 1)
+    lines = capsys.readouterr().err.splitlines()
+    if folder.startswith("caf"):
+        assert len(lines) == 1 and "the path is not UTF-8 text; rename the folder" in lines[0]
+    else:
+        assert params.load().dataset(params.load().active[1]).root == f"more/{folder}"
 
 
 def test_dvc_reads_the_file_with_such_a_dataset(place: Path) -> None:
