@@ -48,6 +48,7 @@ class SampledCaptioner(ABC, Generic[S]):
             raise misfit(captioner.model, "", left, ADVICE)
         self.model: Any = model.to(self.device).eval().requires_grad_(False)
         self._check_size()
+        self._check_tokenizer()
         self.ends = torch.tensor(self.end_tokens(), device=self.device)
 
     @property
@@ -86,6 +87,18 @@ class SampledCaptioner(ABC, Generic[S]):
             raise CvsiError(
                 f"{self.name}: its preprocessor_config.json makes images of {given[0]} x {given[1]}, its config.json "
                 f"needs {needed[0]} x {needed[1]}; take both files from the same model"
+            )
+
+    def _check_tokenizer(self) -> None:
+        """Raise CvsiError for a tokenizer that lacks most of the model's tokens.
+
+        Where its files are missing, transformers makes one of special tokens alone, and every caption would be empty.
+        """
+        pieces, tokens = len(self.tokenizer), self.model.config.text_config.vocab_size
+        if 2 * pieces < tokens:
+            raise CvsiError(
+                f"{self.name}: its tokenizer has {pieces:,} of the model's {tokens:,} tokens; "
+                "put the model's tokenizer files there (tokenizer.json, or vocab.txt)"
             )
 
     @abstractmethod
