@@ -4,6 +4,7 @@ A model encodes each image once; all sequences of the image continue from there,
 in `sampling`, with numbers that settings and the image's digest decide.
 """
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
@@ -60,6 +61,9 @@ class SampledCaptioner(ABC, Generic[S]):
         """Image processor, tokenizer and model; the model, and what transformers reports about its keys."""
         import transformers  # seconds of imports, needed only when a row is missing
 
+        # For a hub model that is a pickle alone, transformers would ask a web service to convert it, and download the
+        # result as well.
+        os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
         settings = self.settings
         source: dict[str, Any] = {"trust_remote_code": False}  # otherwise transformers offers to run a model's code
         source |= {"revision": settings.revision} if settings.revision else {}

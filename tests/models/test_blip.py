@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, modeling_utils
 
 from cvsi.core import params, tables
 from cvsi.core.errors import CvsiError
@@ -315,6 +316,29 @@ def test_a_prefix_that_all_keys_share_is_removed(blip: Blip, copy: Path, capsys:
     model = Blip(settings(copy), Compute(device="cpu", caption_batch=blip.batch))
     assert f"{copy}: every key begins with 'module.'; loaded without it" in capsys.readouterr().err
     assert model.captions(pixels(blip), DIGESTS) == blip.captions(pixels(blip), DIGESTS)
+
+
+def test_no_service_is_asked_to_convert_a_pickle(copy: Path, blip: Blip, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a hub model without safetensors, transformers would start a thread that does, and download the result."""
+    as_published(copy, blip)
+    monkeypatch.delenv("DISABLE_SAFETENSORS_CONVERSION", raising=False)
+    asked: list[object] = []
+    monkeypatch.setattr(modeling_utils, "auto_conversion", lambda *model, **options: asked.append(model))
+    monkeypatch.setattr(modeling_utils, "has_file", lambda *model, **options: False)
+    monkeypatch.setattr(
+        modeling_utils,
+        "cached_file",
+        lambda model, file, **options: str(copy / file) if (copy / file).is_file() else None,
+    )
+    monkeypatch.setattr(modeling_utils, "is_offline_mode", lambda: False)
+    for number in (1, 0):  # the second time after this project's own loading
+        modeling_utils._get_resolved_checkpoint_files("people/blip", None, None, None, {}, False)
+        for thread in threading.enumerate():
+            if thread.name == "Thread-auto_conversion":
+                thread.join()
+        assert len(asked) == number
+        asked.clear()
+        Blip(settings(copy), CPU)
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.bin", "pytorch_model-1-of-1.bin"])
