@@ -27,6 +27,7 @@ from cvsi.datasets.index import read_listing
 from cvsi.datasets.roots import roots_of
 from cvsi.datasets.walk import skipped_lines
 from cvsi.models import catalogue
+from cvsi.models.captioner_family import CONFIG, FAMILIES, refusal_of_file
 from cvsi.models.clip_checkpoint import FOLDER, PICKLE, hub_file
 from cvsi.models.engines import Model, Requirements, captioner_engine, captioner_of, editor_engine, editor_of
 from cvsi.models.model_id import is_hub_name, recorded
@@ -191,15 +192,32 @@ def _model(inventory: Inventory, noun: str, model: Model, store: Store) -> None:
     if path.is_dir():
         if not any(file.suffix in WEIGHTS for file in path.iterdir()):
             inventory.add_missing(f"weights in {path}", f"put a model with {' or '.join(WEIGHTS)} files there")
+        _family(inventory, model, path / CONFIG)
     elif is_hub_name(model.name):
         if not in_hub_cache(model.name, model.revision, MODEL_FILES):
             at = f" at revision {model.revision}" if model.revision else ""
             inventory.add_missing(f"{noun} {model.name}{at}", source.get)
             inventory.downloads.setdefault(model.name, source)
+        elif config := _cached_config(model):
+            _family(inventory, model, config)
     elif recorded(model.name, store):
         inventory.add_note(f"{noun} {path} is not here: rows of it that were unpacked are used, no new ones computed")
     else:
         inventory.add_missing(f"folder {path}", f"put the {noun}'s model there or change its name in params.yaml")
+
+
+def _family(inventory: Inventory, model: Model, config: Path) -> None:
+    """Whether a model's configuration is of the family that its engine loads."""
+    if model.family and (wrong := refusal_of_file(config, model.family)):
+        inventory.add_missing(f"{FAMILIES[model.family].name} in {model.name}", f"it {wrong}")
+
+
+def _cached_config(model: Model) -> Path | None:
+    """The `config.json` of a hub model in the local cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    file = try_to_load_from_cache(model.name, CONFIG, revision=model.revision)
+    return Path(file) if isinstance(file, str) else None
 
 
 def _server(inventory: Inventory, noun: str, address: str) -> None:

@@ -33,7 +33,7 @@ class Blip(SampledCaptioner[BlipSettings]):
     architecture = FAMILIES[BLIP].architecture
 
     def check(self) -> None:
-        """Raise CvsiError for another model, and for one that lacks a start, an end, or space for the longest caption."""
+        """Raise CvsiError for another model, and one that lacks a start, an end, or space for the longest caption."""
         from transformers import AutoConfig  # seconds of imports, needed only when a row is missing
 
         settings = self.settings

@@ -36,6 +36,8 @@ def refusal(config: Mapping[str, Any], wanted: str) -> str | None:
     The line continues "the model ..." and says what to do.
     """
     family, found = FAMILIES[wanted], config.get("model_type")
+    if found is None:
+        return f"names no model_type in its {CONFIG}; download it again"
     if found != wanted:
         other = FAMILIES.get(str(found))
         advice = f"set engine: {' or '.join(other.engines)}, or name another model" if other else "name another model"

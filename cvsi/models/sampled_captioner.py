@@ -4,6 +4,7 @@ A model encodes each image once; all sequences of the image continue from there,
 in `sampling`, with numbers that settings and the image's digest decide.
 """
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
@@ -48,6 +49,7 @@ class SampledCaptioner(ABC, Generic[S]):
             raise misfit(captioner.model, "", left, ADVICE)
         self.model: Any = model.to(self.device).eval().requires_grad_(False)
         self._check_size()
+        self._check_tokenizer()
         self.ends = torch.tensor(self.end_tokens(), device=self.device)
 
     @property
@@ -59,6 +61,9 @@ class SampledCaptioner(ABC, Generic[S]):
         """Image processor, tokenizer and model; the model, and what transformers reports about its keys."""
         import transformers  # seconds of imports, needed only when a row is missing
 
+        # For a hub model that is a pickle alone, transformers would ask a web service to convert it, and download the
+        # result as well.
+        os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
         settings = self.settings
         source: dict[str, Any] = {"trust_remote_code": False}  # otherwise transformers offers to run a model's code
         source |= {"revision": settings.revision} if settings.revision else {}
@@ -86,6 +91,18 @@ class SampledCaptioner(ABC, Generic[S]):
             raise CvsiError(
                 f"{self.name}: its preprocessor_config.json makes images of {given[0]} x {given[1]}, its config.json "
                 f"needs {needed[0]} x {needed[1]}; take both files from the same model"
+            )
+
+    def _check_tokenizer(self) -> None:
+        """Raise CvsiError for a tokenizer that lacks most of the model's tokens.
+
+        Where its files are missing, transformers makes one of special tokens alone, and every caption would be empty.
+        """
+        pieces, tokens = len(self.tokenizer), self.model.config.text_config.vocab_size
+        if 2 * pieces < tokens:
+            raise CvsiError(
+                f"{self.name}: its tokenizer has {pieces:,} of the model's {tokens:,} tokens; "
+                "put the model's tokenizer files there (tokenizer.json, or vocab.txt)"
             )
 
     @abstractmethod

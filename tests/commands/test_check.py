@@ -18,6 +18,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from cvsi.commands import forecast
 from cvsi.commands.main import app
 from cvsi.commands.times import rate_of, rates
 from cvsi.core import params, run_log
@@ -425,3 +426,102 @@ def test_times_come_from_the_catalogue_where_nothing_was_measured_here(empty_hub
     assert text.count("about ") >= 2 and "time of image vectors, caption vectors: measured with" in " ".join(
         text.split()
     )
+def blip_folder(folder: Path, **config: Any) -> str:
+    """A folder that looks like a captioner's: a configuration and a file of weights, which no check opens."""
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"not opened")
+    (folder / "config.json").write_text(json.dumps({"model_type": "blip"} | config), encoding="utf-8")
+    return str(folder)
+
+
+def test_a_blip_is_known_with_its_counts_terms_and_size(
+    toy: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    toy.params(datasets__toy__captioner={"engine": "blip", "model": "Salesforce/blip-image-captioning-base", "n": 7})
+    text = check(1)
+    assert "images to 7 captions" in text and "at most 8 of 8" in text
+    missing = " ".join(section(text, "missing: 1 thing").split())
+    assert "captioner Salesforce/blip-image-captioning-base" in missing
+    assert "hf download Salesforce/blip-image-captioning-base" in missing
+    assert "BSD 3-Clause" in section(text, "terms of use")
+    monkeypatch.setattr(forecast, "device_kind", lambda compute: "cuda")
+    monkeypatch.setattr(forecast, "_gpu_bytes", lambda: 1 << 28)
+    assert re.search("Salesforce/blip-image-captioning-base takes .* in bf16, more than there is", check(1))
+
+
+@pytest.mark.parametrize(
+    ("engine", "config", "what"),
+    [
+        ("blip", {}, ""),
+        (
+            "blip",
+            {"model_type": "blip-2"},
+            "BLIP in M it is a BLIP-2, not a BLIP; set engine: transformers or vllm, or",
+        ),
+        ("blip", {"model_type": "llava"}, "BLIP in M it is a llava, not a BLIP; name another model"),
+        (
+            "blip",
+            {"architectures": ["BlipForQuestionAnswering"]},
+            "BLIP in M it is a BlipForQuestionAnswering, which writes no captions; name one whose architecture is "
+            "BlipForConditionalGeneration",
+        ),
+        ("blip", {"model_type": None}, "BLIP in M it names no model_type in its config.json; download it again"),
+        ("transformers", {"model_type": "blip-2"}, ""),
+        ("transformers", {}, "BLIP-2 in M it is a BLIP, not a BLIP-2; set engine: blip, or name another model"),
+        (
+            "transformers",
+            {"model_type": "blip-2", "text_config": {"model_type": "t5"}, "use_decoder_only_language_model": False},
+            "BLIP-2 in M it is a BLIP-2 with t5, an encoder-decoder, which no engine here supports; use one with OPT",
+        ),
+        ("vllm", {"model_type": "blip-2", "text_config": {"model_type": "opt"}}, ""),
+        ("vllm", {}, "BLIP-2 in M it is a BLIP, not a BLIP-2; set engine: blip, or name another model"),
+        ("vllm", {"model_type": "qwen2_vl"}, "BLIP-2 in M it is a qwen2_vl, not a BLIP-2; name another model"),
+    ],
+)
+def test_a_captioner_of_another_architecture_is_one_line(
+    engine: str, config: dict[str, Any], what: str, toy: Workspace
+) -> None:
+    toy.params(datasets__toy__captioner={"engine": engine, "model": blip_folder(toy.path / "M", **config)})
+    toy.params(datasets__toy__captioner__model="M")
+    text = check(1 if what else 0)
+    assert what in " ".join(text.split())
+    assert ("missing: 1 thing" in text) == bool(what)
+
+
+@pytest.mark.parametrize("engine", ["blip", "transformers", "vllm"])
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (None, "it has no config.json; put the model's whole folder there"),
+        ("{", "it has no readable config.json (Expecting property name"),
+        ("[1]", "it has no readable config.json (it holds no mapping); download it again"),
+        ("\udcff", "it has no readable config.json ("),
+        ("[" * 100_000, "it has no readable config.json ("),
+    ],
+)
+def test_a_captioner_without_a_readable_configuration_is_one_line(
+    engine: str, content: str | None, what: str, toy: Workspace
+) -> None:
+    model = Path(blip_folder(toy.path / "M"))
+    (model / "config.json").unlink()
+    if content is not None:
+        (model / "config.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    toy.params(datasets__toy__captioner={"engine": engine, "model": "M"})
+    text = check(1)
+    assert what in " ".join(section(text, "missing: 1 thing").split())
+
+
+def test_a_captioner_of_the_hubs_cache_is_looked_at_too(
+    toy: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    cached = tmp_path / "hub/models--people--captioner"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs/main").write_text("a" * 40)
+    (cached / "snapshots").mkdir()
+    blip_folder(cached / "snapshots" / ("a" * 40), model_type="blip-2")
+    toy.params(datasets__toy__captioner={"engine": "blip", "model": "people/captioner"})
+    assert "BLIP in people/captioner it is a BLIP-2, not a BLIP" in " ".join(section(check(1), "missing: 1").split())
+    toy.params(datasets__toy__captioner={"engine": "transformers", "model": "people/captioner"})
+    assert "Nothing is missing" in check(0)
