@@ -174,6 +174,8 @@ def store(
             raise CvsiError("--remove and --unused-for: give one of the two")
         part = usage.part_of(folder, recipe)
         console.print(usage.table([part], f"{folder}: to delete"))
+        if part.by:
+            say(console, f"Outputs here that were made from it: {', '.join(part.by)}")
         if not yes and not typer.confirm("Delete these rows? They are computed again where they are needed."):
             raise typer.Exit(1)
         usage.remove_part(folder, part)
