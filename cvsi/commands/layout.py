@@ -58,13 +58,23 @@ def say(console: Console, text: str, style: str = "") -> None:
         console.print(Text(line, style), soft_wrap=True, highlight=False)
 
 
-def print_all(console: Console, parts: Iterable["Table | str"]) -> None:
+def print_all(console: Console, parts: Iterable["Table | Prose"]) -> None:
     """Print tables and texts."""
     for part in parts:
-        if isinstance(part, str):
-            say(console, part)
-        else:
-            console.print(part)
+        console.print(part)
+
+
+class Prose:
+    """A text between tables, as `console.print` takes it: folded at blanks, with a blank line below."""
+
+    def __init__(self, text: str) -> None:
+        """Keep a plain text, which is not markup."""
+        self.text = plain(text)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The lines."""
+        for line in (*fold(_spelled(self.text, options.encoding), options.max_width, hanging=2), ""):
+            yield Text(line, no_wrap=True, overflow="ignore")
 
 
 @dataclass(frozen=True)
@@ -130,13 +140,13 @@ class Table:
             yield Text(line, style, no_wrap=True, overflow="ignore")
 
     def lines(self, width: int, encoding: str = "utf-8", ascii_only: bool = False) -> Iterator[tuple[str, str]]:
-        """All lines with their styles, none of which is wider than `width`."""
+        """All lines with their styles, none of which is wider than `width`; without a title, the first is blank."""
         spell = partial(_spelled, encoding=encoding)
         rows = [
             replace(row, cells=tuple(spell(cell) for cell in row.cells), heading=spell(row.heading))
             for row in self.rows
         ]
-        for line in fold(_spelled(plain(self.title), encoding), width) if self.title else ():
+        for line in fold(spell(plain(self.title)), width):
             yield line, "italic"
         for block in _blocks(self.columns, rows, width, self.names):
             yield from self._block(block, rows, width, "-" if ascii_only else "─")

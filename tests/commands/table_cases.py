@@ -17,7 +17,7 @@ from rich.console import Console
 from cvsi.commands import check, forecast, search, show, store, summary, sweep_plots, times
 from cvsi.commands.comparison import Comparison, Row
 from cvsi.commands.comparison import tables as compared
-from cvsi.commands.layout import Table, print_all, terminal
+from cvsi.commands.layout import Prose, Table, print_all, terminal
 from cvsi.commands.moved import Changes, Moved
 from cvsi.commands.sweep_grid import Components, Sweep
 from cvsi.core import schema
@@ -100,7 +100,7 @@ def stored() -> Iterable[Table]:
     return [store.table(parts, "cache/store")]
 
 
-def comparison(first: str, second: str) -> Iterable[Table | str]:
+def comparison(first: str, second: str) -> Iterable[Table | Prose]:
     names = ["mAP@5", "mAP@10", "Recall_subset@10", *(f"mAP@10/{aspect}" for aspect in ASPECTS)]
     rows = [
         Row(name=name, first=50.0 + place, second=52.5, difference=2.5 - place, low=-12.25 + place, high=8.5)
@@ -170,7 +170,7 @@ def searched() -> Iterable[Table]:
     return [search.table(Answer(results=tuple(results)))]
 
 
-CASES: dict[str, Callable[[], Iterable[Table | str]]] = {
+CASES: dict[str, Callable[[], Iterable[Table | Prose]]] = {
     "show": shown,
     "times": timed,
     "times-all": timed_all,
