@@ -180,7 +180,7 @@ def store(
             raise typer.Exit(1)
         usage.remove_part(folder, part)
         info(f"{folder}: deleted {part.kind}/{part.folder.name}, {count(part.files, 'file')} ({part.made_by})")
-        next_step.after_deletion().print()
+        next_step.after_deletion(part.by).print()
         return
     parts = usage.survey(folder)
     if unused_for < 0:

@@ -104,8 +104,12 @@ def after_store(parts: Iterable["Part"]) -> Step:
     return Step(("cvsi", "times")) if any(paths.runs_folder().glob("*.json")) else CHECK
 
 
-def after_deletion() -> Step:
-    """After rows were deleted: what is left."""
+def after_deletion(outputs: Iterable[str] = ()) -> Step:
+    """After rows were deleted: the stage that makes one of these outputs from new rows, else what is left."""
+    for output in outputs:
+        dataset, _, stage = output.rpartition("/")
+        if stage in ("captions", "edits"):
+            return Step(("dvc", "repro", "--force", f"{stage}@{dataset}"), "to make that output from new rows")
     return Step(("cvsi", "store"))
 
 

@@ -96,6 +96,8 @@ def steps() -> Iterator[tuple[str, Step, str]]:
     yield "permanent", next_step.after_store([part(OLD, kind="changed_files")]), "cvsi times"
     yield "unused", next_step.after_store([part(OLD)]), "cvsi store --unused-for 30"
     yield "deleted", next_step.after_deletion(), "cvsi store"
+    again = next_step.after_deletion(["demo/tiny/scores", "demo/captions"])
+    yield "deleted under an output", again, "dvc repro --force captions@demo"
     yield "nothing missing", next_step.after_check(0), "dvc repro"
     yield "missing", next_step.after_check(2), "cvsi check"
     yield "set", next_step.after_set("captioners.tiny.n", ["captioners.tiny.n: 5 -> 9"]), "dvc repro"
@@ -145,7 +147,7 @@ def test_each_step_is_what_the_state_calls_for_and_a_command_that_exists() -> No
         assert step.line.startswith(f"next: {command}") and "\n" not in step.line, state
         exists(step.line)
         seen.add(state)
-    assert len(seen) == 36
+    assert len(seen) == 37
 
 
 def test_every_function_is_tested_and_used() -> None:
