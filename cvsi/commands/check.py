@@ -3,6 +3,8 @@
 It takes seconds: no model is loaded, and nothing is downloaded or computed.
 """
 
+from collections.abc import Iterable
+
 from rich.console import Console
 
 from cvsi.commands import downloads, forecast, requirements
@@ -28,11 +30,8 @@ def report(params: Params, console: Console) -> int:
     for line in (used, *forecast.memory(params, inventory), forecast.disk(params, inventory), *inventory.notes, *stale):
         say(console, line)
     console.print()
-    table = Table("to do").texts("of", key=True).texts("what").figures("to compute", "time")
     tasks = forecast.tasks(params, inventory, changes)
-    for task in tasks:
-        table.add_row(*forecast.words(task))
-    console.print(table)
+    console.print(todo(tasks))
     if sources := forecast.sources(tasks):
         for line in sources:
             say(console, line)
@@ -43,12 +42,28 @@ def report(params: Params, console: Console) -> int:
         console.print()
     if inventory.terms:
         terms = {", ".join(dict.fromkeys(names)): text for text, names in inventory.terms.items()}
-        _print(console, "terms of use", terms)
+        console.print(listed("terms of use", terms))
     if inventory.missing:
-        _print(console, f"missing: {count(len(inventory.missing), 'thing')}", inventory.missing)
+        console.print(listed(f"missing: {count(len(inventory.missing), 'thing')}", inventory.missing))
     else:
         say(console, "Nothing is missing." + " The index is older than what it lists: dvc repro." * bool(stale))
     return len(inventory.missing)
+
+
+def todo(tasks: Iterable[forecast.Task]) -> Table:
+    """What is to be computed, as a table."""
+    table = Table("to do").texts("of", key=True).texts("what").figures("to compute", "time")
+    for task in tasks:
+        table.add_row(*forecast.words(task))
+    return table
+
+
+def listed(title: str, lines: dict[str, str]) -> Table:
+    """Names, each with a text beside it."""
+    table = Table(title, names=False).texts("name", key=True).texts("text", least=40)
+    for name, text in lines.items():
+        table.add_row(name, text)
+    return table
 
 
 def check_blocks(params: Params) -> None:
@@ -91,10 +106,3 @@ def _check_phi(fusion: Fusion, run: Run, params: Params) -> None:
             f"{PATH}: datasets.{run.dataset}.fusion has a weight for {', '.join(needing)}, but "
             f"backbones.{run.backbone} has no phi; add a phi, or remove the weight"
         )
-
-
-def _print(console: Console, title: str, lines: dict[str, str]) -> None:
-    table = Table(title, names=False).texts("of", key=True).texts("what", least=40)
-    for name, text in lines.items():
-        table.add_row(name, text)
-    console.print(table)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from pydantic import BaseModel, ConfigDict
 
-from cvsi.commands.layout import Table
+from cvsi.commands.layout import Prose, Table
 from cvsi.commands.moved import DEEPEST, Changes, Moved
 from cvsi.core.console import count, plain
 
@@ -41,7 +41,7 @@ class Comparison(BaseModel):
     doubts: list[str]
 
 
-def tables(comparison: Comparison) -> Iterator[Table | str]:
+def tables(comparison: Comparison) -> Iterator[Table | Prose]:
     """For each split its metrics and what moved, and the fields of the recipes that differ where any do."""
     for split, rows in comparison.splits.items():
         yield _metrics_table(comparison, split, rows)
@@ -65,13 +65,12 @@ def _metrics_table(comparison: Comparison, split: str, rows: list[Row]) -> Table
     return table
 
 
-def _changes(comparison: Comparison, split: str, changes: Changes) -> Iterator[Table | str]:
+def _changes(comparison: Comparison, split: str, changes: Changes) -> Iterator[Table | Prose]:
     """How many queries are better, worse and the same, and a table of those that moved most."""
-    yield (
+    yield Prose(
         f"{split}, {changes.metric}: {comparison.second} is better on "
         f"{count(changes.better, 'query')}, worse on {changes.worse:,}, the same on {changes.same:,}"
     )
-    yield ""
     if not changes.moved:
         return
     table = Table(f"{split}: the queries that moved most; rank is that of the main target, >{DEEPEST:,} if deeper")

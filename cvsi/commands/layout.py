@@ -9,7 +9,8 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Self
 
 from rich.cells import cell_len, chop_cells
@@ -20,6 +21,7 @@ from cvsi.core.console import plain
 
 WIDE = 160  # columns of a page that is written to a file or a pipe
 NARROWEST, WIDEST = 20, 400  # what is taken from COLUMNS; a value outside becomes the nearer one
+HEIGHT = 25  # of a page; nothing that is printed depends on it
 GAP = 2  # blanks between two columns
 KEPT = 12  # columns that a text keeps beside others before the table goes on below, where it is so long
 PIECES = re.compile(r"[^/_\-.,:=]*[/_\-.,:=]+|[^/_\-.,:=]+")  # of a long name or path
@@ -27,7 +29,8 @@ PIECES = re.compile(r"[^/_\-.,:=]*[/_\-.,:=]+|[^/_\-.,:=]+")  # of a long name o
 
 def terminal() -> Console:
     """Standard output with the width that COLUMNS says, else that of the terminal, else a wide page."""
-    return Console(width=page_width())
+    # With a height, too, rich asks neither COLUMNS nor TERM for another width.
+    return Console(width=page_width(), height=HEIGHT)
 
 
 def page_width() -> int:
@@ -55,13 +58,23 @@ def say(console: Console, text: str, style: str = "") -> None:
         console.print(Text(line, style), soft_wrap=True, highlight=False)
 
 
-def print_all(console: Console, parts: Iterable["Table | str"]) -> None:
+def print_all(console: Console, parts: Iterable["Table | Prose"]) -> None:
     """Print tables and texts."""
     for part in parts:
-        if isinstance(part, str):
-            say(console, part)
-        else:
-            console.print(part)
+        console.print(part)
+
+
+class Prose:
+    """A text between tables, as `console.print` takes it: folded at blanks, with a blank line below."""
+
+    def __init__(self, text: str) -> None:
+        """Keep a plain text, which is not markup."""
+        self.text = plain(text)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The lines."""
+        for line in (*fold(_spelled(self.text, options.encoding), options.max_width, hanging=2), ""):
+            yield Text(line, no_wrap=True, overflow="ignore")
 
 
 @dataclass(frozen=True)
@@ -77,11 +90,12 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """The cells of a row and their style; `ruled`: a blank line is above it."""
+    """The cells of a row, or a heading over the whole table, and their style; `ruled`: a blank line is above it."""
 
     cells: tuple[str, ...]
     style: str
     ruled: bool
+    heading: str = ""
 
 
 class Table:
@@ -111,6 +125,11 @@ class Table:
         self.rows.append(Row(tuple(plain(cell) for cell in cells), style, self._ruled))
         self._ruled = False
 
+    def add_heading(self, text: str) -> None:
+        """Add a line that stands over the rows below it and takes the width of the page."""
+        self.rows.append(Row(("",) * len(self.columns), "bold", self._ruled, plain(text)))
+        self._ruled = False
+
     def add_section(self) -> None:
         """Leave a blank line above the next row, where there is one above it."""
         self._ruled = bool(self.rows)
@@ -121,15 +140,19 @@ class Table:
             yield Text(line, style, no_wrap=True, overflow="ignore")
 
     def lines(self, width: int, encoding: str = "utf-8", ascii_only: bool = False) -> Iterator[tuple[str, str]]:
-        """All lines with their styles, none of which is wider than `width`."""
-        rows = [Row(tuple(_spelled(cell, encoding) for cell in row.cells), row.style, row.ruled) for row in self.rows]
-        for line in fold(_spelled(plain(self.title), encoding), width) if self.title else ():
+        """All lines with their styles, none of which is wider than `width`; without a title, the first is blank."""
+        spell = partial(_spelled, encoding=encoding)
+        rows = [
+            replace(row, cells=tuple(spell(cell) for cell in row.cells), heading=spell(row.heading))
+            for row in self.rows
+        ]
+        for line in fold(spell(plain(self.title)), width):
             yield line, "italic"
         for block in _blocks(self.columns, rows, width, self.names):
-            yield from self._block(block, rows, "-" if ascii_only else "─")
+            yield from self._block(block, rows, width, "-" if ascii_only else "─")
             yield "", ""
 
-    def _block(self, block: "Block", rows: Sequence[Row], rule: str) -> Iterator[tuple[str, str]]:
+    def _block(self, block: "Block", rows: Sequence[Row], width: int, rule: str) -> Iterator[tuple[str, str]]:
         """Names, a rule and rows; a row that has nothing in this part of a divided table is left out."""
         divided = len(block.columns) < len(self.columns)
         if self.names:
@@ -137,10 +160,13 @@ class Table:
                 yield line, "bold"
             yield rule * (sum(block.widths) + GAP * (len(block.widths) - 1)), ""
         for row in rows:
-            if divided and not any(row.cells[index] for index in block.own):
+            if divided and not row.heading and not any(row.cells[index] for index in block.own):
                 continue
             if row.ruled:
                 yield "", ""
+            if row.heading:
+                yield from ((line, row.style) for line in fold(row.heading, width))
+                continue
             for line in _row([row.cells[index] for index in block.columns], block, self.columns):
                 yield line, row.style
 
@@ -156,11 +182,12 @@ class Block:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How wide each column is without a fold, how narrow it may be, and how wide its name is."""
+    """How wide each column is without a fold, how narrow it may be, and how wide its name and its figures are."""
 
     natural: tuple[int, ...]
     least: tuple[int, ...]
     heads: tuple[int, ...]
+    figures: tuple[int, ...]
 
 
 def plain_lines(name: str) -> str:
@@ -222,24 +249,26 @@ def _total(widths: Sequence[int]) -> int:
 
 
 def _sizes(columns: Sequence[Column], rows: Sequence[Row], names: bool) -> Sizes:
-    natural, least, heads = [], [], []
+    natural, least, heads, figures = [], [], [], []
     for index, column in enumerate(columns):
         head = max(map(cell_len, column.name.split("\n"))) if names else 0
         cells = max((cell_len(row.cells[index]) for row in rows), default=0)
         natural.append(max(head, cells))
         # A very long name, such as a run's with its state and folder, folds as a text does.
         heads.append(min(head, max(cells, 2 * KEPT)))
+        figures.append(cells if column.figures else 1)
         least.append(max(heads[-1], cells if column.figures else min(cells, column.least)))
-    return Sizes(tuple(natural), tuple(least), tuple(heads))
+    return Sizes(tuple(natural), tuple(least), tuple(heads), tuple(figures))
 
 
 def _block(columns: Sequence[int], own: Sequence[int], sizes: Sizes, width: int) -> Block:
     """Columns with the widths that they get: what is left is given first to those that need the least more.
 
-    Where even the least does not fit, the widest give, names last.
+    Where even the least does not fit, the widest give: first texts, then names, and figures last.
     """
     widths = [sizes.least[index] for index in columns]
-    for floors in ([sizes.heads[index] for index in columns], [1] * len(columns)):
+    whole = [max(sizes.heads[index], sizes.figures[index]) for index in columns]
+    for floors in (whole, [sizes.figures[index] for index in columns], [1] * len(columns)):
         while _total(widths) > width:
             spare = [place for place, floor in enumerate(floors) if widths[place] > max(floor, 1)]
             if not spare:

@@ -174,11 +174,13 @@ def store(
             raise CvsiError("--remove and --unused-for: give one of the two")
         part = usage.part_of(folder, recipe)
         console.print(usage.table([part], f"{folder}: to delete"))
+        if part.by:
+            say(console, f"Outputs here that were made from it: {', '.join(part.by)}")
         if not yes and not typer.confirm("Delete these rows? They are computed again where they are needed."):
             raise typer.Exit(1)
         usage.remove_part(folder, part)
         info(f"{folder}: deleted {part.kind}/{part.folder.name}, {count(part.files, 'file')} ({part.made_by})")
-        next_step.after_deletion().print()
+        next_step.after_deletion(part.by).print()
         return
     parts = usage.survey(folder)
     if unused_for < 0:

@@ -2,6 +2,7 @@
 
 It goes to standard error: standard output has the command's result alone, so a pipe, a file and `--json` receive no
 word of it, while a terminal shows both. With `--json`, no line is printed, since programs may read both streams as one.
+`cvsi serve` has none: it goes on until Ctrl-C, and the line that says where it listens names `cvsi search`.
 """
 
 import shlex
@@ -120,8 +121,12 @@ def after_store(parts: Iterable["Part"]) -> Step:
     return Step(("cvsi", "times")) if any(paths.runs_folder().glob("*.json")) else CHECK
 
 
-def after_deletion() -> Step:
-    """After rows were deleted: what is left."""
+def after_deletion(outputs: Iterable[str] = ()) -> Step:
+    """After rows were deleted: the stage that makes one of these outputs from new rows, else what is left."""
+    for output in outputs:
+        dataset, _, stage = output.rpartition("/")
+        if stage in ("captions", "edits"):
+            return Step(("dvc", "repro", "--force", f"{stage}@{dataset}"), "to make that output from new rows")
     return Step(("cvsi", "store"))
 
 
@@ -181,11 +186,6 @@ def after_search(session: "Search") -> Step:
     if session.best and plain(session.best) == session.best:
         return Step(("cvsi", "search", session.run, f"--like={session.best}"))
     return _open(session.run, session.params.run(session.run))
-
-
-def during_serve(run: str) -> Step:
-    """While `cvsi serve` runs: a search that uses it."""
-    return Step(("cvsi", "search", run, *EXAMPLE), "in another shell")
 
 
 def _open(name: str, run: Run) -> Step:

@@ -4,7 +4,6 @@ import secrets
 import signal
 from types import FrameType
 
-from cvsi.commands import next_step
 from cvsi.core import params
 from cvsi.core.console import info
 from cvsi.core.errors import CvsiError
@@ -30,7 +29,6 @@ def run_server(run: str, port: int) -> None:
         engine = Engine(run, settings)
         info("loading the models")
         engine.load()
-        next_step.during_serve(run).print()
         serve(engine, own, listener)
 
 

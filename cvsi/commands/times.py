@@ -103,7 +103,7 @@ def environment(runs: Sequence[RunRecord]) -> list[str]:
 def tables(runs: Sequence[RunRecord]) -> Iterator[Table]:
     """The time of each run of a stage, by part; and the rows of each kind that these runs needed."""
     took = Table("time per stage").texts("stage", key=True).figures("took", *PARTS, "other").texts("began (UTC)")
-    rows = Table("rows per stage").texts("stage", key=True)
+    rows = Table("rows per stage").texts("stage", key=True, least=16)
     rows.figures("wanted", "equal", "stored", "computed", "took", "load", "per second")
     for record in runs:
         parts = [_short(record.times.get(part)) for part in PARTS] if record.times else ["-"] * len(PARTS)
@@ -111,7 +111,7 @@ def tables(runs: Sequence[RunRecord]) -> Iterator[Table]:
         name = record.name + ("" if record.outcome == "done" else " (did not end well)")
         took.add_row(name, seconds(record.seconds), *parts, other, record.began[:19].replace("T", " "))
         if record.steps:
-            rows.add_row(name, *[""] * 7, style="bold")
+            rows.add_heading(name)
         for step in record.steps:
             rate = "" if step.rate is None else f"{step.rate:,.1f}"
             numbers = (f"{number:,}" for number in (step.rows, step.rows - step.distinct, step.found, step.computed))
