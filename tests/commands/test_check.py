@@ -145,7 +145,9 @@ def test_the_server_of_an_engine_is_connected_to(toy: Workspace, port: int | Non
         toy.params(**{f"datasets__toy__{noun}": {"engine": "server", "address": address, "model": "m"}})
         text = check(missing)
     words = " ".join(text.split())
-    assert (f"server {address}" in words) == bool(missing) and (f"change the {noun}'s address" in words) == bool(missing)
+    assert (f"server {address}" in words) == bool(missing) and (f"change the {noun}'s address" in words) == bool(
+        missing
+    )
     assert missing or "Nothing is missing" in text
 
 
