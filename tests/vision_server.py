@@ -47,10 +47,14 @@ def colour_of(image: Image.Image) -> str:
     small = image.convert("RGB").resize((32, 32), Image.Resampling.NEAREST)
     totals = dict.fromkeys(COLOURS, 0)
     for number, pixel in small.getcolors(32 * 32) or []:
-        nearest = min(COLOURS, key=lambda name: sum(abs(a - b) for a, b in zip(COLOURS[name], pixel, strict=True)))  # noqa: B023
-        totals[nearest] += number
+        totals[nearest(pixel)] += number
     totals["grey"] = 0
     return max(totals, key=totals.__getitem__) if any(totals.values()) else "grey"
+
+
+def nearest(pixel: Any) -> str:
+    """The name of the colour closest to a pixel."""
+    return min(COLOURS, key=lambda name: sum((a - b) ** 2 for a, b in zip(COLOURS[name], pixel, strict=True)))
 
 
 def caption(seen: Seen) -> str:
@@ -154,7 +158,8 @@ def serving(script: Script = good, port: int = 0) -> Iterator[VisionServer]:
 
 if __name__ == "__main__":
     with serving(port=int(sys.argv[1]) if len(sys.argv) > 1 else 0) as running:
-        print(running.address, flush=True)
+        sys.stdout.write(f"{running.address}\n")
+        sys.stdout.flush()
         try:
             threading.Event().wait()
         except KeyboardInterrupt:

@@ -122,7 +122,7 @@ class NewQueries:
 
         def compute(block: pl.DataFrame) -> pa.Table:
             prepared = [image.use(self._captioner.prepare)]
-            return self._caption_job.rows_of(self._captioner, prepared, block["key"].to_list())  # type: ignore[no-any-return]
+            return self._caption_job.rows_of(self._captioner, prepared, block["key"].to_list())
 
         keys = pl.DataFrame({"key": [image.digest]})
         try:

@@ -57,4 +57,4 @@ class AnsweringCaptioner(Protocol[T]):
         """An image (RGB) as the model's input; called in threads."""
 
     def answers(self, images: Sequence[T], digests: Sequence[str]) -> list[Answer]:
-        """n raw answers per image, image by image; raises Unfinished where it stops early and some are there."""
+        """Raw answers, n per image, image by image; raises Unfinished where it stops early and some are there."""

@@ -26,7 +26,7 @@ PROMPT = (
     "Describe this image in one sentence of at most 30 words: what it shows, the colours, and where it is. "
     "Answer with the sentence alone."
 )
-ENCODING = {"format": "JPEG", "quality": 90, "subsampling": 0}  # part of the recipe
+QUALITY = 90  # of the JPEGs that are sent, with colours at full size; part of the recipe
 SEED_BITS = 31  # what every server takes: some want 32 bits, signed
 
 
@@ -122,7 +122,7 @@ def data_url(image: Image.Image, size: int) -> str:
     picture = image.resize((wide, high), Image.Resampling.LANCZOS)  # a copy, also at the same size
     picture.info = {}  # Pillow would write comments and the like
     sink = io.BytesIO()
-    picture.save(sink, **ENCODING)
+    picture.save(sink, "JPEG", quality=QUALITY, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(sink.getvalue()).decode("ascii")
 
 
@@ -148,11 +148,10 @@ def _sent(settings: ServerCaptionerSettings) -> set[str]:
 def _recipe(settings: ServerCaptionerSettings, precision: str, store: Store) -> dict[str, Any]:
     # The address is left out: another server with the same model gives the same rows. Its precision is unknown.
     facts = facts_of(settings, "address", "max_tokens_as") | {"model": settings.model, "revision": settings.revision}
-    encoding = " ".join(f"{name} {value}" for name, value in ENCODING.items())
     # A pack's recipe has flat facts alone.
     flat = {name: value for name, value in facts.items() if name != "chat_template_kwargs"}
     extra = {f"chat_template_kwargs.{name}": value for name, value in settings.chat_template_kwargs.items()}
-    return flat | extra | {"encoding": encoding}
+    return flat | extra | {"encoding": f"JPEG {QUALITY}"}
 
 
 ENGINE = Engine(

@@ -123,7 +123,7 @@ class ServerClient:
 
             async def work(number: int) -> None:
                 while number < self.at_once and (request := next(remaining, None)):
-                    answers[request[0]] = await self._answer(lambda: send(client, request[1]))  # noqa: B023
+                    answers[request[0]] = await self._answer(lambda: send(client, request[1]))
 
             tasks = [asyncio.ensure_future(work(number)) for number in range(min(self.at_once, len(requests)))]
             try:

@@ -71,7 +71,7 @@ def only(colour: str, reply: Reply) -> Callable[[Seen, int], Reply]:
 
 
 def texts(table: pl.DataFrame, colour: str) -> list[str]:
-    return table.filter(pl.col("image_id") == f"{colour}.png")["captions"][0].to_list()
+    return table.filter(pl.col("image_id") == f"{colour}.png")["captions"][0].to_list()  # type: ignore[no-any-return]
 
 
 def status(table: pl.DataFrame, colour: str) -> str:
@@ -270,7 +270,10 @@ def test_a_server_that_breaks_off_ends_the_run_and_captions_that_arrived_are_kep
         (error(403, "no"), "the key was refused; set the environment variable CVSI_CAPTIONER_KEY"),
         (error(404, "no"), "no model 'm' there (or no such path); check the captioner in params.yaml"),
         (error(429, "quota", code="insufficient_quota"), "the account's quota is used up"),
-        (error(400, "Use 'max_completion_tokens' instead"), "set max_tokens_as: max_completion_tokens for the captioner"),
+        (
+            error(400, "Use 'max_completion_tokens' instead"),
+            "set max_tokens_as: max_completion_tokens for the captioner",
+        ),
         (error(400, "'temperature' does not support 1.0"), "set send_temperature: false for the captioner"),
         (error(400, "Unsupported parameter: top_p is not supported"), "set send_top_p: false for the captioner"),
         (error(422, "seed: extra fields not permitted"), "set send_seed: false for the captioner"),
@@ -303,7 +306,9 @@ def test_what_concerns_every_image_ends_the_run_with_one_line(case: Case, reply:
     ],
 )
 def test_a_server_without_vision_ends_the_run_with_one_line(case: Case, reply: Reply) -> None:
-    with pytest.raises(CvsiError, match="'m' takes no images there .*; name a vision model for the captioner") as raised:
+    with pytest.raises(
+        CvsiError, match=r"'m' takes no images there .*; name a vision model for the captioner"
+    ) as raised:
         case.run(lambda seen, before: reply)
     assert "\n" not in str(raised.value) and len(case.server.seen) == 1
 
@@ -316,7 +321,9 @@ def test_a_complaint_about_one_image_after_good_answers_does_not_end_the_run(cas
 
 @pytest.mark.parametrize("reply", [(200, choice("I cannot see images."), {}), (200, choice("", "content_filter"), {})])
 def test_a_dataset_without_any_caption_is_one_line_and_no_table(case: Case, reply: Reply) -> None:
-    with pytest.raises(CvsiError, match=r"datasets\.toy\.captioner: none of 8 images got a caption; most frequent: ref"):
+    with pytest.raises(
+        CvsiError, match=r"datasets\.toy\.captioner: none of 8 images got a caption; most frequent: ref"
+    ):
         case.run(lambda seen, before: reply)
     assert not Path("cache/toy/captions").exists()
 
