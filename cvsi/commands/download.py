@@ -206,14 +206,13 @@ def _fetch(plan: Plan, meter: "_Bytes") -> None:
 def _report(plan: Plan) -> None:
     """What came of a repository, and how to pin it where it is not."""
     model, found = plan.wanted, plan.snapshot.listing
-    asked = f"revision {found.asked}" if found.asked else "no revision"
-    info(
-        f"{model.noun} {model.repository}: {asked} asked, {found.commit} got; "
-        f"{count(len(plan.files), 'file')}, {words(plan.size)}, verified, in {plan.snapshot.path}"
-    )
+    asked = f"revision {found.asked} asked" if found.asked else "no revision asked"
+    got = f"{asked} and got" if found.asked == found.commit else f"{asked}, {found.commit} got"
+    info(f"{model.noun} {model.repository}: {got}")
+    info(f"  {count(len(plan.files), 'file')}, {words(plan.size)}, verified, in {plan.snapshot.path}")
     if found.asked != found.commit:
         for key in model.keys:
-            info(f"to pin it: cvsi set {key} {found.commit}")
+            info(f"  to pin it: cvsi set {key} {found.commit}")
 
 
 def words(size: int) -> str:

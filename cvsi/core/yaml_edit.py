@@ -159,7 +159,8 @@ class Document:
         if not isinstance(mapping, yaml.MappingNode) or not mapping.value:
             raise CvsiError(f"{self.name}: {parent} is not a mapping with keys; add {name} by hand")
         where = f"{self._homes[id(mapping)]}.{name}"
-        texts = (self._added(mapping, name, text, self._end(mapping)) for text in _spellings(value, wanted))
+        at = self._end_of(mapping, *mapping.value[-1])
+        texts = (self._added(mapping, name, text, at) for text in _spellings(value, wanted))
         return self._first_right(texts, key, wanted, is_alias, where, "")
 
     def append(self, section: str, name: str, block: str, anchor: str = "") -> str:

@@ -130,6 +130,8 @@ class Snapshot:
                 failure = Passing("the server ended early")
             except Passing as error:
                 failure = error
+            except (httpx2.ReadError, httpx2.RemoteProtocolError):
+                failure = Passing(f"the connection broke off at {_size(partial):,} of {file.size:,} bytes")
             except (httpx2.HTTPError, httpx2.InvalidURL) as error:
                 failure = Passing(f"the connection failed ({cause(error)})")
             if _size(partial) == file.size:

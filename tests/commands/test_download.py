@@ -150,8 +150,9 @@ def test_only_what_is_needed_is_downloaded_and_the_check_finds_it(place: Workspa
     size = sum(len(hub.repositories[name].files[file]) for name, needed in NEEDED.items() for file in needed)
     index = len(hub.repositories[EDITOR].files["model.safetensors.index.json"])  # downloaded to choose the rest
     assert f"to download: {(size - index) / 1000:.1f} kB of {size / 1000:.1f} kB from {hub.address} into" in text
-    assert f"captioner {CAPTIONER}: no revision asked, {commit_of(CAPTIONER)} got; 3 files, 300.0 kB, verified" in text
-    assert f"editor {EDITOR}: revision {commit_of(EDITOR)} asked, {commit_of(EDITOR)} got" in text
+    assert f"captioner {CAPTIONER}: no revision asked, {commit_of(CAPTIONER)} got\n" in text
+    assert f"  3 files, 300.0 kB, verified, in {snapshot(place, CAPTIONER)}\n" in text
+    assert f"editor {EDITOR}: revision {commit_of(EDITOR)} asked and got\n" in text
     assert f"in {snapshot(place, TOWER)}" in text
     assert text.count("to pin it") == 1, "only the captioner has no revision"
     assert hub.sent == size and "Nothing is missing." in text
@@ -647,7 +648,7 @@ from cvsi.core.params import Compute
 from cvsi.models.llm_vllm import VllmEditor, VllmEditorSettings
 import sys
 if __name__ == "__main__":
-    settings = VllmEditorSettings(engine="vllm", model="toys/llama", revision=sys.argv[1], precision="fp32", max_tokens=8)
+    settings = VllmEditorSettings(engine="vllm", model="toys/llama", revision=sys.argv[1], precision="fp32")
     print("answered", len(VllmEditor(settings, Compute(device="cpu")).answers(["a red disc"])))
 """
 
