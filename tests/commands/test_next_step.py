@@ -125,6 +125,12 @@ def steps() -> Iterator[tuple[str, Step, str]]:
     yield "hostile", next_step.after_search(session(True, "a\x1b[2J.png")), "cvsi open demo-tiny"
     yield "no result", next_step.after_search(session(True, "")), "cvsi open demo-tiny"
     yield "version", next_step.after_version(), "cvsi check"
+    added = ("cvsi check", "cvsi check --download", "dvc repro", "cvsi search mine-laptop --text 'a beach'")
+    for step, command in zip(next_step.after_add("mine-laptop"), added, strict=True):
+        yield f"added, then {command}", step, command
+    (already,) = next_step.after_add("")
+    yield "added already", already, "cvsi check"
+    yield "presets", next_step.after_presets(), "cvsi add FOLDER --preset NAME"
     both = write(TWO)
     make("demo/vit-b-32/scores/metrics.json")
     yield "two runs", next_step.after_summary(summed("first", "second"), both), "cvsi compare first second"
@@ -147,7 +153,7 @@ def test_each_step_is_what_the_state_calls_for_and_a_command_that_exists() -> No
         assert step.line.startswith(f"next: {command}") and "\n" not in step.line, state
         exists(step.line)
         seen.add(state)
-    assert len(seen) == 37
+    assert len(seen) == 43
 
 
 def test_every_function_is_tested_and_used() -> None:
