@@ -1,8 +1,8 @@
 """Estimates how many rows each stage must compute, and how long, before anything is started.
 
 The rows are those of the stages' own jobs. Counts are exact where the tables that a job reads are there and the
-dataset's folder has not changed since, else the most that the listing allows. A time is given only where this folder's
-records contain enough measured rows of the same recipe.
+dataset's folder has not changed since, else the most that the listing allows. A time follows from this folder's records
+where they contain enough measured rows of the same recipe, else from a rate of the catalogue, which is named.
 """
 
 import os
@@ -37,7 +37,10 @@ COUNTED = 200_000  # rows that are counted exactly; the keys of more take too lo
 
 @dataclass(frozen=True)
 class Task:
-    """One kind of row that a dataset, or a run, needs: how many, how many are not stored, and seconds for these."""
+    """One kind of row that a dataset, or a run, needs: how many, how many are not stored, and seconds for these.
+
+    `source` names where the rate was measured, if not here.
+    """
 
     name: str
     kind: str
@@ -45,6 +48,7 @@ class Task:
     todo: int
     exact: bool
     seconds: float | None = None
+    source: str = ""
 
 
 def changes_of(params: Params, inventory: Inventory) -> dict[str, Changes]:
@@ -76,19 +80,24 @@ def _of_dataset(name: str, params: Params, inventory: Inventory, changes: Change
     indexed, captioned = exists("index", name), exists("index", name) and exists("captions", name)
     of_images, of_texts = _More(changes.files, changes.new), _More(changes.files * n, changes.new * n)
     of_queries = _More(changes.edits, max(changes.queries - changes.removed_queries, 0))
-    listed = [_task(captions, name, f"images to {n} captions", images, indexed, of_images)]
+    on = device_kind(params.compute)
+    captioning = _rate(catalogue.of_model(captions.settings.model), "captions", on, n)
+    listed = [_task(captions, name, f"images to {n} captions", images, indexed, of_images, captioning)]
     if queries or of_queries.todo:
-        listed.append(_task(edit_job(name, params), name, "queries to edit", queries, captioned, of_queries))
+        edits = edit_job(name, params)
+        editing = _rate(catalogue.of_model(edits.settings.model), "edits", on)
+        listed.append(_task(edits, name, "queries to edit", queries, captioned, of_queries, editing))
     else:  # the editor is not needed and need not be there
         listed.append(Task(name, "no queries to edit", 0, 0, True))
     for run in params.runs.values():
         if run.dataset == name:
             for job in gallery_jobs(name, run.backbone, params):
                 of_run = f"{name}, {run.backbone}"
+                embedding = _rate(catalogue.of_backbone(params.backbone(run.backbone)), job.kind, on)
                 if job.words.noun == "image":
-                    listed.append(_task(job, of_run, "image vectors", images, indexed, of_images))
+                    listed.append(_task(job, of_run, "image vectors", images, indexed, of_images, embedding))
                 else:
-                    listed.append(_task(job, of_run, "caption vectors", images * n, captioned, of_texts))
+                    listed.append(_task(job, of_run, "caption vectors", images * n, captioned, of_texts, embedding))
     return listed
 
 
@@ -99,7 +108,20 @@ class _More(NamedTuple):
     total: int
 
 
-def _task(job: RowJob, name: str, kind: str, most: int, countable: bool, more: _More) -> Task:
+class _Rate(NamedTuple):
+    """Rows a second that were measured elsewhere, and where; None and nothing if that is unknown."""
+
+    per_second: float | None
+    source: str
+
+
+def _rate(entry: catalogue.Entry, kind: str, on: str, texts: int = 1) -> _Rate:
+    """The catalogue's rate of a kind of row, each of which has so many texts."""
+    rate = entry.rate(kind, on)
+    return _Rate(rate.per_second / texts, rate.source) if rate else _Rate(None, "")
+
+
+def _task(job: RowJob, name: str, kind: str, most: int, countable: bool, more: _More, known: _Rate) -> Task:
     """The rows of one job: counted by key where its tables are there and not too large, else the most there can be."""
     counted = countable and most <= COUNTED
     total, todo, recipe = most, most, job.recipe()
@@ -109,7 +131,9 @@ def _task(job: RowJob, name: str, kind: str, most: int, countable: bool, more: _
         total += more.total
         todo = min(todo + more.todo, total)
     rate = rate_of(job.kind, digest(recipe), todo)
-    return Task(name, kind, total, todo, counted and not more.todo, todo / rate if rate else None)
+    source = known.source if rate is None and todo else ""
+    rate = rate or known.per_second
+    return Task(name, kind, total, todo, counted and not more.todo, todo / rate if rate else None, source)
 
 
 def _images(name: str, params: Params, inventory: Inventory) -> int:
@@ -141,20 +165,25 @@ def _queries(name: str, params: Params, inventory: Inventory) -> int:
 def memory(params: Params, inventory: Inventory) -> list[str]:
     """A line for each model that is known to need more memory than there is, and one for the machine."""
     on = device_kind(params.compute)
-    available = _gpu_bytes() if on == "cuda" else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    available = gpu_bytes() if on == "cuda" else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     lines = [f"{'GPU' if on == 'cuda' else 'main'} memory {available / GIB:.0f} GiB, {os.cpu_count()} processors"]
-    models: dict[str, tuple[catalogue.Source, Precision]] = {}
+    models: dict[str, tuple[catalogue.Entry, Precision]] = {}
     for name in params.used_datasets:
         for _, requirements in engines(name, params.dataset(name), inventory.without_queries(name)):
             models |= {model.name: (catalogue.of_model(model.name), model.precision) for model in requirements.models}
     for name in params.used_backbones:
         backbone = params.backbone(name)
         models[backbone.model] = (catalogue.of_backbone(backbone), backbone.precision)
-    for model, (source, chosen) in models.items():
-        size = (source.parameters or 0) * 1_000_000 * BYTES[precision(chosen, on)]
+    for model, (entry, chosen) in models.items():
+        size = weights_bytes(entry, precision(chosen, on)) or 0
         if size > available:
             lines.append(f"{model} takes {size / GIB:.0f} GiB in {precision(chosen, on)}, more than there is")
     return lines
+
+
+def weights_bytes(entry: catalogue.Entry, precision: str) -> int | None:
+    """The memory that a model's weights take, without its activations; None where its size is unknown."""
+    return entry.parameters.value * BYTES[precision] if entry.parameters else None
 
 
 def disk(params: Params, inventory: Inventory) -> str:
@@ -178,7 +207,8 @@ def _width(backbone: Backbone) -> int:
     return catalogue.of_backbone(backbone).width or 1280
 
 
-def _gpu_bytes() -> int:
+def gpu_bytes() -> int:
+    """The memory of the first GPU by nvidia-smi, 0 without one."""
     try:
         output = subprocess.run(
             ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"],
@@ -193,4 +223,14 @@ def words(task: Task) -> tuple[str, str, str, str]:
     """A task as the cells of a table: whose, what, how many of how many, and how long."""
     number = f"{'' if task.exact else 'at most '}{task.todo:,} of {task.total:,}" if task.total else ""
     took = "nothing" if not task.todo else seconds(task.seconds) if task.seconds is not None else "not measured yet"
-    return task.name, task.kind, number, took if task.total else ""
+    estimated = "about " * bool(task.source and task.seconds is not None)
+    return task.name, task.kind, number, estimated + took if task.total else ""
+
+
+def sources(listed: list[Task]) -> list[str]:
+    """A line for each rate of the catalogue that a time follows from."""
+    named: dict[str, list[str]] = {}
+    for task in listed:
+        if task.source:
+            named.setdefault(task.source, []).append(task.kind)
+    return [f"time of {', '.join(dict.fromkeys(kinds))}: {source}" for source, kinds in named.items()]

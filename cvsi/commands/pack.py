@@ -144,7 +144,7 @@ def _terms(dataset: Dataset, recipes: dict[Kind, dict[str, Any]], labels: dict[K
     sources = {f"{NOUNS[kind]} {labels[kind]}": catalogue.of_model(labels[kind] or "") for kind in recipes}
     if dataset.benchmark:
         sources[f"dataset {dataset.benchmark}"] = catalogue.of_benchmark(dataset.benchmark)
-    return {who: source.terms for who, source in sources.items() if source.terms}
+    return {who: source.terms.value for who, source in sources.items() if source.terms}
 
 
 def _store(folder: Path, kind: Kind, rows: pl.DataFrame, recipe: dict[str, Any]) -> None:

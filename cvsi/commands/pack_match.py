@@ -157,7 +157,8 @@ def _edit_keys(name: str, params: Params) -> pl.Series | None:
     digests = images.select(reference_id="image_id", digest="digest")
     queries = queries.join(digests, on="reference_id", how="left", maintain_order="left")
     try:
-        captions = caption_job(name, params).rows().get(queries["digest"])["captions"]
+        job = caption_job(name, params)
+        captions = job.columns(job.rows().get(queries["digest"]))["captions"]
     except (CvsiError, KeyError):  # an unknown captioner, or a reference without captions
         return None
     return with_keys(queries.with_columns(captions=pl.Series(captions)))["key"]

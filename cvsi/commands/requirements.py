@@ -6,7 +6,7 @@ terms of use of everything named are collected too.
 
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from configparser import ConfigParser
 from configparser import Error as ConfigError
 from dataclasses import dataclass, field
@@ -27,12 +27,16 @@ from cvsi.datasets.index import read_listing
 from cvsi.datasets.roots import roots_of
 from cvsi.datasets.walk import skipped_lines
 from cvsi.models import catalogue
-from cvsi.models.clip_checkpoint import FOLDER
+from cvsi.models.captioner_family import CONFIG, FAMILIES, refusal_of_file
+from cvsi.models.clip_checkpoint import FOLDER, PICKLE, hub_file
 from cvsi.models.engines import Model, Requirements, captioner_engine, captioner_of, editor_engine, editor_of
 from cvsi.models.model_id import is_hub_name, recorded
 from cvsi.store.rows import Store
 
 WEIGHTS = (".safetensors", ".bin")
+MODEL_FILES = (
+    "model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin"
+)  # fmt: skip
 CONNECT_SECONDS = 1.0
 
 
@@ -40,7 +44,8 @@ CONNECT_SECONDS = 1.0
 class Inventory:
     """What is missing and where to get it, notes, which terms of use apply to what, and the listings that were read.
 
-    `present` are a listing's files on disk, by dataset, with their size and time.
+    `present` are a listing's files on disk, by dataset, with their size and time. `downloads` are the missing models of
+    the hub by repository.
     """
 
     missing: dict[str, str] = field(default_factory=dict)
@@ -48,6 +53,7 @@ class Inventory:
     terms: dict[str, list[str]] = field(default_factory=dict)
     listings: dict[str, Listing] = field(default_factory=dict)
     present: dict[str, pl.DataFrame] = field(default_factory=dict)
+    downloads: dict[str, catalogue.Entry] = field(default_factory=dict)
 
     def without_queries(self, name: str) -> bool:
         """Whether a dataset's folder was read and has no queries."""
@@ -62,11 +68,11 @@ class Inventory:
         if note not in self.notes:
             self.notes.append(note)
 
-    def add_terms(self, what: str, source: catalogue.Source) -> None:
+    def add_terms(self, what: str, entry: catalogue.Entry) -> None:
         """Add the terms of something that params.yaml names."""
-        if source.terms:
-            stated = source.commercial or "non-commercial" in source.terms
-            self.terms.setdefault(source.terms + ("" if stated else " (non-commercial)"), []).append(what)
+        if terms := entry.terms:
+            stated = terms.commercial is not False or "non-commercial" in terms.value
+            self.terms.setdefault(terms.value + ("" if stated else " (non-commercial)"), []).append(what)
 
 
 def engines(name: str, dataset: Dataset, without_queries: bool = False) -> Iterator[tuple[str, Requirements]]:
@@ -87,6 +93,8 @@ def collect(params: Params) -> Inventory:
     for name in params.used_datasets:
         dataset = params.dataset(name)
         _dataset(inventory, name, dataset)
+        if inventory.without_queries(name):
+            _editor_of_searches(inventory, name, dataset)
         for noun, requirements in engines(name, dataset, inventory.without_queries(name)):
             for model in requirements.models:
                 _model(inventory, noun, model, store)
@@ -98,6 +106,20 @@ def collect(params: Params) -> Inventory:
     for name in params.used_backbones:
         _backbone(inventory, params.backbone(name))
     return inventory
+
+
+def _editor_of_searches(inventory: Inventory, name: str, dataset: Dataset) -> None:
+    """A note on each editor's model that is missing, and that only `cvsi search` needs: the dataset has no queries."""
+    settings = editor_of(dataset, name)
+    for model in editor_engine(settings).requirements(settings).models:
+        of_hub = is_hub_name(model.name) and not Path(model.name).is_dir()
+        if of_hub and not in_hub_cache(model.name, model.revision, MODEL_FILES):
+            fact = catalogue.of_model(model.name).download
+            size = catalogue.gigabytes(fact.value) if fact else "a download of unknown size"
+            inventory.add_note(
+                f"{name}: without queries, the editor {model.name} is needed only to search with an image and a text "
+                f"together; it is not here ({size})"
+            )
 
 
 def _repository(inventory: Inventory) -> None:
@@ -170,14 +192,32 @@ def _model(inventory: Inventory, noun: str, model: Model, store: Store) -> None:
     if path.is_dir():
         if not any(file.suffix in WEIGHTS for file in path.iterdir()):
             inventory.add_missing(f"weights in {path}", f"put a model with {' or '.join(WEIGHTS)} files there")
+        _family(inventory, model, path / CONFIG)
     elif is_hub_name(model.name):
-        if not in_hub_cache(model.name, model.revision):
+        if not in_hub_cache(model.name, model.revision, MODEL_FILES):
             at = f" at revision {model.revision}" if model.revision else ""
             inventory.add_missing(f"{noun} {model.name}{at}", source.get)
+            inventory.downloads.setdefault(model.name, source)
+        elif config := _cached_config(model):
+            _family(inventory, model, config)
     elif recorded(model.name, store):
         inventory.add_note(f"{noun} {path} is not here: rows of it that were unpacked are used, no new ones computed")
     else:
         inventory.add_missing(f"folder {path}", f"put the {noun}'s model there or change its name in params.yaml")
+
+
+def _family(inventory: Inventory, model: Model, config: Path) -> None:
+    """Whether a model's configuration is of the family that its engine loads."""
+    if model.family and (wrong := refusal_of_file(config, model.family)):
+        inventory.add_missing(f"{FAMILIES[model.family].name} in {model.name}", f"it {wrong}")
+
+
+def _cached_config(model: Model) -> Path | None:
+    """The `config.json` of a hub model in the local cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    file = try_to_load_from_cache(model.name, CONFIG, revision=model.revision)
+    return Path(file) if isinstance(file, str) else None
 
 
 def _server(inventory: Inventory, noun: str, address: str) -> None:
@@ -201,29 +241,45 @@ def _backbone(inventory: Inventory, backbone: Backbone) -> None:
         config = Path(backbone.model.removeprefix(FOLDER)) / "open_clip_config.json"
         if not config.is_file():
             inventory.add_missing(f"file {config}", "put the model's folder there, or name another")
-    elif not Path(backbone.pretrained or "").is_file() and not in_hub_cache(source.repository, backbone.revision):
+    elif not Path(backbone.pretrained or "").is_file():
         at = f" at revision {backbone.revision}" if backbone.revision else ""
-        inventory.add_missing(f"backbone {backbone.model} {backbone.pretrained}{at}", source.get)
+        what, advice = f"backbone {backbone.model} {backbone.pretrained}{at}", source.get
+        try:
+            place = hub_file(backbone)
+        except CvsiError as error:
+            place, advice = None, str(error)
+        if place is None or not in_hub_cache(place[0], backbone.revision, (place[1], PICKLE)):
+            inventory.add_missing(what, advice)
+            if place is not None:
+                inventory.downloads.setdefault(place[0], source)
 
 
-def in_hub_cache(repository: str | None, revision: str | None) -> bool:
-    """Whether all weights of a hub repository are in the local cache, at a revision or the main one."""
+def in_hub_cache(repository: str, revision: str | None, names: Sequence[str]) -> bool:
+    """Whether the first of these files of weights that the local cache has, at a revision or the main one, is whole."""
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    if repository is None:
+    try:
+        found = (try_to_load_from_cache(repository, name, revision=revision) for name in names)
+        file = next((file for file in found if isinstance(file, str)), None)
+    except HFValidationError:  # no name that the hub could have
         return False
-    names = ("model.safetensors.index.json", "model.safetensors", "open_clip_model.safetensors",
-             "open_clip_pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model.bin")  # fmt: skip
-    for name in names:
-        file = try_to_load_from_cache(repository, name, revision=revision)
-        if isinstance(file, str):
-            return _complete(Path(file))
-    return False
+    return file is not None and _complete(Path(file))
 
 
 def _complete(file: Path) -> bool:
     """Whether an index's shards are all beside it; a single file is complete."""
     if file.suffix != ".json":
         return True
-    shards = set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values())
-    return all((file.parent / shard).exists() for shard in shards)
+    try:
+        shards = set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values())
+        return all((file.parent / shard).is_file() for shard in shards)
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ):  # no index of weights: to be downloaded again
+        return False

@@ -16,11 +16,14 @@ from cvsi.core.errors import CvsiError
 from cvsi.core.yaml_edit import Change, Document, changed, one_line
 
 SHOWN = 200  # characters of a value that are printed
+ADDED = "revision"  # a key that a block may lack and that is set by name, since cvsi check --download says so
 ALIASED = ("captioners", "editors")  # stages read these through the datasets alone
 
 
 def set_value(key: str, value: str, path: Path = params.PATH) -> list[str]:
     """Change one value of params.yaml and describe the change, one line per fact; the file is replaced as a whole.
+
+    The `revision` of a model's block is added where it is missing.
 
     Raises CvsiError, with the file unchanged, for a key that does not exist, a value that the checks of `cvsi check`
     refuse, a file that cannot be written, and a file that another program changed in the meantime.
@@ -28,7 +31,9 @@ def set_value(key: str, value: str, path: Path = params.PATH) -> list[str]:
     before = read(path)
     try:
         document = Document(before.decode(), str(path))
-        change = document.set(key, value)
+        parent, _, name = key.rpartition(".")
+        new = name == ADDED and not document.has(key) and document.has(f"{parent}.model")
+        change = document.add(key, value) if new else document.set(key, value)
         after = Document(change.text, str(path))
     except RecursionError:
         raise CvsiError(f"{path}: nested too deeply for settings") from None
@@ -78,7 +83,7 @@ def replace(path: Path, before: bytes, text: str) -> None:
 
 def _words(key: str, change: Change, before: Document, after: Document) -> list[str]:
     """What changed, from what to what, who shares it, and what to do next."""
-    old, new = _shown(before.get(key)), _shown(after.get(key))
+    old, new = _shown(before.get(key)) if before.has(key) else "not set", _shown(after.get(key))
     if change.text == before.text:
         return [f"{key}: is {old} already; nothing changed"]
     facts = [f"{change.key}: {old} -> {new}"]

@@ -5,9 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.table import Table
-
+from cvsi.commands.layout import Table
 from cvsi.commands.summary import without_queries
 from cvsi.core import paths
 from cvsi.core.errors import CvsiError
@@ -54,17 +52,17 @@ def _cut_offs(title: str, rows: dict[str, dict[str, float]], metric: str) -> Tab
     names = [
         name for name in next(iter(rows.values())) if name.partition("@")[0] == family and name.split("@")[1].isdigit()
     ]
-    table = Table("method", *names, f"{metric}, 95% interval", title=title, box=box.SIMPLE_HEAD)
+    table = Table(title).texts("method", key=True).figures(*names, f"{metric}, 95% interval")
     for method, values in rows.items():
         interval = f"{values[f'{metric} low']:.1f} to {values[f'{metric} high']:.1f}"
-        style = "bold" if method == OWN else None
+        style = "bold" if method == OWN else ""
         table.add_row(method, *(f"{values[name]:.1f}" for name in names), interval, style=style)
     return table
 
 
 def _aspects(rows: dict[str, dict[str, float]], metric: str) -> Table:
     names = [name for name in next(iter(rows.values())) if name.startswith(f"{metric}/")]
-    table = Table("aspect", *rows, title=f"{metric} by aspect", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(f"{metric} by aspect").texts("aspect", key=True).figures(*rows)
     for name in names:
         aspect = name.removeprefix(f"{metric}/").replace("_", " ")
         table.add_row(aspect, *(f"{values[name]:.1f}" for values in rows.values()))

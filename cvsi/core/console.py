@@ -165,7 +165,7 @@ class Meter:
         rate = self.done / max(now - self.began, 1e-9)
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=self.done, rate=f"{rate:,.1f} {self.noun}/s")
-        elif now - self._last >= PLAIN_SECONDS and self.done < self.total:
+        elif now - self._last >= PLAIN_SECONDS and 0 < self.done < self.total:
             self._last = now
             left = seconds((self.total - self.done) / rate)
             info(f"{self.done:,} of {self.total:,} {self.noun} ({rate:,.1f} a second, {left} left)")

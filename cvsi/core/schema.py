@@ -36,6 +36,8 @@ QUERIES = pa.schema(
 DROPPED = pa.schema({"path": pa.string(), "reason": pa.string()})
 DROPPED_QUERIES = pa.schema({"query_id": pa.string(), "split": pa.string(), "reason": pa.string()})
 CAPTIONS = pa.schema({"image_id": pa.string(), "digest": pa.string(), "captions": STRINGS})
+# Of a captioner that answers like a language model; the status columns are not in the tables of other captioners.
+ANSWERED_CAPTIONS = pa.schema([*CAPTIONS, pa.field("status", pa.string()), pa.field("answer_status", STRINGS)])
 EDITS = pa.schema(
     {
         "query_id": pa.string(),
@@ -77,6 +79,10 @@ STORED_FACTS = pa.schema(
 )
 STORED_CHANGES = pa.schema({"key": pa.string(), "path": pa.string()})
 STORED_CAPTIONS = pa.schema({"key": pa.string(), "captions": STRINGS})
+# Rows of a captioner that answers like a language model also have its raw answers, from which the table is parsed;
+# `captions` are those of the time of storing. Other captioners keep their two columns, so their files do not change. A
+# row from a pack has captions alone.
+STORED_ANSWERED_CAPTIONS = pa.schema([*STORED_CAPTIONS, pa.field("raw", STRINGS), pa.field("finish", STRINGS)])
 # Read are `answers` and `finish`; texts and status are those of the time of storing, which earlier versions read.
 STORED_EDITS = pa.schema(
     {
@@ -88,7 +94,7 @@ STORED_EDITS = pa.schema(
         "finish": STRINGS,
     }
 )
-LATER_COLUMNS = ("finish",)  # lists of the store that files of earlier versions do not have: empty there
+LATER_COLUMNS = ("finish", "raw")  # lists of the store that files of earlier versions and packs lack: empty there
 STORED_WEIGHTS = pa.schema({"key": pa.string(), "weights": pa.string()})
 STORED_MASKS = pa.schema({"key": pa.string(), "masked": pa.string()})
 

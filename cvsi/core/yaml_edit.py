@@ -79,6 +79,10 @@ class Document:
         """The value at a dotted key, aliases and merges resolved; raises CvsiError where there is none."""
         return _construct(self._find(key).node)
 
+    def home(self, key: str) -> str:
+        """The key at which a value is written, behind aliases and merges; raises CvsiError where there is none."""
+        return self._find(key).key
+
     def set(self, key: str, value: str) -> Change:
         """The text with another value, given as YAML, at a dotted key; list items are numbered from 0.
 
@@ -93,17 +97,77 @@ class Document:
             if target.below:
                 raise self._behind_merge(target.key, mapping, name)
             where = f"{self._homes[id(mapping)]}.{name}"
-            texts = (self._added(mapping, name, text) for text in _spellings(value, wanted))
+            at = next(self._end_of(mapping, key_, item) for key_, item in mapping.value if key_.tag == MERGE)
+            texts = (self._added(mapping, name, text, at) for text in _spellings(value, wanted))
             return self._first_right(texts, key, wanted, is_alias, where, target.key)
         start, end = target.alias or self._span(target.node, key)
         prefix, suffix = self._around(start, end)
         texts = (prefix + text + suffix for text in _spellings(value, wanted))
         return self._first_right(texts, key, wanted, is_alias, target.key, "")
 
-    def append(self, section: str, name: str, block: str) -> str:
+    def anchors(self) -> dict[str, str]:
+        """The anchors of the file's mappings and lists by the dotted key at which they are written."""
+        found = {}
+        for node, key in self._nodes():
+            properties = PROPERTIES.match(self.text[node.start_mark.index :])
+            if properties and (anchor := ANCHOR.search(properties[0])):
+                found[key] = anchor[0].strip()[1:]
+        return found
+
+    def start(self, section: str) -> int:
+        """The position in the text at which a top-level value begins, -1 where there is none."""
+        return next((item.start_mark.index for key, item in self.root.value if key.value == section), -1)
+
+    def extend(self, key: str, item: str) -> str:
+        """The text with one more item, given as YAML, at the end of a list; raises CvsiError where it has no place."""
+        node = self._find(key).node
+        if not isinstance(node, yaml.SequenceNode):
+            raise CvsiError(f"{self.name}: {key} is not a list; add {item} by hand")
+        if node.flow_style:
+            last = self._end_of(node, len(node.value) - 1, node.value[-1]) if node.value else node.start_mark.index
+            at = last if node.value else self.text.index("[", last) + 1
+            text = f"{self.text[:at]}{', ' if node.value else ''}{item}{self.text[at:]}"
+        else:
+            newline = "\r\n" if "\r\n" in self.text else "\n"
+            at = self._line_end(self._end(node))
+            indent = int(node.start_mark.column)
+            text = f"{self.text[:at]}{newline}{' ' * indent}- {item}{self.text[at:]}"
+        try:
+            after = Document(text, self.name)
+            complete = _same(after.get(key), [*_construct(node), yaml.safe_load(item)])
+            if complete and len(list(changed(self.data, after.data))) == 1:  # the list is no other value's, too
+                return text
+        except CvsiError:
+            pass
+        raise CvsiError(f"{self.name}: {item} cannot be added to {key} in this layout; add it by hand")
+
+    def has(self, key: str) -> bool:
+        """Whether there is a value at a dotted key."""
+        try:
+            return bool(self._find(key))
+        except CvsiError:
+            return False
+
+    def add(self, key: str, value: str) -> Change:
+        """The text with a new key at the end of its mapping, at the anchor where that is aliased; `value` is YAML.
+
+        Raises CvsiError where the mapping is missing or empty, and for a value that is no YAML.
+        """
+        parent, _, name = key.rpartition(".")
+        wanted, is_alias = self._value(value)
+        mapping = self._find(parent).node
+        if not isinstance(mapping, yaml.MappingNode) or not mapping.value:
+            raise CvsiError(f"{self.name}: {parent} is not a mapping with keys; add {name} by hand")
+        where = f"{self._homes[id(mapping)]}.{name}"
+        at = self._end_of(mapping, *mapping.value[-1])
+        texts = (self._added(mapping, name, text, at) for text in _spellings(value, wanted))
+        return self._first_right(texts, key, wanted, is_alias, where, "")
+
+    def append(self, section: str, name: str, block: str, anchor: str = "") -> str:
         """The text with an entry `name` at the end of a top-level mapping: `block` is its YAML without indentation.
 
-        Raises CvsiError where the section is missing or has the name already.
+        `anchor` is a name by which later parts of the file can refer to the entry. Raises CvsiError where the section
+        is missing or has the name already.
         """
         node = self._find(section).node
         if not isinstance(node, yaml.MappingNode):
@@ -119,7 +183,8 @@ class Document:
         else:
             at = self._line_end(self._end(node))
             head, rest, indent = self.text[:at], self.text[at:], _column(node)
-        lines = [f"{name}:", *(f"  {line}" if line else "" for line in block.rstrip("\n").split("\n"))]
+        head_line = f"{name}: &{anchor}" if anchor else f"{name}:"
+        lines = [head_line, *(f"  {line}" if line else "" for line in block.rstrip("\n").split("\n"))]
         entry = newline.join(" " * indent + line if line else "" for line in lines)
         text = f"{head}{newline}{entry}{rest if rest else newline}"
         try:
@@ -220,6 +285,17 @@ class Document:
             text = str(name) if isinstance(name, int) else str(name.value)
             self._fill_homes(item, f"{key}.{text}" if key else text)
 
+    def _nodes(self) -> Iterator[tuple[yaml.Node, str]]:
+        """Every collection of the file, once, with the key at which it is written."""
+        todo, seen = [self.root], set[int]()
+        while todo:
+            node = todo.pop()
+            if id(node) in seen or isinstance(node, yaml.ScalarNode):
+                continue
+            seen.add(id(node))
+            yield node, self._homes[id(node)]
+            todo += [part for item in node.value for part in (item if isinstance(item, tuple) else (item,))]
+
     def _span(self, node: yaml.Node, key: str) -> tuple[int, int]:
         """Where a node's text is, without its anchor; raises CvsiError where a comment in it would be lost."""
         start = node.start_mark.index
@@ -254,9 +330,8 @@ class Document:
             before += " "
         return before, after
 
-    def _added(self, mapping: yaml.MappingNode, name: str, value: str) -> str:
-        """The text with a key added to a mapping after its merge."""
-        at = next(self._end_of(mapping, key, item) for key, item in mapping.value if key.tag == MERGE)
+    def _added(self, mapping: yaml.MappingNode, name: str, value: str, at: int) -> str:
+        """The text with a key added to a mapping after the entry that ends at a position."""
         if mapping.flow_style:
             return f"{self.text[:at]}, {name}: {value}{self.text[at:]}"
         at = self._line_end(at)

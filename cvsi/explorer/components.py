@@ -17,7 +17,6 @@ from cvsi.core.console import redirect_output
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import Params, Run
 from cvsi.core.paths import libraries_log
-from cvsi.core.schema import STORED_CAPTIONS
 from cvsi.explorer.images import NewImage
 from cvsi.models.captioner import Captioner
 from cvsi.models.engines import captioner_engine
@@ -122,12 +121,18 @@ class NewQueries:
             return known["captions"][0].to_list()  # type: ignore[no-any-return]
 
         def compute(block: pl.DataFrame) -> pa.Table:
-            lines = self._captioner.captions([image.use(self._captioner.prepare)], block["key"].to_list())
-            return pa.table({"key": block["key"].to_list(), "captions": lines}, schema=STORED_CAPTIONS)
+            prepared = [image.use(self._captioner.prepare)]
+            return self._caption_job.rows_of(self._captioner, prepared, block["key"].to_list())
 
         keys = pl.DataFrame({"key": [image.digest]})
-        self._caption_rows.ensure(keys, compute)
-        return self._caption_rows.get(keys["key"])["captions"][0].as_py()  # type: ignore[no-any-return]
+        try:
+            self._caption_rows.ensure(keys, compute)
+        except Interrupted as end:
+            raise (end.__cause__ or end) from None
+        stored = self._caption_rows.get(keys["key"])
+        if not self._caption_job.permanent(stored).num_rows:
+            self._caption_rows.forget(0)  # a failure that may pass: the next query asks again
+        return self._caption_job.columns(stored)["captions"][0].as_py()  # type: ignore[no-any-return]
 
     def edit(self, captions: Sequence[str], instruction: str) -> Edit:
         """The edit of captions by an instruction: the store's, or the language model's answers, parsed."""

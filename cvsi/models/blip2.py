@@ -5,6 +5,7 @@ from typing import Any, Literal, Self
 from pydantic import PositiveInt, model_validator
 
 from cvsi.models.captioner import SamplingSettings
+from cvsi.models.captioner_family import BLIP2
 from cvsi.models.engines import Engine, Model, Requirements, facts_of, imported
 from cvsi.models.model_id import identify
 from cvsi.models.transformers_keys import shared_prefix
@@ -20,13 +21,11 @@ class Blip2Settings(SamplingSettings):
 
     @model_validator(mode="after")
     def numbers_fit(self) -> Self:
-        """Refuse fewer beams than captions, beams without beam-sample, and a shortest length above the longest."""
+        """Refuse fewer beams than captions, and beams without beam-sample."""
         if self.beams is not None and self.decoding != "beam-sample":
             raise ValueError("beams is set, but decoding is nucleus; set decoding: beam-sample or leave beams out")
         if self.beams is not None and self.beams < self.n:
             raise ValueError(f"beams is {self.beams}, but n captions are {self.n}; beams must be at least n")
-        if self.min_tokens > self.max_tokens:
-            raise ValueError(f"min_tokens is {self.min_tokens}, above max_tokens {self.max_tokens}")
         return self
 
 
@@ -42,7 +41,7 @@ def _recipe(settings: Blip2Settings, precision: str, store: Store) -> dict[str, 
 
 ENGINE = Engine(
     settings=Blip2Settings,
-    requirements=lambda settings: Requirements((Model(settings.model, settings.revision, settings.precision),)),
+    requirements=lambda settings: Requirements((Model(settings.model, settings.revision, settings.precision, BLIP2),)),
     recipe=_recipe,
     load=imported("cvsi.models.blip2_model:Blip2"),
 )

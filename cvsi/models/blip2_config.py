@@ -3,6 +3,7 @@
 from typing import Any
 
 from cvsi.core.errors import CvsiError
+from cvsi.models.captioner_family import BLIP2, refusal
 
 
 def config_of(model: str, revision: str | None) -> Any:
@@ -10,16 +11,8 @@ def config_of(model: str, revision: str | None) -> Any:
     from transformers import AutoConfig  # seconds of imports, needed only when a row is missing
 
     config, name = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False), f"'{model}'"
-    if config.model_type != "blip-2":
-        raise CvsiError(
-            f"params.yaml: captioner model {name} is a {config.model_type}, not a BLIP-2; name another model"
-        )
-    language = config.text_config.model_type
-    if config.text_config.is_encoder_decoder or not config.use_decoder_only_language_model:
-        raise CvsiError(
-            f"params.yaml: captioner model {name} is a BLIP-2 with {language}, an encoder-decoder, which no engine "
-            "here supports; use one with OPT, e.g. Salesforce/blip2-opt-2.7b-coco or blip2-opt-6.7b-coco"
-        )
+    if wrong := refusal(config.to_dict(), BLIP2):
+        raise CvsiError(f"params.yaml: captioner model {name} {wrong}")
     if language_start(config) is None:
         raise CvsiError(f"params.yaml: captioner model {name} names no bos_token_id; complete its config.json")
     return config

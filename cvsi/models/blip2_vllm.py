@@ -6,15 +6,16 @@ is the same: the projected query tokens, then the start token, and no text.
 
 import hashlib
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from PIL import Image
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import Compute
 from cvsi.models.blip2_config import config_of, ends_of, language_start
 from cvsi.models.captioner import SamplingSettings
+from cvsi.models.captioner_family import BLIP2
 from cvsi.models.engines import Engine, Model, Requirements, facts_of
 from cvsi.models.model_id import identify, require
 from cvsi.models.vllm_engine import loading, start
@@ -39,13 +40,6 @@ class VllmBlip2Settings(SamplingSettings):
         if decoding == "beam-sample":
             raise ValueError("beam-sample is not available in engine: vllm; set engine: transformers or nucleus")
         return decoding
-
-    @model_validator(mode="after")
-    def numbers_fit(self) -> Self:
-        """Refuse a shortest length above the longest."""
-        if self.min_tokens > self.max_tokens:
-            raise ValueError(f"min_tokens is {self.min_tokens}, above max_tokens {self.max_tokens}")
-        return self
 
 
 class VllmBlip2:
@@ -133,7 +127,7 @@ def _recipe(settings: VllmBlip2Settings, precision: str, store: Store) -> dict[s
 ENGINE = Engine(
     settings=VllmBlip2Settings,
     requirements=lambda settings: Requirements(
-        (Model(settings.model, settings.revision, settings.precision),), packages=("vllm",)
+        (Model(settings.model, settings.revision, settings.precision, BLIP2),), packages=("vllm",)
     ),
     recipe=_recipe,
     load=VllmBlip2,

@@ -1,62 +1,105 @@
 """What is known of weights and datasets by name: where to get them, how big they are, on what terms they may be used.
 
-`sources.yaml` has the facts; a name that it does not hold is no fault, there is just less to say.
+`catalogue.yaml` has the facts, each with its source; a name or fact that it does not contain is unknown, no error.
 """
 
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Annotated, Generic, Literal, TypeVar
 
 import yaml
+from pydantic import Field, PositiveInt
 
-from cvsi.core.params import Backbone, Settings
+from cvsi.core.params import Backbone, Positive, Settings
+
+T = TypeVar("T")
+Words = Annotated[str, Field(min_length=1)]
+Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+UNKNOWN_TEXT = "unknown"
+GB = 10**9
 
 
-class Source(Settings):
-    """One model, phi or dataset."""
+class Fact(Settings, Generic[T]):
+    """A value and where it was read or how it was measured."""
+
+    value: T
+    source: Words
+
+
+class Terms(Fact[Words]):
+    """Terms of use; `commercial` is None where it is not known."""
+
+    commercial: bool | None = None
+
+
+class Rate(Settings):
+    """Rows a second of one kind, measured on a device; `captions` counts single captions."""
+
+    rows: Literal["captions", "edits", "image_vectors", "text_vectors"]
+    device: Literal["cpu", "cuda"]
+    per_second: Positive
+    source: Words
+
+
+class Entry(Settings):
+    """One model, phi or dataset; a fact that is None is unknown."""
 
     get: str = "see the name's own page"
-    terms: str | None = None
-    commercial: bool = True
-    parameters: int | None = None
-    width: int | None = None
+    terms: Terms | None = None
+    parameters: Fact[PositiveInt] | None = None
+    download: Fact[PositiveInt] | None = None
+    revision: Fact[Commit] | None = None
+    rates: tuple[Rate, ...] = ()
+    width: PositiveInt | None = None
     repository: str | None = None
 
-
-class Sources(Settings):
-    """The whole of `sources.yaml`."""
-
-    models: dict[str, Source]
-    backbones: dict[str, Source]
-    phis: dict[str, Source]
-    benchmarks: dict[str, Source]
+    def rate(self, rows: str, device: str) -> Rate | None:
+        """The measured rate of one kind of rows on a kind of device, None where it is unknown."""
+        return next((rate for rate in self.rates if (rate.rows, rate.device) == (rows, device)), None)
 
 
-UNKNOWN = Source()
+class Catalogue(Settings):
+    """The whole of `catalogue.yaml`."""
+
+    models: dict[str, Entry]
+    backbones: dict[str, Entry]
+    phis: dict[str, Entry]
+    benchmarks: dict[str, Entry]
+
+
+UNKNOWN = Entry()
 
 
 @cache
-def known() -> Sources:
+def known() -> Catalogue:
     """The facts, read once."""
     text = (resources.files("cvsi.models") / "catalogue.yaml").read_text(encoding="utf-8")
-    return Sources.model_validate(yaml.safe_load(text))
+    return Catalogue.model_validate(yaml.safe_load(text))
 
 
-def of_model(name: str) -> Source:
+def of_model(name: str) -> Entry:
     """A captioner's or editor's model by hub name."""
     return known().models.get(name, UNKNOWN)
 
 
-def of_backbone(backbone: Backbone) -> Source:
+def of_backbone(backbone: Backbone) -> Entry:
     """A backbone by open_clip's names."""
     return known().backbones.get(f"{backbone.model}/{backbone.pretrained}", UNKNOWN)
 
 
-def of_phi(path: str) -> Source:
+def of_phi(path: str) -> Entry:
     """A phi by the name of its file."""
     return known().phis.get(Path(path).name, UNKNOWN)
 
 
-def of_benchmark(name: str | None) -> Source:
+def of_benchmark(name: str | None) -> Entry:
     """A dataset by its benchmark."""
     return known().benchmarks.get(name or "", UNKNOWN)
+
+
+def gigabytes(size: float | None) -> str:
+    """A number of bytes for people: `0.6 GB`, `31 GB`, or `unknown`."""
+    if size is None:
+        return UNKNOWN_TEXT
+    return f"{size / GB:,.0f} GB" if size >= 10 * GB else f"{max(size / GB, 0.1):.1f} GB"

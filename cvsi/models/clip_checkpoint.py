@@ -12,10 +12,12 @@ from typing import Any
 from cvsi.core.console import warn
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import Backbone
+from cvsi.models import catalogue
 from cvsi.models.clip_activation import check_file, check_folder, check_tag
 from cvsi.models.model_id import identify
 
 FOLDER = "local-dir:"
+SAFETENSORS, PICKLE = "open_clip_model.safetensors", "open_clip_pytorch_model.bin"  # open_clip's names
 
 
 def identity(backbone: Backbone) -> dict[str, Any]:
@@ -67,6 +69,21 @@ def tag(backbone: Backbone) -> dict[str, Any]:
         )
     check_tag(model, pretrained, entry)
     return entry
+
+
+def hub_file(backbone: Backbone) -> tuple[str, str] | None:
+    """The hub repository of a backbone's weights and their file of safetensors; None where they are in none.
+
+    open_clip is imported only for a tag that the catalogue does not know; raises CvsiError for one that does not exist.
+    """
+    if backbone.model.startswith(FOLDER) or Path(backbone.pretrained or "").is_file():
+        return None
+    repository, name = catalogue.of_backbone(backbone).repository, ""
+    if repository is None:
+        repository, name = os.path.split(tag(backbone).get("hf_hub", ""))
+    # open_clip looks for these in place of a pickle; without a name it takes the first.
+    name = SAFETENSORS if name in ("", PICKLE) else f"{name.rpartition('.')[0]}.safetensors"
+    return (repository, name) if repository else None
 
 
 def locate(backbone: Backbone) -> tuple[str | None, dict[str, Any]]:

@@ -21,11 +21,15 @@ M = TypeVar("M", covariant=True)
 
 @dataclass(frozen=True)
 class Model:
-    """A model that must be on this machine or in the hub's cache: its name or folder, and the precision it runs in."""
+    """A model that must be on this machine or in the hub's cache: its name or folder, and the precision it runs in.
+
+    `family` is the `model_type` that its configuration must have; empty where any is fine, or the engine knows better.
+    """
 
     name: str
     revision: str | None = None
     precision: Precision = "auto"
+    family: str = ""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,8 @@ class Engine(Generic[S, M]):
 
     `recipe` gets the settings, the precision on this machine and the store (which may know the digest of a model that
     is not here), and returns what decides a row's value. `load` gets the settings, those of speed, and a worker's
-    number. `one_worker` means that a loaded model uses all GPUs by itself.
+    number. `one_worker` means that a loaded model uses all GPUs by itself. `answers` means that a captioner returns raw
+    answers (`AnsweringCaptioner`), which are stored and parsed.
     """
 
     settings: type[S]
@@ -51,6 +56,7 @@ class Engine(Generic[S, M]):
     recipe: Callable[[S, str, Store], dict[str, Any]]
     load: Callable[[S, Compute, int], M]
     one_worker: bool = False
+    answers: bool = False
 
 
 def imported(path: str) -> Callable[..., Any]:
@@ -64,6 +70,8 @@ CAPTIONERS: Registry[Engine[Any, Captioner[Any]]] = Registry(
     {
         "transformers": "cvsi.models.blip2:ENGINE",
         "vllm": "cvsi.models.blip2_vllm:ENGINE",
+        "blip": "cvsi.models.blip:ENGINE",
+        "server": "cvsi.models.captioner_server:ENGINE",
     },
 )
 EDITORS: Registry[Engine[Any, Editor]] = Registry(

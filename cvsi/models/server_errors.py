@@ -22,12 +22,23 @@ SYSTEM_ROLE = re.compile(
     r"system[^.]{0,40}role|role[^.]{0,40}system|system (?:message|prompt)|developer instruction|roles? must alternate",
     re.IGNORECASE,
 )
+VISION = re.compile(  # of a model or a server that takes no images at all, not of one bad image
+    r"""(?:image|vision|multi-?modal)(?:_url|s)?(?:\ (?:inputs?|content|messages?|parts?|data))?
+        \ (?:is|are)(?:n't|\ not)\ (?:currently\ )?(?:supported|available|enabled|allowed)
+    | (?:not|n't)\ (?:support|accept|take|have|a)\b.{0,20}\b(?:images?(?!\ (?:of|format|size|type))|vision|multi-?modal)
+    | unsupported\ content\ part\ type|compiled\ for\ multimodal|mmproj|missing\ data\ required\ for\ image
+    | image_url.{0,40}(?:only\ supported|expected)|at\ most\ 0\ image|no\ endpoints?\ .{0,20}support\ image
+    | content\W{0,3}\ must\ be\ a\ string""",
+    re.IGNORECASE | re.VERBOSE,
+)
 TEMPLATE = re.compile(r"chat[ _-]?template|jinja|conversation roles", re.IGNORECASE)
 UNSUPPORTED = r".{0,60}(?:support|unknown|unrecogni|unexpected|extra|not permitted|not allowed|invalid)"
 PARAMETERS = {  # the setting that avoids a complaint, and the complaint
     "max_tokens_as: max_completion_tokens": rf"use.{{0,10}}max_completion_tokens|max_tokens{UNSUPPORTED}",
     "max_tokens_as: max_tokens": rf"max_completion_tokens{UNSUPPORTED}",
     "send_temperature: false": rf"temperature{UNSUPPORTED}",
+    "send_top_p: false": rf"top_p{UNSUPPORTED}",
+    "send_seed: false": rf"\bseed\b{UNSUPPORTED}",
     "send_stop: false": rf"\bstop\b{UNSUPPORTED}",
     "chat_template_kwargs: {}": "chat_template_kwargs",
     "output: text": rf"(?:response_format|json_schema){UNSUPPORTED}",

@@ -83,7 +83,7 @@ def extracted(text: str, task: str) -> tuple[str, str]:
     text, code = fenced(text)
     repair = repair or code
     content = json_value(text) if text[:1] in "{[" else None
-    if content is not None and (found := _text_of(content, task)) is not None:
+    if content is not None and (found := text_of(content, task)) is not None:
         return found, "JSON"
     if text[:1] == "{":
         raise Unusable("refused: JSON without a text")
@@ -111,14 +111,14 @@ def json_value(text: str) -> Any:
         return None
 
 
-def _text_of(content: Any, task: str) -> str | None:
+def text_of(content: Any, task: str) -> str | None:
     """The text for a task in a JSON value; None where it has none."""
     if isinstance(content, dict):
         folded = {str(key).strip().casefold(): value for key, value in content.items()}
         named = [folded[key] for key in KEYS[task] if key in folded]
         if not named and (len(folded) > 1 or not ERROR_KEYS.isdisjoint(folded)):
             return None
-        return _text_of((named or list(folded.values()) or [""])[0], task)
+        return text_of((named or list(folded.values()) or [""])[0], task)
     if isinstance(content, list):
         texts = [item for item in content if isinstance(item, str)]
         if len(texts) != len(content) or (task == "edited" and len(texts) != 1):

@@ -142,7 +142,7 @@ def parse(answer: Answer, task: str, query: Query) -> Parsed:
     Nothing added is an empty text with the status `ok`.
     """
     try:
-        raw = _content(answer)
+        raw = content_of(answer)
         text, repair = extracted(raw, task)
         return _accepted(text, repair, raw, task, query)
     except Unusable as status:
@@ -152,7 +152,7 @@ def parse(answer: Answer, task: str, query: Query) -> Parsed:
 def parse_both(answer: Answer, query: Query) -> tuple[Parsed, Parsed]:
     """The answer with both tasks as JSON (`output: json`): the description and the objects, each with its status."""
     try:
-        raw = _content(answer)
+        raw = content_of(answer)
         content = json_value(fenced(raw)[0].strip())
         if not isinstance(content, dict):
             raise Unusable("refused: no JSON object with edited and added")
@@ -171,8 +171,11 @@ def _value(content: dict[str, Any], task: str, query: Query) -> Parsed:
     return parse(Answer(value), task, query)
 
 
-def _content(answer: Answer) -> str:
-    """The text without reasoning and special tokens; raises Unusable where the finish reason or the text forbid it."""
+def content_of(answer: Answer, partial: bool = False) -> str:
+    """The text without reasoning and special tokens; raises Unusable where the finish reason or the text forbid it.
+
+    With `partial`, a text that was cut is returned as far as it goes.
+    """
     finish = answer.finish
     if finish == TOO_LONG:
         raise Unusable("too long")
@@ -183,7 +186,7 @@ def _content(answer: Answer) -> str:
     if finish.startswith(FAILED):
         raise Unusable(f"no answer: {finish.removeprefix(FAILED)}")
     text = without_reasoning(answer.text)
-    if finish == CUT:
+    if finish == CUT and not (partial and text and text.strip()):
         raise Unusable("cut: max_tokens reached" + (" while reasoning" if text is None else ""))
     if text is None or (not text.strip() and answer.text.strip()):
         raise Unusable("no answer: reasoning alone")
@@ -253,7 +256,7 @@ def _check_sentence(text: str, query: Query) -> None:
         raise Unusable("refused: speaks of the task")
     if _copied(text, query):
         raise Unusable("refused: repeats an example")
-    if _repeats(words(text)):
+    if repeats(words(text)):
         raise Unusable("refused: repeats itself")
 
 
@@ -268,7 +271,7 @@ def _copied(text: str, query: Query) -> bool:
     return any(run in query.example_runs and not query.own_words.issuperset(run) for run in runs(words(text), RUN))
 
 
-def _repeats(sequence: Sequence[str]) -> bool:
+def repeats(sequence: Sequence[str]) -> bool:
     """Whether words go round in a circle: a word or phrase three times in a row, or six words twice."""
     for size in range(1, 9):
         for start in range(len(sequence) - 3 * size + 1):

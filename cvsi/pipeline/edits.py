@@ -95,7 +95,8 @@ class EditJob(RowJob):
     def parsed(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """A row of the table `edits` from `captions`, `instruction` and the stored `answers`, `finish` and `status`.
 
-        Edited descriptions that cannot be used become the captions, objects that cannot be used become nothing.
+        Edited descriptions that cannot be used become the captions, or the instruction where the image has none;
+        objects that cannot be used become nothing.
         """
         captions, joint = row["captions"], self.settings.mode == "joint"
         groups = [captions] if joint else [[one] for one in prompting.distinct(captions, self.settings.captions)]
@@ -105,7 +106,7 @@ class EditJob(RowJob):
         lines = [[one.text] if one.text else group for one, group in zip(edited, groups, strict=True)]
         statuses = [one.status for one in (*edited, added)]
         return {
-            "edited": [text for texts in lines for text in texts],
+            "edited": [text for texts in lines for text in texts] or [row["instruction"]],
             "added": added.text or "",
             "status": worst(statuses),
             "answer_status": statuses,

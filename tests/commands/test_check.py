@@ -18,6 +18,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from cvsi.commands import forecast
 from cvsi.commands.main import app
 from cvsi.commands.times import rate_of, rates
 from cvsi.core import params, run_log
@@ -135,15 +136,20 @@ def describe(block: pl.DataFrame) -> pa.Table:
     return pa.table({"key": block["key"].to_list(), "captions": lines}, schema=STORED_CAPTIONS)
 
 
+@pytest.mark.parametrize("noun", ["captioner", "editor"])
 @pytest.mark.parametrize(("port", "missing"), [(1, 1), (None, 0)])
-def test_the_server_of_an_editor_is_connected_to(toy: Workspace, port: int | None, missing: int) -> None:
+def test_the_server_of_an_engine_is_connected_to(toy: Workspace, port: int | None, missing: int, noun: str) -> None:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
         address = f"http://127.0.0.1:{port or listening.getsockname()[1]}/v1"
-        toy.params(datasets__toy__editor={"engine": "server", "address": address, "model": "m"})
+        toy.params(**{f"datasets__toy__{noun}": {"engine": "server", "address": address, "model": "m"}})
         text = check(missing)
-    assert f"server {address}" in text if missing else "Nothing is missing" in text
+    words = " ".join(text.split())
+    assert (f"server {address}" in words) == bool(missing) and (f"change the {noun}'s address" in words) == bool(
+        missing
+    )
+    assert missing or "Nothing is missing" in text
 
 
 def line_of(text: str, what: str) -> str:
@@ -356,4 +362,168 @@ def test_tables_fall_back_to_ascii(toy: Workspace) -> None:
     text = outside(
         toy.path, {"PYTHONIOENCODING": "ascii"}, "-c", "from cvsi.commands.main import main; main()", "check"
     )
-    assert text[1].isascii() and "|" in text[1] and "+--" in text[1]
+    assert text[1].isascii() and "\n-----" in text[1]
+
+
+def own_photos(folder: Path, **changes: Any) -> None:
+    """A params.yaml with one dataset, a folder of two pictures, and published models."""
+    draw_pictures(folder / "photos")
+    content = project_params()
+    dataset = {
+        "format": "folder",
+        "root": "photos",
+        "captioner": {"model": "Salesforce/blip2-opt-2.7b-coco", "n": 2},
+        "editor": {"model": "Qwen/Qwen2.5-1.5B-Instruct", "style": "chat"},
+        "fusion": {"query": {"edited": 1.0}, "gallery": {"image": 1.0}},
+    }
+    backbone = {"model": "ViT-B-32-quickgelu", "pretrained": "openai", "precision": "fp32"}
+    datasets = content["datasets"] | {"mine": dataset | changes}
+    backbones = content["backbones"] | {"plain": backbone}
+    runs = {"mine-plain": {"dataset": "mine", "backbone": "plain"}}
+    write(folder, active=["mine"], runs=runs, datasets=datasets, backbones=backbones)
+
+
+@pytest.fixture
+def empty_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory, and a hub's cache without models."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("COLUMNS", "80")
+    return tmp_path
+
+
+def test_what_is_downloaded_is_summed_with_a_time_and_a_source(empty_hub: Path) -> None:
+    own_photos(empty_hub)
+    text = check(1)
+    sizes = section(text, "to download")
+    assert "Salesforce/blip2-opt-2.7b-coco" in sizes and "tree b73fb74" in sizes
+    assert "in all 16 GB; 1 h 47 min at 20 Mbit/s, 21 min at 100 Mbit/s, 2 min at 1 Gbit/s" in " ".join(sizes.split())
+    assert max(map(len, text.splitlines())) <= 80
+    line = " ".join(text.split())
+    assert "mine: without queries, the editor Qwen/Qwen2.5-1.5B-Instruct is needed only to search with an image" in line
+    assert "(3.1 GB)" in line
+
+
+def test_a_model_that_the_catalogue_does_not_know_is_of_unknown_size(empty_hub: Path) -> None:
+    own_photos(empty_hub, captioner={"model": "someone/blip2", "n": 2})
+    sizes = " ".join(section(check(1), "to download").split())
+    assert "someone/blip2 unknown unknown" in sizes
+    assert "in all 0.6 GB, and 1 model of unknown size; at least 4 min at 20 Mbit/s, 48.4 s at 100" in sizes
+
+
+def test_nothing_but_unknown_sizes(empty_hub: Path) -> None:
+    own_photos(empty_hub, captioner={"model": "someone/blip2", "n": 2})
+    content = yaml.safe_load((empty_hub / "params.yaml").read_text())
+    write(empty_hub, active=["mine"], runs={}, datasets=content["datasets"])
+    assert "in all 1 model of unknown size" in check(1)
+
+
+def test_times_come_from_the_catalogue_where_nothing_was_measured_here(empty_hub: Path) -> None:
+    own_photos(empty_hub)
+    text = check(1)
+    (captions_line,) = [line for line in text.splitlines() if "images to 2 captions" in line]
+    assert "not measured yet" in captions_line  # no rate of this model is known
+    assert text.count("about ") >= 2 and "time of image vectors, caption vectors: measured with" in " ".join(
+        text.split()
+    )
+
+
+def blip_folder(folder: Path, **config: Any) -> str:
+    """A folder that looks like a captioner's: a configuration and a file of weights, which no check opens."""
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"not opened")
+    (folder / "config.json").write_text(json.dumps({"model_type": "blip"} | config), encoding="utf-8")
+    return str(folder)
+
+
+def test_a_blip_is_known_with_its_counts_terms_and_size(
+    toy: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    toy.params(datasets__toy__captioner={"engine": "blip", "model": "Salesforce/blip-image-captioning-base", "n": 7})
+    text = check(1)
+    assert "images to 7 captions" in text and "at most 8 of 8" in text
+    missing = " ".join(section(text, "missing: 1 thing").split())
+    assert "captioner Salesforce/blip-image-captioning-base" in missing
+    assert "hf download Salesforce/blip-image-captioning-base" in missing
+    assert "BSD 3-Clause" in section(text, "terms of use")
+    monkeypatch.setattr(forecast, "device_kind", lambda compute: "cuda")
+    monkeypatch.setattr(forecast, "gpu_bytes", lambda: 1 << 28)
+    assert re.search("Salesforce/blip-image-captioning-base takes .* in bf16, more than there is", check(1))
+
+
+@pytest.mark.parametrize(
+    ("engine", "config", "what"),
+    [
+        ("blip", {}, ""),
+        (
+            "blip",
+            {"model_type": "blip-2"},
+            "BLIP in M it is a BLIP-2, not a BLIP; set engine: transformers or vllm, or",
+        ),
+        ("blip", {"model_type": "llava"}, "BLIP in M it is a llava, not a BLIP; name another model"),
+        (
+            "blip",
+            {"architectures": ["BlipForQuestionAnswering"]},
+            "BLIP in M it is a BlipForQuestionAnswering, which writes no captions; name one whose architecture is "
+            "BlipForConditionalGeneration",
+        ),
+        ("blip", {"model_type": None}, "BLIP in M it names no model_type in its config.json; download it again"),
+        ("transformers", {"model_type": "blip-2"}, ""),
+        ("transformers", {}, "BLIP-2 in M it is a BLIP, not a BLIP-2; set engine: blip, or name another model"),
+        (
+            "transformers",
+            {"model_type": "blip-2", "text_config": {"model_type": "t5"}, "use_decoder_only_language_model": False},
+            "BLIP-2 in M it is a BLIP-2 with t5, an encoder-decoder, which no engine here supports; use one with OPT",
+        ),
+        ("vllm", {"model_type": "blip-2", "text_config": {"model_type": "opt"}}, ""),
+        ("vllm", {}, "BLIP-2 in M it is a BLIP, not a BLIP-2; set engine: blip, or name another model"),
+        ("vllm", {"model_type": "qwen2_vl"}, "BLIP-2 in M it is a qwen2_vl, not a BLIP-2; name another model"),
+    ],
+)
+def test_a_captioner_of_another_architecture_is_one_line(
+    engine: str, config: dict[str, Any], what: str, toy: Workspace
+) -> None:
+    toy.params(datasets__toy__captioner={"engine": engine, "model": blip_folder(toy.path / "M", **config)})
+    toy.params(datasets__toy__captioner__model="M")
+    text = check(1 if what else 0)
+    assert what in " ".join(text.split())
+    assert ("missing: 1 thing" in text) == bool(what)
+
+
+@pytest.mark.parametrize("engine", ["blip", "transformers", "vllm"])
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (None, "it has no config.json; put the model's whole folder there"),
+        ("{", "it has no readable config.json (Expecting property name"),
+        ("[1]", "it has no readable config.json (it holds no mapping); download it again"),
+        ("\udcff", "it has no readable config.json ("),
+        ("[" * 100_000, "it has no readable config.json ("),
+    ],
+)
+def test_a_captioner_without_a_readable_configuration_is_one_line(
+    engine: str, content: str | None, what: str, toy: Workspace
+) -> None:
+    model = Path(blip_folder(toy.path / "M"))
+    (model / "config.json").unlink()
+    if content is not None:
+        (model / "config.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    toy.params(datasets__toy__captioner={"engine": engine, "model": "M"})
+    text = check(1)
+    assert what in " ".join(section(text, "missing: 1 thing").split())
+
+
+def test_a_captioner_of_the_hubs_cache_is_looked_at_too(
+    toy: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    cached = tmp_path / "hub/models--people--captioner"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs/main").write_text("a" * 40)
+    (cached / "snapshots").mkdir()
+    blip_folder(cached / "snapshots" / ("a" * 40), model_type="blip-2")
+    toy.params(datasets__toy__captioner={"engine": "blip", "model": "people/captioner"})
+    assert "BLIP in people/captioner it is a BLIP-2, not a BLIP" in " ".join(section(check(1), "missing: 1").split())
+    toy.params(datasets__toy__captioner={"engine": "transformers", "model": "people/captioner"})
+    assert "Nothing is missing" in check(0)

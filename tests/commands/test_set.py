@@ -344,3 +344,39 @@ def test_an_entry_is_added_to_the_project_file_and_nothing_else_changes() -> Non
     ):  # fmt: skip
         with pytest.raises(CvsiError, match=message):
             document.append(section, name, "format: folder\n")
+
+
+@pytest.mark.parametrize(
+    ("key", "after", "words"),
+    [
+        ("captioners.blip2", "    seed: 0", "captioners.blip2.revision: not set -> abc; shared by the datasets circo"),
+        ("datasets.circo.captioner", "    seed: 0", "captioner.revision is written at captioners.blip2"),
+        ("editors.tiny", "    max_tokens: 64", "editors.tiny.revision: not set -> abc; shared by the dataset demo"),
+        ("backbones.tiny", "    preprocess: target-pad", "backbones.tiny.revision: not set -> abc"),
+    ],
+)  # fmt: skip
+def test_a_missing_revision_is_added_to_its_block(place: Path, key: str, after: str, words: str) -> None:
+    assert words in invoke(f"{key}.revision", "abc")
+    removed, added = lines_changed(TEXT, place.read_text(encoding="utf-8"))
+    assert (removed, added) == ([], ["    revision: abc"])
+    lines = place.read_text(encoding="utf-8").splitlines()
+    assert lines[lines.index("    revision: abc") - 1] == after
+    assert "abc already" not in invoke(f"{key}.revision", "def"), "and changed like any other key"
+
+
+@pytest.mark.parametrize(
+    "text", ["a: {model: x, n: 1}", "a: {model: x}  # why", "a:\n  model: x  # why\n", "a:\r\n  n: 1\r\n  model: x\r\n"]
+)
+def test_a_key_is_added_in_any_layout(text: str) -> None:
+    change = Document(text, "file").add("a.revision", "abc")
+    assert yaml.safe_load(change.text) == {"a": yaml.safe_load(text)["a"] | {"revision": "abc"}}
+    assert change.text.count("# why") == text.count("# why") and change.text.count("\r\n") in (0, 4)
+
+
+@pytest.mark.parametrize(
+    "key", ["runs.demo-tiny", "world", "captioners", "captioners.absent", "datasets.demo", "active"]
+)
+def test_a_revision_of_what_has_none_is_refused(place: Path, key: str) -> None:
+    with pytest.raises(CvsiError, match="no key"):
+        invoke(f"{key}.revision", "abc")
+    assert place.read_text(encoding="utf-8") == TEXT

@@ -90,6 +90,13 @@ def test_the_canonical_form() -> None:
             "cpu",
             "3cfe0d447d8781f5735391c5364ed60c0c35097b2ad27fd5c3909cdb8bbf1305",
         ),
+        (HUB | {"engine": "blip"}, "cpu", "ff70c7e4f781aac7d1c285ffcc8d6070dfa65ea509c642f279cc6bb9bc96de05"),
+        (HUB | {"engine": "blip"}, "cuda", "666565e0738817defeee84284fd229802fc052caa9612d9d587916288cf2a0f5"),
+        (
+            {"model": "demo/weights/blip2", "engine": "blip"} | LOCAL,  # any folder will do here
+            "cpu",
+            "d8fa52badeac25426ea06c60383202df14ee1153826ebf5d67cb2068005c793f",
+        ),
     ],
 )
 def test_captions(settings: dict[str, Any], device: str, pinned: str) -> None:

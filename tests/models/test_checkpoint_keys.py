@@ -302,7 +302,11 @@ def test_a_vllm_captioner_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         ({"use_decoder_only_language_model": False}, "is a BLIP-2 with opt, an encoder-decoder"),
         ({"text_config": {"model_type": "t5", "d_model": 16, "num_layers": 1}}, "is a BLIP-2 with t5, an encoder-deco"),
         ({"model_type": "instructblip"}, "is a instructblip, not a BLIP-2; name another model"),
-        ({"model_type": "blip"}, "is a blip, not a BLIP-2; name another model"),
+        ({"model_type": "blip"}, "is a BLIP, not a BLIP-2; set engine: blip, or name another model"),
+        (
+            {"architectures": ["Blip2ForImageTextRetrieval"]},
+            "is a Blip2ForImageTextRetrieval, which writes no captions",
+        ),
         ({"model_type": "llama"}, "is a llama, not a BLIP-2; name another model"),
     ],
 )

@@ -23,7 +23,7 @@ import pytest
 from cvsi.core import params
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import Compute
-from cvsi.models import llm_server
+from cvsi.models import server_client
 from cvsi.models.editor import Answer, Turn
 from cvsi.models.engines import EDITORS
 from cvsi.models.llm_server import KEY, ServerEditor, ServerEditorSettings
@@ -372,7 +372,7 @@ def editor_at(port: int) -> ServerEditor:
 
 
 def test_a_busy_server_gets_the_request_again_and_answers_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llm_server, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(server_client, "FIRST_PAUSE", 0.0)
     Flaky.busy = {}
     with ThreadingHTTPServer(("127.0.0.1", 0), Flaky) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -383,7 +383,7 @@ def test_a_busy_server_gets_the_request_again_and_answers_keep_their_order(monke
 
 
 def test_a_server_that_is_down_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llm_server, "RETRIES", 1)
+    monkeypatch.setattr(server_client, "RETRIES", 1)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

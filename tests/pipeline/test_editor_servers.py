@@ -15,7 +15,7 @@ import pytest
 
 from cvsi.core import params
 from cvsi.core.errors import CvsiError
-from cvsi.models import llm_server
+from cvsi.models import llm_server, server_client
 from cvsi.models.server_errors import is_local, retry_after
 from cvsi.pipeline import edits
 from tests.conftest import Workspace
@@ -110,7 +110,7 @@ class Case:
 
 @pytest.fixture
 def case(toy: Workspace, address: str, monkeypatch: pytest.MonkeyPatch) -> Case:
-    monkeypatch.setattr(llm_server, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(server_client, "FIRST_PAUSE", 0.0)
     return Case(toy, address, monkeypatch)
 
 
@@ -191,7 +191,7 @@ def test_a_failure_that_passes_leaves_no_trace(case: Case, reply: Reply) -> None
 @pytest.mark.parametrize("reply", [error(429, "quota"), error(500, "down"), (200, b"<html>", {})])
 def test_answers_before_a_permanent_failure_are_kept(case: Case, reply: Reply, requests: int) -> None:
     case.editor(requests=requests)
-    case.monkeypatch.setattr(llm_server, "IN_A_ROW", 5)
+    case.monkeypatch.setattr(server_client, "IN_A_ROW", 5)
     with pytest.raises(CvsiError, match="5 requests in a row got no answer, the last: failed: "):
         case.run(lambda body, name, total: good(body, name) if total <= 11 else reply)
     kept = case.stored()

@@ -19,7 +19,7 @@ from cvsi.core.errors import CvsiError
 from cvsi.core.params import Compute
 from cvsi.core.schema import STORED_EDITS
 from cvsi.core.statuses import usable, worst
-from cvsi.models import llm_server
+from cvsi.models import server_client
 from cvsi.models.blip2 import Blip2Settings
 from cvsi.models.editor import Answer, Prompt, Turn
 from cvsi.models.engines import captioner_settings
@@ -185,7 +185,7 @@ class Echo(BaseHTTPRequestHandler):
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries follow at once."""
-    monkeypatch.setattr(llm_server, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(server_client, "FIRST_PAUSE", 0.0)
 
 
 @pytest.fixture(scope="module")

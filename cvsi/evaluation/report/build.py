@@ -94,22 +94,32 @@ def _facts(
     images = tables.optional("index", name, "dropped.parquet", DROPPED).num_rows
     dropped = tables.optional("index", name, "dropped_queries.parquet", DROPPED_QUERIES).num_rows
     fallen = fallbacks(edits)
-    captions = pl.Series(tables.whole("captions", name)["captions"]).list.len()
-    number, wanted = int(captions.sum()), recipes["captions"].get("n")
-    empty = captions.len() * wanted - number if isinstance(wanted, int) else 0
     queries = table.frame["split"].value_counts(sort=True, name="n").sort("split")
     height = table.frame.height
     facts = {
         "gallery": count(gallery.size, "image"),
         "queries": ", ".join(f"{number:,} {split}" for split, number in queries.iter_rows()) or "none",
         "dropped": f"{count(images, 'image')}, {count(dropped, 'query')}",
-        "captions": f"{number:,}{f', and {empty:,} empty ones left out' if empty else ''}",
+        "captions": _captions_fact(pl.DataFrame(tables.whole("captions", name)), recipes["captions"].get("n")),
         "edits": ", ".join(f"{number:,} {status}" for status, number in counts(edits["status"]).items()) or "none",
         "fallbacks": f"{count(fallen.number, 'edit')} of {height:,} ({100 * fallen.share:.1f} %) "
         f"fell back to the captions themselves{f'; most frequent: {fallen.reason}' if fallen.number else ''}",
         "format": dataset_format,
     }
     return facts if height else {key: text for key, text in facts.items() if key not in OF_QUERIES}
+
+
+def _captions_fact(captions: pl.DataFrame, wanted: Any) -> str:
+    """How many captions there are, how many of the `wanted` per image are missing, and images without any."""
+    lengths = captions["captions"].list.len()
+    number, without = int(lengths.sum()), int((lengths == 0).sum())
+    missing = captions.height * wanted - number if isinstance(wanted, int) else 0
+    if "status" in captions.columns:
+        kinds = ", ".join(f"{images:,} {kind}" for kind, images in counts(captions["status"]).items())
+        text = f"{number:,}; images: {kinds}"
+    else:
+        text = f"{number:,}{f', and {missing:,} empty ones left out' if missing else ''}"
+    return text + (f"; {count(without, 'image')} without a caption" if without else "")
 
 
 def _models(name: str, backbone: str, params: Params, recipes: Recipes, edited: bool) -> dict[str, str]:

@@ -1,0 +1,82 @@
+"""A captioner's `config.json` to its family of models, and to the line that says which engine loads it instead.
+
+It reads the file alone, so that `cvsi check` needs no model library.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cvsi.core.errors import cause
+
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True)
+class Family:
+    """Models that some engines of this project load: their name, the class in transformers that captions, engines."""
+
+    name: str
+    architecture: str
+    engines: tuple[str, ...]
+
+
+BLIP, BLIP2 = "blip", "blip-2"  # the `model_type` of a configuration
+FAMILIES = {
+    BLIP: Family("BLIP", "BlipForConditionalGeneration", ("blip",)),
+    BLIP2: Family("BLIP-2", "Blip2ForConditionalGeneration", ("transformers", "vllm")),
+}
+
+
+def refusal(config: Mapping[str, Any], wanted: str) -> str | None:
+    """Why an engine for the family `wanted` does not load the model of a `config.json`; None if it does.
+
+    The line continues "the model ..." and says what to do.
+    """
+    family, found = FAMILIES[wanted], config.get("model_type")
+    if found is None:
+        return f"names no model_type in its {CONFIG}; download it again"
+    if found != wanted:
+        other = FAMILIES.get(str(found))
+        advice = f"set engine: {' or '.join(other.engines)}, or name another model" if other else "name another model"
+        return f"is a {other.name if other else found}, not a {family.name}; {advice}"
+    if wrong := _without_captions(config.get("architectures"), family.architecture):
+        return f"is a {wrong}, which writes no captions; name one whose architecture is {family.architecture}"
+    return _encoder_decoder(config) if wanted == BLIP2 else None
+
+
+def refusal_of_file(file: Path, wanted: str) -> str | None:
+    """The same for a file; also for one that is missing or no JSON."""
+    if not file.is_file():
+        return f"has no {CONFIG}; put the model's whole folder there"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        return f"has no readable {CONFIG} ({cause(error)}); download it again"
+    if not isinstance(config, dict):
+        return f"has no readable {CONFIG} (it holds no mapping); download it again"
+    return refusal(config, wanted)
+
+
+def _without_captions(architectures: Any, captioning: str) -> str | None:
+    """The first of the architectures where all of them are other heads of the same family (retrieval, answers)."""
+    head = captioning.partition("For")[0] + "For"
+    names = [str(name) for name in architectures] if isinstance(architectures, list) else []
+    if names and all(name.startswith(head) and name != captioning for name in names):
+        return names[0]
+    return None
+
+
+def _encoder_decoder(config: Mapping[str, Any]) -> str | None:
+    """The refusal of a BLIP-2 whose language model is no decoder alone."""
+    text = config.get("text_config")
+    text = text if isinstance(text, dict) else {}
+    name, states = text.get("model_type", "opt"), text.get("is_encoder_decoder")
+    if name != "t5" and states is not True and config.get("use_decoder_only_language_model", True):
+        return None
+    return (
+        f"is a BLIP-2 with {name}, an encoder-decoder, which no engine here supports; use one with OPT, "
+        "e.g. Salesforce/blip2-opt-2.7b-coco or blip2-opt-6.7b-coco"
+    )
