@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from cvsi.commands import pack, unpack
 from cvsi.core import params
 from cvsi.core.errors import CvsiError
 from cvsi.core.schema import STORED_ANSWERED_CAPTIONS, STORED_CAPTIONS
@@ -421,3 +422,14 @@ def test_captions_of_a_pack_are_used_as_they_are(case: Case, columns: tuple[str,
     assert table["status"].to_list() == (
         ["repaired: preamble"] * 8 if columns else ["ok"] * 7 + ["no answer: the store has none"]
     )
+
+
+def test_a_pack_of_captions_serves_a_store_without_them(case: Case, tmp_path: Path) -> None:
+    case.captioner(chat_template_kwargs={"enable_thinking": False})
+    table = case.run(only("red", (200, choice("", "content_filter"), {})))
+    pack.write("toy", tmp_path / "pack", params.load(), ["captions"])
+    case.toy.params(store="cache/other")
+    unpack.unpack(tmp_path / "pack", params.load())
+    again = case.run()
+    assert not case.server.seen and again.select(table.columns[:3]).equals(table.select(table.columns[:3]))
+    assert status(again, "red") == "no answer: the store has none" and status(again, "blue") == "ok"
