@@ -433,3 +433,14 @@ def test_a_pack_of_captions_serves_a_store_without_them(case: Case, tmp_path: Pa
     again = case.run()
     assert not case.server.seen and again.select(table.columns[:3]).equals(table.select(table.columns[:3]))
     assert status(again, "red") == "no answer: the store has none" and status(again, "blue") == "ok"
+
+
+def test_the_stage_s_own_process_prints_lines_and_no_traceback(case: Case) -> None:
+    case.server.run(only("red", (200, choice("", "content_filter"), {})))
+    text = case.toy.run("captions", "toy")
+    assert "captions: 7 ok, 1 refused" in text and "1 image of 8 without a caption (red.png)" in text
+    case.toy.params(store="cache/other")
+    case.server.run(lambda seen, before: error(400, "image input is not supported"))
+    assert case.toy.error("captions", "toy").startswith(
+        f"captions toy: {case.server.address}: 'm' takes no images there"
+    )
