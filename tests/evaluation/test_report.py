@@ -14,7 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cvsi.commands.main import app
-from cvsi.evaluation.report import method_table
+from cvsi.evaluation.report import build, method_table
 from tests.conftest import Workspace
 
 # One worker runs all tests on the shared project, which takes a minute to make.
@@ -148,3 +148,18 @@ def test_bars_and_aspects() -> None:
     assert (own["width"], own["low"], own["high"]) == (80, 60, 100)
     assert image["width"] == 20
     assert method_table.by_aspect(rows, "mAP@10") == {"odd": [1.0, 2.0]}
+
+
+@pytest.mark.parametrize(
+    ("lists", "statuses", "text"),
+    [
+        ([["a"], ["b"]], None, "2"),
+        ([["a"], []], None, "1, and 1 empty ones left out; 1 image without a caption"),
+        ([["a"], ["b"]], ["ok", "repaired: label"], "2; images: 1 ok, 1 repaired"),
+        ([["a"], []], ["ok", "refused: x"], "1; images: 1 ok, 1 refused; 1 image without a caption"),
+    ],
+)
+def test_the_page_counts_captions_by_status(lists: list[list[str]], statuses: list[str] | None, text: str) -> None:
+    table = pl.DataFrame({"captions": lists}, schema={"captions": pl.List(pl.String)})
+    table = table if statuses is None else table.with_columns(status=pl.Series(statuses))
+    assert build._captions_fact(table, 1) == text

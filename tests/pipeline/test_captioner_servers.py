@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from cvsi.commands import pack, unpack
 from cvsi.core import params
 from cvsi.core.errors import CvsiError
 from cvsi.core.schema import STORED_ANSWERED_CAPTIONS, STORED_CAPTIONS
@@ -420,4 +421,26 @@ def test_captions_of_a_pack_are_used_as_they_are(case: Case, columns: tuple[str,
     assert table["captions"].to_list() == expected
     assert table["status"].to_list() == (
         ["repaired: preamble"] * 8 if columns else ["ok"] * 7 + ["no answer: the store has none"]
+    )
+
+
+def test_a_pack_of_captions_serves_a_store_without_them(case: Case, tmp_path: Path) -> None:
+    case.captioner(chat_template_kwargs={"enable_thinking": False})
+    table = case.run(only("red", (200, choice("", "content_filter"), {})))
+    pack.write("toy", tmp_path / "pack", params.load(), ["captions"])
+    case.toy.params(store="cache/other")
+    unpack.unpack(tmp_path / "pack", params.load())
+    again = case.run()
+    assert not case.server.seen and again.select(table.columns[:3]).equals(table.select(table.columns[:3]))
+    assert status(again, "red") == "no answer: the store has none" and status(again, "blue") == "ok"
+
+
+def test_the_stage_s_own_process_prints_lines_and_no_traceback(case: Case) -> None:
+    case.server.run(only("red", (200, choice("", "content_filter"), {})))
+    text = case.toy.run("captions", "toy")
+    assert "captions: 7 ok, 1 refused" in text and "1 image of 8 without a caption (red.png)" in text
+    case.toy.params(store="cache/other")
+    case.server.run(lambda seen, before: error(400, "image input is not supported"))
+    assert case.toy.error("captions", "toy").startswith(
+        f"captions toy: {case.server.address}: 'm' takes no images there"
     )
