@@ -262,9 +262,10 @@ def _sizes(columns: Sequence[Column], rows: Sequence[Row], names: bool) -> Sizes
 
 
 def _block(columns: Sequence[int], own: Sequence[int], sizes: Sizes, width: int) -> Block:
-    """Columns with the widths that they get: what is left is given first to those that need the least more.
+    """Columns with the widths that they get: what is left completes those that need the least more.
 
-    Where even the least does not fit, the widest give: first texts, then names, and figures last.
+    What completes none is shared by the narrowest. Where even the least does not fit, the widest give: first texts, then
+    names, and figures last.
     """
     widths = [sizes.least[index] for index in columns]
     whole = [max(sizes.heads[index], sizes.figures[index]) for index in columns]
@@ -274,12 +275,15 @@ def _block(columns: Sequence[int], own: Sequence[int], sizes: Sizes, width: int)
             if not spare:
                 break
             widths[max(spare, key=lambda place: widths[place])] -= 1
-    while _total(widths) < width:
-        needs = {place: sizes.natural[index] - widths[place] for place, index in enumerate(columns)}
-        short = [place for place, need in needs.items() if need > 0]
-        if not short:
-            break
-        widths[min(short, key=lambda place: needs[place])] += 1
+    needs = {place: sizes.natural[index] - widths[place] for place, index in enumerate(columns)}
+    left = width - _total(widths)
+    for place in sorted((place for place, need in needs.items() if need > 0), key=lambda place: needs[place]):
+        if needs[place] <= left:
+            left -= needs[place]
+            widths[place] += needs.pop(place)
+    short = [place for place, need in needs.items() if need > 0]
+    for _ in range(left if short else 0):
+        widths[min(short, key=lambda place: widths[place])] += 1
     return Block(tuple(columns), tuple(widths), tuple(own))
 
 
