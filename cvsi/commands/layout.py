@@ -264,7 +264,7 @@ def _sizes(columns: Sequence[Column], rows: Sequence[Row], names: bool) -> Sizes
 def _block(columns: Sequence[int], own: Sequence[int], sizes: Sizes, width: int) -> Block:
     """Columns with the widths that they get: what is left completes those that need the least more.
 
-    What completes none is shared by the narrowest. Where even the least does not fit, the widest give: first texts, then
+    What completes none is shared by the narrowest. Where the least does not fit, the widest give: first texts, then
     names, and figures last.
     """
     widths = [sizes.least[index] for index in columns]
