@@ -148,15 +148,18 @@ class Table:
         ]
         for line in fold(spell(plain(self.title)), width):
             yield line, "italic"
-        for block in _blocks(self.columns, rows, width, self.names):
-            yield from self._block(block, rows, width, "-" if ascii_only else "─")
+        columns = [replace(column, name=spell(column.name)) for column in self.columns]
+        for block in _blocks(columns, rows, width, self.names):
+            yield from self._block(block, columns, rows, width, "-" if ascii_only else "─")
             yield "", ""
 
-    def _block(self, block: "Block", rows: Sequence[Row], width: int, rule: str) -> Iterator[tuple[str, str]]:
+    def _block(
+        self, block: "Block", columns: Sequence[Column], rows: Sequence[Row], width: int, rule: str
+    ) -> Iterator[tuple[str, str]]:
         """Names, a rule and rows; a row that has nothing in this part of a divided table is left out."""
-        divided = len(block.columns) < len(self.columns)
+        divided = len(block.columns) < len(columns)
         if self.names:
-            for line in _row([self.columns[index].name for index in block.columns], block, self.columns, top=False):
+            for line in _row([columns[index].name for index in block.columns], block, columns, top=False):
                 yield line, "bold"
             yield rule * (sum(block.widths) + GAP * (len(block.widths) - 1)), ""
         for row in rows:
@@ -167,7 +170,7 @@ class Table:
             if row.heading:
                 yield from ((line, row.style) for line in fold(row.heading, width))
                 continue
-            for line in _row([row.cells[index] for index in block.columns], block, self.columns):
+            for line in _row([row.cells[index] for index in block.columns], block, columns):
                 yield line, row.style
 
 
@@ -262,9 +265,10 @@ def _sizes(columns: Sequence[Column], rows: Sequence[Row], names: bool) -> Sizes
 
 
 def _block(columns: Sequence[int], own: Sequence[int], sizes: Sizes, width: int) -> Block:
-    """Columns with the widths that they get: what is left is given first to those that need the least more.
+    """Columns with the widths that they get: what is left completes those that need the least more.
 
-    Where even the least does not fit, the widest give: first texts, then names, and figures last.
+    What completes none is shared by the narrowest. Where the least does not fit, the widest give: first texts, then
+    names, and figures last.
     """
     widths = [sizes.least[index] for index in columns]
     whole = [max(sizes.heads[index], sizes.figures[index]) for index in columns]
@@ -274,12 +278,15 @@ def _block(columns: Sequence[int], own: Sequence[int], sizes: Sizes, width: int)
             if not spare:
                 break
             widths[max(spare, key=lambda place: widths[place])] -= 1
-    while _total(widths) < width:
-        needs = {place: sizes.natural[index] - widths[place] for place, index in enumerate(columns)}
-        short = [place for place, need in needs.items() if need > 0]
-        if not short:
-            break
-        widths[min(short, key=lambda place: needs[place])] += 1
+    needs = {place: sizes.natural[index] - widths[place] for place, index in enumerate(columns)}
+    left = width - _total(widths)
+    for place in sorted((place for place, need in needs.items() if need > 0), key=lambda place: needs[place]):
+        if needs[place] <= left:
+            left -= needs[place]
+            widths[place] += needs.pop(place)
+    short = [place for place, need in needs.items() if need > 0]
+    for _ in range(left if short else 0):
+        widths[min(short, key=lambda place: widths[place])] += 1
     return Block(tuple(columns), tuple(widths), tuple(own))
 
 
