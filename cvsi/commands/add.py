@@ -39,7 +39,7 @@ NO_PHI = (
     "# No weight for `pseudo`: the published phi checkpoints must be fetched by hand and are for non-commercial use."
 )
 FUSION = ("fusion:", "  query: {edited: 1.0}", "  gallery: {image: 0.8, caption: 0.2}")
-PROMPTS = "prompts: {edited: chat_general, added: chat_added}"
+FUSION_WITH_PHI = ("fusion:", "  query: {edited: 0.6, pseudo: 0.4}", "  gallery: {image: 0.8, caption: 0.2}")
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,8 @@ def _entries(
     texts.append(after)
     lines = ["format: folder", f"root: {_yaml(root)}"]
     lines += [f"roots: [{', '.join(map(_yaml, further))}]"] if further else []
-    lines += [*captioner, *editor, PROMPTS, NO_PHI, *FUSION]
+    lines += [*captioner, *editor, f"prompts: {{edited: {chosen.prompts.edited}, added: {chosen.prompts.added}}}"]
+    lines += FUSION_WITH_PHI if chosen.backbone.settings.get("phi") else (NO_PHI, *FUSION)
     texts.append(Document(texts[-1], str(PATH)).append("datasets", name, "\n".join(lines)))
     texts.append(Document(texts[-1], str(PATH)).append("runs", run, f"dataset: {name}\nbackbone: {backbone}"))
     return [*texts, Document(texts[-1], str(PATH)).extend("active", name)]

@@ -7,7 +7,7 @@ from cvsi.commands.layout import Table, say
 from cvsi.core.params import Backbone
 from cvsi.models import catalogue
 from cvsi.models.catalogue import UNKNOWN_TEXT, Entry, gigabytes
-from cvsi.models.presets import SERVER, Preset, presets
+from cvsi.models.presets import SERVER, TINY, Part, Preset, presets
 
 NOTE = (
     "Memory is that of the weights (backbones in fp32, others in fp32 on a CPU and bf16 on a GPU), calculated from the "
@@ -47,6 +47,10 @@ def table(name: str, preset: Preset, sources: Sources) -> Table:
     """The models of one preset; captioner and editor of `server` are the server's."""
     shown = Table(f"{name}: {preset.machine}").texts("model", key=True).figures("memory", "download")
     shown.texts("rate", least=20).texts("terms", least=60)
+    if name == TINY:
+        for part in (preset.captioner, preset.editor, preset.backbone):
+            _add_own(shown, part)
+        return shown
     device = "cuda" if preset.gpu_gib else "cpu"
     if name == SERVER:
         shown.add_row("captioner and editor: the server's", *"----")
@@ -58,6 +62,11 @@ def table(name: str, preset: Preset, sources: Sources) -> Table:
     entry = catalogue.of_backbone(backbone)
     _add(shown, f"{backbone.model} {backbone.pretrained}", entry, device, backbone.precision, sources)
     return shown
+
+
+def _add_own(shown: Table, part: Part) -> None:
+    """Add a model that comes with the project."""
+    shown.add_row(str(part.settings["model"]), "small", "none", "not measured", "those of this project")
 
 
 def _add(shown: Table, name: str, entry: Entry, device: str, precision: str | None, sources: Sources) -> None:

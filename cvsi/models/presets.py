@@ -11,10 +11,10 @@ import yaml
 from pydantic import Field, PositiveInt
 
 from cvsi.core.errors import CvsiError
-from cvsi.core.params import Block, Name, Settings
+from cvsi.core.params import Block, Name, Prompts, Settings
 
 GIB = 1 << 30
-SERVER, FALLBACK = "server", "laptop"
+SERVER, FALLBACK, TINY = "server", "laptop", "tiny"
 
 
 class Part(Settings):
@@ -37,6 +37,7 @@ class Preset(Settings):
     captioner: Part
     editor: Part
     backbone: Part
+    prompts: Prompts = Prompts(edited="chat_general", added="chat_added")
     gpu_gib: PositiveInt | None = None
 
 

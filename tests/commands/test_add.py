@@ -25,7 +25,8 @@ from cvsi.models.engines import captioner_settings, editor_settings
 from tests.imports import ROOT
 
 TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
-LOCAL = [name for name in presets.presets() if name != presets.SERVER]
+OF_THE_HUB = [name for name in presets.presets() if name != presets.TINY]
+LOCAL = [name for name in OF_THE_HUB if name != presets.SERVER]
 MODELS = ("captioners", "editors")
 SERVED = ("--preset", "server", "--model", "llava:7b")
 PRESET = ("--preset", "gpu-24gb")
@@ -69,7 +70,7 @@ def without_added(output: str, after: str) -> str:
     return "".join(lines)
 
 
-@pytest.mark.parametrize("name", presets.presets())
+@pytest.mark.parametrize("name", OF_THE_HUB)
 def test_every_preset_is_what_its_engines_take_and_the_catalogue_knows(name: str) -> None:
     preset = presets.preset(name)
     if name == presets.SERVER:
@@ -102,6 +103,16 @@ def test_the_entries_are_added_and_every_other_byte_stays(place: Path, options: 
     assert "photos: 2 images" in output and "no such file, so there are no queries (none are needed" in output
     for step in ("cvsi check ", "cvsi check --download", "dvc repro", f"cvsi search {run} --text 'a beach'"):
         assert f"next: {step}" in output
+
+
+def test_the_demos_models_are_used_again_by_the_preset_tiny(place: Path) -> None:
+    output = invoke("photos", "--preset", "tiny")
+    assert "captioners:" not in output and "editors:" not in output and "backbones:" not in output
+    content = params.load()
+    dataset, demo = content.dataset("photos"), content.dataset("demo")
+    assert (dataset.captioner, dataset.editor, dataset.prompts) == (demo.captioner, demo.editor, demo.prompts)
+    assert dataset.fusion == demo.fusion and content.runs["photos-tiny"].backbone == "tiny"
+    assert "pseudo`" not in output
 
 
 def test_a_second_folder_uses_the_entries_of_the_first(place: Path) -> None:
