@@ -211,7 +211,7 @@ def _backbone(inventory: Inventory, backbone: Backbone) -> None:
             place = hub_file(backbone)
         except CvsiError as error:
             place, advice = None, str(error)
-        if place is None or not in_hub_cache(place[0], backbone.revision, (place[1], PICKLE)):
+        if place is None or not in_hub_cache(place[0], backbone.revision, (place[1], PICKLE, MODEL_FILES[-1])):
             inventory.add_missing(what, advice)
 
 
@@ -223,7 +223,7 @@ def in_hub_cache(repository: str, revision: str | None, names: Sequence[str]) ->
     try:
         found = (try_to_load_from_cache(repository, name, revision=revision) for name in names)
         file = next((file for file in found if isinstance(file, str)), None)
-    except HFValidationError:  # no name that the hub could have
+    except (HFValidationError, OSError):  # no name that the hub could have, or a cache that cannot be read
         return False
     return file is not None and _complete(Path(file))
 
