@@ -77,6 +77,7 @@ def download(params: Params) -> int:
 
 
 def _from_hub(models: list[Wanted], cache: Path, failures: list[str]) -> int:
+    """Ask for all models, say how much there is to download, download it, and report each; how many failed."""
     plans = list[Plan]()
     for model in models:
         with _kept(failures):

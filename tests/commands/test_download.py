@@ -353,6 +353,16 @@ def test_pickles_are_not_downloaded(place: Workspace, hub: HubServer, names: tup
     assert not hub.asked("pickle") and not hub.asked(".bin")
 
 
+def test_a_single_file_may_have_any_name_and_several_need_an_index(place: Workspace, hub: HubServer) -> None:
+    hub.add(EDITOR, {"config.json": b"{}", "weights.safetensors": noise(900, 8), "vae/other.safetensors": b"o"})
+    assert "Nothing is missing." in download()
+    assert set(files(snapshot(place, EDITOR))) == {"config.json", "weights.safetensors"}
+    hub.repositories[EDITOR].files["more.safetensors"] = noise(900, 9)
+    assert "2 files of safetensors (more.safetensors, weights.safetensors) without model.safetensors.index" in download(
+        1
+    )
+
+
 def test_a_redirect_to_another_host_gets_no_token(
     place: Workspace, hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
