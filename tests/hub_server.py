@@ -73,6 +73,7 @@ class Faults:
     extra: list[dict[str, Any]] = field(default_factory=list)  # further entries of the list
     encoding: str | None = None
     without_length: bool = False
+    break_listing: int = 0  # how many lists are cut off
     second: float = 0.0  # between two pieces of a file
 
 
@@ -159,6 +160,10 @@ class _Handler(BaseHTTPRequestHandler):
         if name in faults.refused:
             code = {404: "RepoNotFound", 401: "RepoNotFound", 403: "GatedRepo"}.get(faults.refused[name], "")
             return self._answer(faults.refused[name], b"{}", {"X-Error-Code": code})
+        if faults.break_listing:
+            faults.break_listing -= 1
+            self.close_connection = True
+            return self._answer(200, b"{", {"Content-Length": "100"})
         repository = self.server_hub.repositories.get(name)
         if repository is None:
             return self._answer(401, b'{"error":"Invalid username or password."}', {"X-Error-Code": "RepoNotFound"})

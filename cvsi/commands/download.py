@@ -18,7 +18,7 @@ from cvsi.core.yaml_edit import Document
 from cvsi.models import catalogue
 from cvsi.models.clip_checkpoint import hub_file
 from cvsi.models.hub import HubError, HubFile, Listing, address, listing
-from cvsi.models.hub_cache import Snapshot
+from cvsi.models.hub_cache import Snapshot, one_line
 from cvsi.models.hub_files import INDEX, INDEX_BYTES, one_file, small_files, weights
 from cvsi.models.model_id import is_hub_name
 
@@ -72,6 +72,12 @@ def download(params: Params) -> int:
         _offline(models)
         return len(failures)
     cache = Path(constants.HF_HUB_CACHE)
+    with one_line(cache):
+        return _from_hub(models, cache, failures)
+
+
+def _from_hub(models: list[Wanted], cache: Path, failures: list[str]) -> int:
+    """Ask for all models, say how much there is to download, download it, and report each; how many failed."""
     plans = list[Plan]()
     for model in models:
         with _kept(failures):
@@ -98,7 +104,8 @@ def wanted(params: Params, failures: list[str]) -> Iterator[Wanted]:
 
     def add(model: Wanted, block: str) -> None:
         key = (model.repository, model.revision, model.file)
-        home = document.home(f"{block}.model").rpartition(".")[0]
+        named = document.has(f"{block}.model")  # else the model is its engine's default
+        home = document.home(f"{block}.model").rpartition(".")[0] if named else block
         known = found.setdefault(key, model)
         found[key] = replace(known, keys=tuple(dict.fromkeys((*known.keys, f"{home}.revision"))))
 

@@ -248,7 +248,7 @@ def _backbone(inventory: Inventory, backbone: Backbone) -> None:
             place = hub_file(backbone)
         except CvsiError as error:
             place, advice = None, str(error)
-        if place is None or not in_hub_cache(place[0], backbone.revision, (place[1], PICKLE)):
+        if place is None or not in_hub_cache(place[0], backbone.revision, (place[1], PICKLE, MODEL_FILES[-1])):
             inventory.add_missing(what, advice)
             if place is not None:
                 inventory.downloads.setdefault(place[0], source)
@@ -262,7 +262,10 @@ def in_hub_cache(repository: str, revision: str | None, names: Sequence[str]) ->
     try:
         found = (try_to_load_from_cache(repository, name, revision=revision) for name in names)
         file = next((file for file in found if isinstance(file, str)), None)
-    except HFValidationError:  # no name that the hub could have
+        config = try_to_load_from_cache(repository, "config.json", revision=revision) if names == MODEL_FILES else None
+        if file is None and isinstance(config, str):  # vLLM reads a single file of any name
+            file = next(map(str, Path(config).parent.glob("*.safetensors")), None)
+    except (HFValidationError, OSError):  # no name that the hub could have, or a cache that cannot be read
         return False
     return file is not None and _complete(Path(file))
 
@@ -274,12 +277,5 @@ def _complete(file: Path) -> bool:
     try:
         shards = set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values())
         return all((file.parent / shard).is_file() for shard in shards)
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-    ):  # no index of weights: to be downloaded again
-        return False
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False  # no index of weights: to be downloaded again

@@ -71,10 +71,10 @@ class Snapshot:
             return False
         if digest_of(here, file) == file.digest:
             if not self.pointer(file).is_file():
-                with _readable(self.folder):
+                with one_line(self.folder):
                     self._point(file)
             return True
-        with _readable(self.folder):
+        with one_line(self.folder):
             self.pointer(file).unlink(missing_ok=True)
             self.blob(file).unlink(missing_ok=True)
         return False
@@ -92,7 +92,7 @@ class Snapshot:
             raise HubError(
                 f"{where}: {file.size / 1e9:.0f} GB, more than the hub serves by HTTP; hf download brings it"
             )
-        with _readable(self.folder):
+        with one_line(self.folder):
             for folder in (self.blob(file).parent, self.locks):
                 folder.mkdir(parents=True, exist_ok=True)
             with WeakFileLock(self.locks / f"{file.digest}.lock"):
@@ -107,7 +107,7 @@ class Snapshot:
         if COMMIT.fullmatch(asked):
             return
         ref = self.folder / "refs" / asked
-        with _readable(self.folder):
+        with one_line(self.folder):
             if ref.is_file() and ref.read_text(encoding="utf-8") == self.listing.commit:
                 return
             ref.parent.mkdir(parents=True, exist_ok=True)
@@ -244,12 +244,12 @@ def _size(path: Path) -> int:
 
 
 @contextmanager
-def _readable(folder: Path) -> Iterator[None]:
-    """Turn an error of the disk into one line that says what to do."""
+def one_line(folder: Path) -> Iterator[None]:
+    """Turn an error of the disk below a folder into one line that says what to do."""
     try:
         yield
     except OSError as error:
         raise CvsiError(
-            f"{error.filename or folder}: the hub's cache cannot be written ({error.strerror or error}); free space or "
-            "set HF_HUB_CACHE to a folder that you can write; what arrived is kept"
+            f"{error.filename or folder}: the hub's cache cannot be read or written ({error.strerror or error}); free "
+            "space, or set HF_HUB_CACHE to a folder that you may write to; what arrived is kept"
         ) from None

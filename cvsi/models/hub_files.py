@@ -27,12 +27,17 @@ def small_files(listing: Listing) -> list[HubFile]:
 def weights(listing: Listing, index: bytes | None) -> list[HubFile]:
     """The files of a model's weights; `index` is the content of INDEX where the repository has one.
 
-    A repository with an index and a whole file has both, since libraries differ in which they take. Raises HubError for
-    one without safetensors.
+    A repository with an index and a whole file has both, since libraries differ in which they take. A single file may
+    have any name. Raises HubError for a repository without safetensors, and for several files without an index.
     """
     names = _shards(listing, index) if index is not None else []
     names += [SINGLE] if SINGLE in listing else []
     names = names or sorted(name for name in listing.files if fnmatch(name, "*.safetensors") and "/" not in name)
+    if len(names) > 1 and index is None:
+        raise HubError(
+            f"{listing.repository}: {len(names)} files of safetensors ({', '.join(names[:3])}) without {INDEX}, which "
+            "says what belongs together; not downloaded: name another revision or model"
+        )
     if not names:
         raise _without_safetensors(listing, "weights as safetensors")
     return _files(listing, names)

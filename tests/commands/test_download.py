@@ -174,6 +174,7 @@ def test_a_second_call_downloads_nothing_and_verifies_all(place: Workspace, hub:
         Faults(busy_listing=[(503, {}), (429, {"Retry-After": "0.01"}), (504, {})]),
         Faults(break_after=0, breaks=3),
         Faults(break_after=100_000, without_length=True),
+        Faults(break_listing=4),
     ],
     ids=[
         "breaks off",
@@ -183,6 +184,7 @@ def test_a_second_call_downloads_nothing_and_verifies_all(place: Workspace, hub:
         "busy with the list",
         "breaks off before a byte",
         "ends without a length",
+        "the list breaks off",
     ],
 )
 def test_passing_failures_are_tried_again_and_continue(place: Workspace, hub: HubServer, faults: Faults) -> None:
@@ -351,6 +353,16 @@ def test_pickles_are_not_downloaded(place: Workspace, hub: HubServer, names: tup
     assert not hub.asked("pickle") and not hub.asked(".bin")
 
 
+def test_a_single_file_may_have_any_name_and_several_need_an_index(place: Workspace, hub: HubServer) -> None:
+    hub.add(EDITOR, {"config.json": b"{}", "weights.safetensors": noise(900, 8), "vae/other.safetensors": b"o"})
+    assert "Nothing is missing." in download()
+    assert set(files(snapshot(place, EDITOR))) == {"config.json", "weights.safetensors"}
+    hub.repositories[EDITOR].files["more.safetensors"] = noise(900, 9)
+    assert "2 files of safetensors (more.safetensors, weights.safetensors) without model.safetensors.index" in download(
+        1
+    )
+
+
 def test_a_redirect_to_another_host_gets_no_token(
     place: Workspace, hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -440,7 +452,7 @@ def test_a_cache_that_cannot_be_written_is_one_line(
     place: Workspace, hub: HubServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (place.path / "hub").write_bytes(b"a file in its place")
-    assert "the hub's cache cannot be written" in failed(capsys, monkeypatch)
+    assert "the hub's cache cannot be read or written" in failed(capsys, monkeypatch)
 
 
 def test_a_full_disk_is_one_line_and_what_arrived_stays(
@@ -456,7 +468,7 @@ def test_a_full_disk_is_one_line_and_what_arrived_stays(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, handler)
-    assert "the hub's cache cannot be written (File too large); free space" in line
+    assert "the hub's cache cannot be read or written (File too large); free space" in line
     download()
     assert_complete(place, hub)
 
@@ -505,7 +517,8 @@ def test_a_partial_file_that_is_too_long_or_wrong_does_no_harm(place: Workspace,
     assert_complete(place, hub)
 
 
-def test_a_killed_download_continues(place: Workspace, hub: HubServer) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, -15), (signal.SIGINT, 130)])
+def test_a_killed_download_continues(place: Workspace, hub: HubServer, number: int, code: int) -> None:
     hub.faults = Faults(second=0.15)
     env = environment(place.path) | {"HF_ENDPOINT": hub.address, "HF_HUB_CACHE": str(place.path / "hub")}
     command = [sys.executable, "-c", "from cvsi.commands.main import main; main()", "check", "--download"]
@@ -515,8 +528,10 @@ def test_a_killed_download_continues(place: Workspace, hub: HubServer) -> None:
     partial = blobs / f"{hashlib.sha256(hub.repositories[CAPTIONER].files['model.safetensors']).hexdigest()}.incomplete"
     while not (partial.is_file() and partial.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.send_signal(number)
+    printed = process.communicate()[0].decode()
+    assert process.returncode == code and "Traceback" not in printed
+    assert ("stopped; the next cvsi check --download continues" in printed) == (number == signal.SIGINT)
     kept = partial.stat().st_size
     assert 0 < kept < 300_000
     sent, hub.faults = hub.sent, Faults()
@@ -582,6 +597,23 @@ def test_a_repository_that_two_blocks_name_is_downloaded_once(place: Workspace, 
     assert all(
         f"to pin it: cvsi set {key}.toy.revision {commit_of(CAPTIONER)}" in text for key in ("captioners", "editors")
     )
+
+
+def test_a_tag_that_the_catalogue_does_not_know_is_looked_up_in_open_clip(place: Workspace, hub: HubServer) -> None:
+    repository = "laion/CLIP-ViT-B-16-laion2B-s34B-b88K"
+    hub.add(repository, {TOWER_FILE: noise(1000, 7), "open_clip_pytorch_model.bin": b"pickle", "config.json": b"{}"})
+    place.params(backbones__toy={"model": "ViT-B-16", "pretrained": "laion2b_s34b_b88k", "preprocess": "plain"})
+    assert "backbone ViT-B-16 laion2b_s34b_b88k" in check(1)
+    assert f"to pin it: cvsi set backbones.toy.revision {commit_of(repository)}" in download()
+    assert "Nothing is missing." in check(0) and not hub.asked(TOWER) and not hub.asked("pickle")
+    assert set(files(snapshot(place, repository))) == {TOWER_FILE}
+
+
+def test_a_tag_that_does_not_exist_is_one_line_and_the_others_are_downloaded(place: Workspace, hub: HubServer) -> None:
+    place.params(backbones__toy={"model": "ViT-B-16", "pretrained": "absent", "preprocess": "plain"})
+    text = download(1)
+    assert "cvsi: params.yaml: pretrained 'absent' is no file and no tag of ViT-B-16" in text
+    assert (snapshot(place, CAPTIONER) / "model.safetensors").is_file() and "missing: 1 thing" in text
 
 
 def test_what_no_hub_has_is_said(place: Workspace, hub: HubServer) -> None:
