@@ -89,8 +89,8 @@ class SampledCaptioner(ABC, Generic[S]):
             raise CvsiError(f"{self.name}: its image processor fails: {cause(error)}") from None
         if given != needed:
             raise CvsiError(
-                f"{self.name}: its preprocessor_config.json makes images of {given[0]} x {given[1]}, its config.json "
-                f"needs {needed[0]} x {needed[1]}; take both files from the same model"
+                f"{self.name}: its image processor makes images of {given[0]} x {given[1]}, its config.json needs "
+                f"{needed[0]} x {needed[1]}; take processor_config.json and preprocessor_config.json from this model"
             )
 
     def _check_tokenizer(self) -> None:

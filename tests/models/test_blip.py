@@ -258,8 +258,8 @@ def test_another_image_size_than_the_towers_is_refused(copy: Path) -> None:
         file = copy / "preprocessor_config.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | {"size": {"height": height, "width": width}}))
         line = refusal(settings(copy))
-        assert line.startswith(f"params.yaml: captioner model '{copy}': its preprocessor_config.json makes images of ")
-        assert f"{height} x {width}, its config.json needs 32 x 32; take both files from the same model" in line
+        assert line.startswith(f"params.yaml: captioner model '{copy}': its image processor makes images of ")
+        assert f"{height} x {width}, its config.json needs 32 x 32; take processor_config.json and " in line
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Sampling against its definition, the demo's BLIP-2 against transformers' own generation."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,24 @@ def test_untrusted_weights_run_no_code(tmp_path: Path) -> None:
     with pytest.raises(CvsiError, match="does not load: the file holds more than tensors; it was not opened"):
         Blip2(blip2_settings(model=str(folder)), Compute(device="cpu"))
     assert not (tmp_path / "ran").exists()
+
+
+def test_files_of_another_model_are_refused(tmp_path: Path) -> None:
+    """An image processor of another size would give wrong positions, and no tokenizer at all empty captions."""
+    folder = tmp_path / "blip2"
+    shutil.copytree(ROOT / "demo/weights/blip2", folder)
+    (folder / "processor_config.json").unlink()  # it would come first
+    file = folder / "preprocessor_config.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(content | {"size": {"height": 32, "width": 32}}), encoding="utf-8")
+    with pytest.raises(CvsiError, match=r"makes images of 32 x 32, its config\.json needs 64 x 64; take"):
+        Blip2(blip2_settings(model=str(folder)), Compute(device="cpu"))
+    file.write_text(json.dumps(content), encoding="utf-8")
+    for tokenizer in folder.glob("tokenizer*"):
+        tokenizer.unlink()
+    with pytest.raises(CvsiError, match=f"params.yaml: captioner model '{folder}'") as error:
+        Blip2(blip2_settings(model=str(folder)), Compute(device="cpu"))
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
