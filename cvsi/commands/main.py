@@ -289,12 +289,15 @@ def sweep(
     """Evaluate a grid of weightings on the labelled splits, from existing vectors: hundreds in a minute."""
     from cvsi.commands import sweep as search
     from cvsi.commands import sweep_plots as plots
+    from cvsi.commands.sweep_findings import findings
 
     names = [part.strip() for part in parts.split(",") if part.strip()]
     result = search.build(dataset, backbone, params.load(), names, step)
     console = terminal()
     for table in plots.tables(result, top):
         console.print(table)
+    for finding in findings(result, dataset):
+        typer.echo(finding) if isinstance(finding, str) else console.print(finding)
     folder = paths.folder("sweep", dataset, backbone)
     info(f"{count(result.number, 'weighting')} in {seconds(result.seconds)}, {result.rate:,.0f} a minute")
     info(f"{folder / 'weightings.parquet'} has all of them, {folder / 'sweep.png'} is a picture; for DVC's plot:")

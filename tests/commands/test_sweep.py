@@ -167,7 +167,7 @@ def test_every_weighting_has_the_metrics_of_the_definition(world: World, form: s
     sweep.build("toy", "tiny", params.load(), step=0.5)
     frame = frame_of(workspace)
     metrics, known = protocol_of(form).names(), Truth(workspace, form)
-    assert frame.columns == ["split", "name", *COMPONENTS.names, *metrics]
+    assert frame.columns == ["split", "name", *COMPONENTS.names, *metrics, *sweep_grid.NOISE]
     assert frame["split"].unique(maintain_order=True).to_list() == ["dev", "val"]
     # Six mixes of three query parts times three of the gallery's; edited, pseudo and image are among them.
     assert frame.height == 2 * (18 + 4)
