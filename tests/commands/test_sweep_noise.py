@@ -22,9 +22,9 @@ from cvsi.commands.sweep_noise import FEWEST, Noise, counting, halves_of, in_fir
 from cvsi.core import params
 from cvsi.core.errors import CvsiError
 from cvsi.datasets.metrics import Metric, Protocol, recall
-from cvsi.evaluation import metrics
+from cvsi.evaluation import metrics, scores
 from tests.commands.conftest import SPLITS, World
-from tests.commands.test_sweep import COMPONENTS, command, frame_of
+from tests.commands.test_sweep import COMPONENTS, frame_of
 
 NUMBER = 7
 
@@ -267,8 +267,8 @@ def test_the_pasted_yaml_and_the_command_give_that_metric_in_the_scores(world: W
     workspace = world(form)
     if form == "fashioniq":
         workspace.params(datasets__toy__category="dress")
-    done = command(workspace, "toy", "tiny", "--step", "0.25")
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(app, ["sweep", "toy", "tiny", "--step", "0.5"])
+    assert done.exit_code == 0, done.stderr
     for split in ("dev", "val"):
         (best, *_) = frame_of(workspace).filter(split=split).to_dicts()
         block, words = pasted(done.stdout, split)
@@ -278,7 +278,7 @@ def test_the_pasted_yaml_and_the_command_give_that_metric_in_the_scores(world: W
         result = CliRunner().invoke(app, words[1:])
         assert result.exit_code == 0, result.output
         assert params.load().dataset("toy").fusion == by_hand == block
-        workspace.run("scores", "toy", "tiny")
+        scores.build("toy", "tiny", params.load())
         stage = json.loads((workspace.path / "cache/toy/tiny/scores/metrics.json").read_text())[split]
         names = [name for name in best if "@" in name]
         assert {name: best[name] for name in names} == pytest.approx({name: stage[name] for name in names}, abs=1e-9)
@@ -349,8 +349,8 @@ def test_one_labelled_query(world: World) -> None:
     vectors = workspace.path / "cache/toy/tiny/query_vectors/all.parquet"
     rows = pq.read_table(vectors)
     pq.write_table(rows.slice(0, 1), vectors)
-    done = command(workspace, "toy", "tiny", "--step", "0.5")
-    assert done.returncode == 0 and "Traceback" not in done.stderr
+    done = CliRunner().invoke(app, ["sweep", "toy", "tiny", "--step", "0.5"])
+    assert done.exit_code == 0, done.exception
     assert "val: no noise band and no halves: 1 query counts under every weighting." in done.stdout
     assert Path("cache/toy/tiny/sweep/sweep.png").exists()
     assert "fusion:" in done.stdout
