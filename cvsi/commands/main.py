@@ -47,27 +47,32 @@ def version() -> None:
 
 
 @app.command()
-def show(run: str = typer.Argument(help="A run of params.yaml, e.g. demo-tiny.")) -> None:
-    """Print a run's table of weightings, where its report lies, and what its stages ran on, with which versions."""
+def show(
+    run: str = typer.Argument(help="A run of params.yaml, e.g. demo-tiny."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON for other programs instead of tables."),
+) -> None:
+    """Print a run's methods, their differences, values by aspect, fallbacks, its report's path, and what it ran on."""
     from cvsi.commands import show as shown
     from cvsi.commands import times as record
     from cvsi.commands.fallback_warning import fallback_warning
+    from cvsi.commands.show_figures import collect
 
     settings = params.load()
-    chosen = settings.run(run)
-    content, console = shown.content(chosen), Console()
-    for table in shown.tables(run, content):
+    chosen, figures, console = settings.run(run), collect(run, settings), Console()
+    if as_json:
+        typer.echo(encodable_json(figures.model_dump_json(indent=2)))
+        return
+    for table in shown.tables(figures):
         console.print(table)
-    if not content["splits"]:
+    if not figures.splits:
         console.print(shown.without_metrics(chosen, settings), soft_wrap=True, highlight=False, markup=False)
-    for line in record.environment(record.of_run(chosen.dataset, chosen.backbone)):
+    for line in (*shown.lines(figures), *record.environment(record.of_run(chosen.dataset, chosen.backbone))):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
-    if line := shown.left_out(content):
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
-    if line := fallback_warning(chosen.dataset, settings):
+    if figures.edits and (line := fallback_warning(chosen.dataset, settings)):
         console.print(line, style="red", soft_wrap=True, highlight=False, markup=False)
-    page = paths.folder("report", chosen.dataset, chosen.backbone) / "index.html"
-    console.print(f"Report: {page}", soft_wrap=True, highlight=False)
+    console.print(f"Report: {figures.report}", soft_wrap=True, highlight=False)
+    for note in figures.notes:
+        warn(note)
 
 
 @app.command()
