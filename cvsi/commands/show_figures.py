@@ -110,7 +110,7 @@ def collect(name: str, settings: Params) -> Shown:
     """All figures of a run of params.yaml; raises CvsiError for an unknown run and where there is no report."""
     run, notes = settings.run(name), list[str]()
     report = read_report(run)
-    values = _or_note(notes, lambda: _values(run, report)) if report.splits else None
+    values = _or_note(notes, lambda: _values(run, report)) if any(report.splits.values()) else None
     labels = _or_note(notes, lambda: _labels(run, values)) if values is not None else None
     splits = {
         split: _figures(
