@@ -3,11 +3,12 @@
 It takes seconds: no model is loaded, and nothing is downloaded or computed.
 """
 
-from rich import box
+from collections.abc import Iterable
+
 from rich.console import Console
-from rich.table import Table
 
 from cvsi.commands import forecast, requirements
+from cvsi.commands.layout import Table, say
 from cvsi.core.console import count
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import PATH, Params, Run
@@ -27,19 +28,33 @@ def report(params: Params, console: Console) -> int:
     used = f"datasets {', '.join(params.used_datasets)}; runs {', '.join(params.runs) or 'none'}"
     stale = [line for name, changed in changes.items() if (line := changed.line(name))]
     for line in (used, *forecast.memory(params, inventory), forecast.disk(params, inventory), *inventory.notes, *stale):
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
-    table = Table("of", "what", "to compute", "time", title="to do", box=box.SIMPLE_HEAD, title_justify="left")
-    for task in forecast.tasks(params, inventory, changes):
-        table.add_row(*forecast.words(task))
-    console.print(table)
+        say(console, line)
+    console.print()
+    console.print(todo(forecast.tasks(params, inventory, changes)))
     if inventory.terms:
         terms = {", ".join(dict.fromkeys(names)): text for text, names in inventory.terms.items()}
-        _print(console, "terms of use", terms)
+        console.print(listed("terms of use", terms))
     if inventory.missing:
-        _print(console, f"missing: {count(len(inventory.missing), 'thing')}", inventory.missing)
+        console.print(listed(f"missing: {count(len(inventory.missing), 'thing')}", inventory.missing))
     else:
-        console.print("Nothing is missing." + " The index is older than what it lists: dvc repro." * bool(stale))
+        say(console, "Nothing is missing." + " The index is older than what it lists: dvc repro." * bool(stale))
     return len(inventory.missing)
+
+
+def todo(tasks: Iterable[forecast.Task]) -> Table:
+    """What is to be computed, as a table."""
+    table = Table("to do").texts("of", key=True).texts("what").figures("to compute", "time")
+    for task in tasks:
+        table.add_row(*forecast.words(task))
+    return table
+
+
+def listed(title: str, lines: dict[str, str]) -> Table:
+    """Names, each with a text beside it."""
+    table = Table(title, names=False).texts("name", key=True).texts("text", least=40)
+    for name, text in lines.items():
+        table.add_row(name, text)
+    return table
 
 
 def check_blocks(params: Params) -> None:
@@ -82,10 +97,3 @@ def _check_phi(fusion: Fusion, run: Run, params: Params) -> None:
             f"{PATH}: datasets.{run.dataset}.fusion has a weight for {', '.join(needing)}, but "
             f"backbones.{run.backbone} has no phi; add a phi, or remove the weight"
         )
-
-
-def _print(console: Console, title: str, lines: dict[str, str]) -> None:
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", show_header=False)
-    for name, text in lines.items():
-        table.add_row(name, text)
-    console.print(table)

@@ -4,18 +4,13 @@ import re
 from collections.abc import Iterator
 
 from pydantic import BaseModel, ConfigDict
-from rich import box
-from rich.console import RenderableType
-from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
 
+from cvsi.commands.layout import Prose, Table
 from cvsi.commands.moved import DEEPEST, Changes, Moved
 from cvsi.core.console import count, plain
 
 COUNTS = ("queries", "dropped", "dropped images", "fallbacks")
 LONGEST = 60  # characters of a value of a recipe or of an instruction: prompts are long, and their beginnings alike
-FIGURE = 8  # columns of a figure
 
 
 class Row(BaseModel):
@@ -46,7 +41,7 @@ class Comparison(BaseModel):
     doubts: list[str]
 
 
-def tables(comparison: Comparison) -> Iterator[RenderableType]:
+def tables(comparison: Comparison) -> Iterator[Table | Prose]:
     """For each split its metrics and what moved, and the fields of the recipes that differ where any do."""
     for split, rows in comparison.splits.items():
         yield _metrics_table(comparison, split, rows)
@@ -57,12 +52,8 @@ def tables(comparison: Comparison) -> Iterator[RenderableType]:
 
 
 def _metrics_table(comparison: Comparison, split: str, rows: list[Row]) -> Table:
-    table = _table(f"{split}, percent; difference is second less first, with its 95% interval over the same queries")
-    table.add_column("", overflow="fold", min_width=FIGURE)
-    for label in (comparison.first, comparison.second):
-        table.add_column(_head(label), justify="right", overflow="fold", min_width=FIGURE)
-    table.add_column("difference", justify="right", no_wrap=True)
-    table.add_column("interval", no_wrap=True)
+    table = Table(f"{split}, percent; difference is second less first, with its 95% interval over the same queries")
+    table.texts("metric", key=True).figures(_head(comparison.first), _head(comparison.second), "difference", "interval")
     for row in rows:
         if row.name in COUNTS:
             cells = (f"{row.first:,.0f}", f"{row.second:,.0f}", f"{row.difference:+,.0f}", "")
@@ -70,27 +61,23 @@ def _metrics_table(comparison: Comparison, split: str, rows: list[Row]) -> Table
             ends = "-" if row.low is None or row.high is None else f"{row.low:+.2f} to {row.high:+.2f}"
             cells = (f"{row.first:.2f}", f"{row.second:.2f}", f"{row.difference:+.2f}", ends)
         clear = row.low is not None and row.high is not None and (row.low > 0 or row.high < 0)
-        table.add_row(escape(plain(row.name.replace("_", " "))), *cells, style="bold" if clear else None)
+        table.add_row(row.name.replace("_", " "), *cells, style="bold" if clear else "")
     return table
 
 
-def _changes(comparison: Comparison, split: str, changes: Changes) -> Iterator[RenderableType]:
+def _changes(comparison: Comparison, split: str, changes: Changes) -> Iterator[Table | Prose]:
     """How many queries are better, worse and the same, and a table of those that moved most."""
-    yield Text(
-        f"{plain(split)}, {plain(changes.metric)}: {plain(comparison.second)} is better on "
-        f"{count(changes.better, 'query')}, worse on {changes.worse:,}, the same on {changes.same:,}\n"
+    yield Prose(
+        f"{split}, {changes.metric}: {comparison.second} is better on "
+        f"{count(changes.better, 'query')}, worse on {changes.worse:,}, the same on {changes.same:,}"
     )
     if not changes.moved:
         return
-    table = _table(f"{split}: the queries that moved most; rank is that of the main target, >{DEEPEST:,} if deeper")
-    table.add_column("query", overflow="fold", min_width=FIGURE)
-    table.add_column("instruction", overflow="fold", min_width=2 * FIGURE)
-    for head in (changes.metric, "rank"):
-        table.add_column(escape(head), no_wrap=True)
+    table = Table(f"{split}: the queries that moved most; rank is that of the main target, >{DEEPEST:,} if deeper")
+    table.texts("query", key=True).texts("instruction", least=16).figures(changes.metric, "rank")
     for query in changes.moved:
-        metric = f"{query.before:.2f} -> {query.after:.2f}"
-        instruction = _cut(plain(" ".join(query.instruction.split())), 0)
-        table.add_row(escape(plain(query.query_id)), escape(instruction), metric, _ranks(query))
+        instruction = _cut(" ".join(query.instruction.split()), 0)
+        table.add_row(query.query_id, instruction, f"{query.before:.2f} -> {query.after:.2f}", _ranks(query))
     yield table
 
 
@@ -100,27 +87,17 @@ def _ranks(query: Moved) -> str:
 
 
 def _recipes_table(comparison: Comparison) -> Table:
-    table = _table("what differs in their recipes")
-    table.add_column("part", no_wrap=True)
-    table.add_column("field", overflow="fold", min_width=2 * FIGURE)
-    for label in (comparison.first, comparison.second):
-        table.add_column(_head(label), overflow="fold", min_width=2 * FIGURE)
+    table = Table("what differs in their recipes").texts("part", "field", key=True)
+    table.texts(_head(comparison.first), _head(comparison.second), least=16)
     for part, fields in comparison.differences.items():
         for name, values in fields.items():
-            table.add_row(part, escape(plain(name)), *(escape(plain(text)) for text in _shown(*values)))
+            table.add_row(part, name, *_shown(*values))
     return table
-
-
-def _table(title: str) -> Table:
-    """An empty table as narrow as it can be."""
-    return Table(
-        title=escape(plain(title)), box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0), pad_edge=False
-    )
 
 
 def _head(label: str) -> str:
     """A run's label, the state and its commit, or the folder, in lines of their own."""
-    return escape(re.sub(r" (at |in |\()", r"\n\1", plain(label)))
+    return re.sub(r" (at |in |\()", r"\n\1", plain(label))
 
 
 def _shown(first: str, second: str) -> tuple[str, str]:

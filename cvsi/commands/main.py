@@ -1,6 +1,5 @@
 """The command line `cvsi`: shows what the stages made. Importing it loads neither torch nor a model."""
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,14 +7,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from cvsi import __version__
+from cvsi.commands import next_step
+from cvsi.commands.layout import print_all, say, terminal, tolerate_columns
+from cvsi.commands.open_report import open_report, report_page
 from cvsi.core import params, paths
 from cvsi.core.console import count, encodable_json, info, seconds, tolerate_encoding, warn
 from cvsi.core.errors import CvsiError
-
-WIDE = 160  # columns of a table that is written to a file or a pipe
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -23,16 +22,12 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 def main() -> None:
     """Run the command line; an error is one line on standard error."""
     tolerate_encoding()
+    tolerate_columns()
     try:
         app()
     except CvsiError as error:
         warn(str(error))
         sys.exit(1)
-
-
-def terminal() -> Console:
-    """The terminal, or a wide page for a file or a pipe, unless COLUMNS says how wide."""
-    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDE)
 
 
 @app.callback()
@@ -43,7 +38,8 @@ def about() -> None:
 @app.command()
 def version() -> None:
     """Print the version."""
-    Console().print(__version__, highlight=False)
+    typer.echo(__version__)
+    next_step.after_version().print()
 
 
 @app.command()
@@ -58,21 +54,29 @@ def show(
     from cvsi.commands.show_figures import collect
 
     settings = params.load()
-    chosen, figures, console = settings.run(run), collect(run, settings), Console()
+    chosen, figures, console = settings.run(run), collect(run, settings), terminal()
     if as_json:
         typer.echo(encodable_json(figures.model_dump_json(indent=2)))
         return
-    for table in shown.tables(figures):
-        console.print(table)
+    print_all(console, shown.tables(figures))
     if not figures.splits:
-        console.print(shown.without_metrics(chosen, settings), soft_wrap=True, highlight=False, markup=False)
+        say(console, shown.without_metrics(chosen, settings))
     for line in (*shown.lines(figures), *record.environment(record.of_run(chosen.dataset, chosen.backbone))):
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+        say(console, line)
     if figures.edits and (line := fallback_warning(chosen.dataset, settings)):
-        console.print(line, style="red", soft_wrap=True, highlight=False, markup=False)
-    console.print(f"Report: {figures.report}", soft_wrap=True, highlight=False)
+        say(console, line, style="red")
+    say(console, f"Report: {report_page(chosen)}")
     for note in figures.notes:
         warn(note)
+    next_step.after_show(run, settings).print()
+
+
+@app.command("open")
+def open_page(run: str = typer.Argument(help="A run of params.yaml, e.g. demo-tiny.")) -> None:
+    """Open a run's report in the browser; without a browser or a display, print its address."""
+    settings = params.load()
+    info(open_report(settings.run(run)))
+    next_step.after_open(run, settings).print()
 
 
 @app.command()
@@ -94,16 +98,18 @@ def compare(
         raise CvsiError("compare needs a second run, --rev with an earlier state, or --other with a cache folder")
     if other and rev is not None:
         raise CvsiError("--other and --rev: give one of the two")
-    comparison = compare_runs(params.load(), first, second or first, Path(other) if other else None, rev, top)
+    settings = params.load()
+    comparison = compare_runs(settings, first, second or first, Path(other) if other else None, rev, top)
     if as_json:
         typer.echo(encodable_json(comparison.model_dump_json(indent=2)))
-    console = terminal()
-    for table in () if as_json else tables(comparison):
-        console.print(table)
+    else:
+        print_all(terminal(), tables(comparison))
     if not comparison.differences:
         warn("their recipes are the same")
     for line in comparison.doubts:
         warn(f"warning: {line}")
+    if not as_json:  # with --other, the second run is another workspace's
+        next_step.after_compare(comparison, first if other else second or first, settings).print()
 
 
 @app.command()
@@ -113,21 +119,22 @@ def summary(
     """Print the metrics of all runs of params.yaml side by side, averages over categories, and what has none yet."""
     from cvsi.commands.summary import collect, tables, text
 
-    found = collect(params.load())
+    settings = params.load()
+    found = collect(settings)
     if as_json:
         typer.echo(encodable_json(text(found)))
         return
     console = terminal()
-    for table in tables(found):
-        console.print(table)
+    print_all(console, tables(found))
     for unscored in found.without:
-        console.print(f"{unscored.run}: {unscored.why}", soft_wrap=True, highlight=False, markup=False)
+        say(console, f"{unscored.run}: {unscored.why}")
     for run, files in found.submissions.items():
-        console.print(f"{run}, to submit: {', '.join(files)}", soft_wrap=True, highlight=False, markup=False)
+        say(console, f"{run}, to submit: {', '.join(files)}")
     for line in found.fallbacks:
-        console.print(line, style="red", soft_wrap=True, highlight=False, markup=False)
+        say(console, line, style="red")
     for line in found.doubts:
         warn(f"warning: {line}")
+    next_step.after_summary(found, settings).print()
 
 
 @app.command()
@@ -135,14 +142,15 @@ def times(
     every: bool = typer.Option(False, "--all", help="All recorded runs, not only the latest of each stage."),
 ) -> None:
     """Print how long the stages took, on which device, and how many rows per second they computed."""
-    from cvsi.commands.times import environment, records, table
+    from cvsi.commands.times import environment, records, tables
 
     runs, console = records(every), terminal()
     if not runs:
         raise CvsiError(f"{paths.runs_folder()}: no records yet; dvc repro makes them")
-    console.print(table(runs))
+    print_all(console, tables(runs))
     for line in environment(runs):
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+        say(console, line)
+    next_step.after_times().print()
 
 
 @app.command()
@@ -172,14 +180,18 @@ def store(
             raise CvsiError("--remove and --unused-for: give one of the two")
         part = usage.part_of(folder, recipe)
         console.print(usage.table([part], f"{folder}: to delete"))
+        if part.by:
+            say(console, f"Outputs here that were made from it: {', '.join(part.by)}")
         if not yes and not typer.confirm("Delete these rows? They are computed again where they are needed."):
             raise typer.Exit(1)
         usage.remove_part(folder, part)
         info(f"{folder}: deleted {part.kind}/{part.folder.name}, {count(part.files, 'file')} ({part.made_by})")
+        next_step.after_deletion(part.by).print()
         return
     parts = usage.survey(folder)
     if unused_for < 0:
         console.print(usage.table(parts, str(folder)))
+        next_step.after_store(parts).print()
         return
     parts = [part for part in parts if part.unused(unused_for)]
     if parts:
@@ -188,6 +200,7 @@ def store(
             raise typer.Exit(1)
     deleted = usage.remove(folder, unused_for)  # also without any: it deletes incomplete files of killed processes
     info(f"{folder}: {count(len(deleted), 'part')} deleted that were not used for {unused_for:g} days")
+    next_step.after_deletion().print()
 
 
 def _check_models(folder: Path) -> None:
@@ -200,6 +213,7 @@ def _check_models(folder: Path) -> None:
     if lines:
         raise typer.Exit(1)
     info("every model folder of params.yaml fits its model")
+    next_step.after_version().print()
 
 
 @app.command()
@@ -207,7 +221,9 @@ def check() -> None:
     """Check params.yaml and the folders it names: what is missing or changed, what would be computed, terms of use."""
     from cvsi.commands.check import report
 
-    if report(params.load(), terminal()):
+    missing = report(params.load(), terminal())
+    next_step.after_check(missing).print()
+    if missing:
         raise typer.Exit(1)
 
 
@@ -219,8 +235,10 @@ def set_parameter(
     """Change one value of params.yaml, comments and aliases kept; print which datasets share it."""
     from cvsi.commands.set_value import set_value
 
-    for line in set_value(key, value):
+    lines = set_value(key, value)
+    for line in lines:
         info(line)
+    next_step.after_set(key, lines).print()
 
 
 @app.command("check-submission")
@@ -239,6 +257,7 @@ def check_submission(
     if faults:
         raise typer.Exit(1)
     info(f"{file}: {kind.benchmark}, metric {kind.metric}: {count(number, 'query')} of {kind.images} images, no fault")
+    next_step.after_check_submission().print()
 
 
 @app.command()
@@ -253,6 +272,7 @@ def pack(
     if only not in ("", "captions", "edits"):
         raise CvsiError(f"--only {only}: give captions or edits, or leave it out for both")
     write(dataset, Path(out), params.load(), [only] if only else ("captions", "edits"))  # type: ignore[list-item]
+    next_step.after_pack(Path(out)).print()
 
 
 @app.command()
@@ -261,6 +281,7 @@ def unpack(folder: str = typer.Argument(help="A folder that cvsi pack wrote.")) 
     from cvsi.commands.unpack import unpack as add
 
     add(Path(folder), params.load())
+    next_step.after_unpack().print()
 
 
 @app.command("convert-phi")
@@ -273,14 +294,15 @@ def convert_phi(
     """Write a published phi as safetensors: the same numbers in float32, in a format that runs no code."""
     from cvsi.models import phi
 
-    wanted = None
-    if backbone:
+    wanted, settings = None, params.load() if backbone else None
+    if settings is not None:
         from cvsi.models.clip import embedding_dims
 
-        wanted = embedding_dims(params.load().backbone(backbone))
+        wanted = embedding_dims(settings.backbone(backbone))
     width, token_width, before, after = phi.convert(Path(source), Path(target), wanted, force)
     info(f"{source}: phi from width {width} to token width {token_width}, SHA-256 {before}")
     info(f"{target}: written, SHA-256 {after}")
+    next_step.after_convert_phi(target, backbone, settings).print()
 
 
 @app.command()
@@ -297,17 +319,17 @@ def sweep(
     from cvsi.commands.sweep_findings import findings
 
     names = [part.strip() for part in parts.split(",") if part.strip()]
-    result = search.build(dataset, backbone, params.load(), names, step)
-    console = terminal()
-    for table in plots.tables(result, top):
-        console.print(table)
+    settings = params.load()
+    result = search.build(dataset, backbone, settings, names, step)
+    print_all(terminal(), plots.tables(result, top))
     for finding in findings(result, dataset):
-        typer.echo(finding) if isinstance(finding, str) else console.print(finding)
+        typer.echo(finding) if isinstance(finding, str) else terminal().print(finding)
     folder = paths.folder("sweep", dataset, backbone)
     info(f"{count(result.number, 'weighting')} in {seconds(result.seconds)}, {result.rate:,.0f} a minute")
     info(f"{folder / 'weightings.parquet'} has all of them, {folder / 'sweep.png'} is a picture; for DVC's plot:")
     typer.echo(plots.plot_command(folder, result.protocol.main))
     warn(f"{dataset}: {plots.WARNING}")
+    next_step.after_sweep(result, dataset, backbone, settings).print()
 
 
 @app.command()
@@ -340,6 +362,8 @@ def search(
                 searching.show(session, options, terminal(), as_json, target)
             if interactive:
                 searching.loop(session, options, terminal(), as_json, target)
+            if not as_json:
+                next_step.after_search(session).print()
     except KeyboardInterrupt:
         warn("stopped")
         raise typer.Exit(130) from None

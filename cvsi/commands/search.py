@@ -14,12 +14,10 @@ from pathlib import Path
 from typing import NoReturn, TextIO
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from cvsi.core.console import encodable_json, info, plain, warn
+from cvsi.commands.layout import Table
+from cvsi.core.console import encodable_json, info, warn
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import Params
 from cvsi.explorer import client, state
@@ -70,13 +68,17 @@ class Search:
         """Check that the run exists."""
         self.run, self.params = run, params
         self._engine: Searcher | None = None
+        self.served, self.best = False, ""  # of the last answer: whether a server gave it, and the best image
         self.dataset = params.run(run).dataset
         self.root = Path(params.dataset(self.dataset).root)
 
     def answer(self, wanted: Request) -> Answer:
         """The answer; what is printed meanwhile goes to standard error."""
         with redirect_stdout(sys.stderr):
-            return self._searcher(wanted).answer(wanted)
+            answer = self._searcher(wanted).answer(wanted)
+        self.served = self._engine is None
+        self.best = answer.results[0].image_id if answer.results else ""
+        return answer
 
     def _searcher(self, wanted: Request) -> Searcher:
         if self._engine is not None:
@@ -93,13 +95,9 @@ class Search:
 
 def table(answer: Answer) -> Table:
     """Ranks, files and scores, for any width."""
-    shown = Table("rank", "file", "score", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column, justify in zip(shown.columns, ("right", "left", "right"), strict=True):
-        column.justify = justify  # type: ignore[assignment]
-        column.no_wrap = column.header != "file"
-        column.overflow = "fold"
+    shown = Table().figures("rank", key=True).texts("file").figures("score")
     for result in answer.results:
-        shown.add_row(str(result.rank), Text(plain(result.path)), f"{result.score:.4f}")
+        shown.add_row(str(result.rank), result.path, f"{result.score:.4f}")
     return shown
 
 

@@ -1,23 +1,15 @@
 """A run's figures as tables and lines for a terminal of 80 columns or more."""
 
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rich import box
-from rich.markup import escape
-from rich.table import Table
-
+from cvsi.commands.layout import Table
 from cvsi.commands.show_figures import Edits, Figures, Label, Methods, Shown
 from cvsi.commands.summary import without_queries
-from cvsi.core.console import plain
 from cvsi.core.params import Params, Run
 from cvsi.datasets.formats import format_of
 from cvsi.evaluation import OWN
 
-WIDTH = 80
-NAME = 17  # columns of an aspect's name, which is folded
-LONG = 7  # characters of a method's name in one line
 ROWS = 40  # aspects or tags that are shown; a file of tags may have thousands
 
 
@@ -27,8 +19,8 @@ def tables(shown: Shown) -> Iterator[Table]:
         yield _cut_offs(f"{shown.run}, {split}, percent", figures.methods, shown.metric)
         if figures.differences:
             yield _differences(f"{split}, {shown.metric} of each method less {OWN}, over the same queries", figures)
-        yield from _by_label(f"{split}, {shown.metric} by aspect", figures.aspects, figures.methods)
-        yield from _by_label(f"{split}, {shown.metric} by tag", figures.tags, figures.methods)
+        yield from _by_label(f"{split}, {shown.metric} by aspect", "aspect", figures.aspects, figures.methods)
+        yield from _by_label(f"{split}, {shown.metric} by tag", "tag", figures.tags, figures.methods)
 
 
 def lines(shown: Shown) -> Iterator[str]:
@@ -64,12 +56,12 @@ def _cut_offs(title: str, rows: Methods, metric: str) -> Table:
     family = metric.partition("@")[0]
     every = dict.fromkeys(name for values in rows.values() for name in values)
     names = [name for name in every if name == metric or _cut_off_of(name, family)]
-    table = Table("method", *names, f"{metric}, 95% interval", title=title, box=box.SIMPLE_HEAD)
+    table = Table(title).texts("method", key=True).figures(*names, f"{metric}, 95% interval")
     for method, values in rows.items():
         low, high = (values.get(f"{metric} {end}") for end in ("low", "high"))
         interval = "-" if low is None or high is None else f"{low:.1f} to {high:.1f}"
-        style = "bold" if method == OWN else None
-        table.add_row(escape(plain(method)), *(_percent(values.get(name)) for name in names), interval, style=style)
+        style = "bold" if method == OWN else ""
+        table.add_row(method, *(_percent(values.get(name)) for name in names), interval, style=style)
     return table
 
 
@@ -80,63 +72,30 @@ def _cut_off_of(name: str, family: str) -> bool:
 
 def _differences(title: str, figures: Figures) -> Table:
     """Methods with their paired difference from the own fusion; bold where the interval leaves out 0."""
-    table = _table(title)
-    table.add_column("method", overflow="fold")
-    for head in ("difference", "95% interval", "better", "worse", "same"):
-        table.add_column(head, justify="right", no_wrap=True)
+    table = Table(title).texts("method", key=True)
+    table.figures("difference", "95% interval", "better", "worse", "same")
     for row in figures.differences:
         interval, clear = "-", False
         if row.low is not None and row.high is not None:
             interval, clear = f"{row.low:+.2f} to {row.high:+.2f}", not row.low <= 0 <= row.high
         numbers = (f"{number:,}" for number in (row.better, row.worse, row.same))
-        name = escape(plain(row.method))
-        table.add_row(name, f"{row.difference:+.2f}", interval, *numbers, style="bold" if clear else None)
+        style = "bold" if clear else ""
+        table.add_row(row.method, f"{row.difference:+.2f}", interval, *numbers, style=style)
     return table
 
 
-def _by_label(title: str, labels: Sequence[Label], methods: Methods) -> Iterator[Table]:
-    """Aspects or tags, as many tables as the methods need columns; the own fusion is in the first one."""
+def _by_label(title: str, noun: str, labels: Sequence[Label], methods: Methods) -> Iterator[Table]:
+    """A table of aspects or of tags, where there are any: numbers of queries, and the methods' values."""
     if any(label.queries is not None for label in labels):
         title += ", the most queries first"
     if len(labels) > ROWS:
         title += f"; {len(labels) - ROWS:,} more in --json"
-    for group in _columns(list(methods)) if labels else ():
-        table = _table(title)
-        table.add_column("", overflow="fold", min_width=NAME)
-        table.add_column("queries", justify="right", no_wrap=True)
-        for method in group:
-            table.add_column(escape(_head(method)), justify="right", overflow="fold")
-        for label in labels[:ROWS]:
-            size = "-" if label.queries is None else f"{label.queries:,}"
-            values = (_percent(label.values.get(method)) for method in group)
-            table.add_row(escape(plain(label.name.replace("_", " "))), size, *values)
+    table = Table(title).texts(noun, key=True).figures("queries", key=True).figures(*methods)
+    for label in labels[:ROWS]:
+        size = "-" if label.queries is None else f"{label.queries:,}"
+        table.add_row(label.name.replace("_", " "), size, *(_percent(label.values.get(method)) for method in methods))
+    if labels:
         yield table
-
-
-def _columns(methods: Sequence[str]) -> Iterator[list[str]]:
-    """The methods in groups that fit beside an aspect and its number of queries, with two columns between two."""
-    group, start = list[str](), NAME + len("queries") + 3
-    width = start
-    for method in methods:
-        wide = max(*(len(part) for part in _head(method).splitlines()), len("100.0")) + 2
-        if group and width + wide > WIDTH:
-            yield group
-            group, width = [], start
-        group.append(method)
-        width += wide
-    yield group
-
-
-def _head(method: str) -> str:
-    """A method's name, a long one in several lines: `image+`, `text`."""
-    name = plain(method)
-    return re.sub(r"(?<=[+_-])(?=.)", "\n", name) if len(name) > LONG else name
-
-
-def _table(title: str) -> Table:
-    return Table(
-        title=escape(plain(title)), box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0), pad_edge=False
-    )
 
 
 def _percent(value: float | None) -> str:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich import box, filesize
-from rich.table import Table
+from rich import filesize
 
+from cvsi.commands.layout import Table
 from cvsi.core.console import count
 from cvsi.core.digest import digest
 from cvsi.core.errors import CvsiError
@@ -125,26 +125,23 @@ def _delete(part: Part) -> None:
 
 def table(parts: Sequence[Part], title: str) -> Table:
     """The parts as a table: one row each, and the sum below."""
-    shown = Table("kind", "recipe", "made by", title=title, box=box.SIMPLE_HEAD, show_footer=True)
-    for head, sum_of in (("files", sum(part.files for part in parts)), ("size", sum(part.size for part in parts))):
-        shown.add_column(head, filesize.decimal(sum_of) if head == "size" else f"{sum_of:,}", justify="right")
-    shown.add_column("last use")
-    shown.add_column("outputs here", overflow="fold")
+    shown = Table(title).texts("kind", "recipe", key=True, least=16).figures("files", "size")
+    shown.texts("last use", "used by").texts("made by", least=60)
     for part in parts:
         ago = (time.time() - part.used) / DAY
         last = "today" if ago < 1 else f"{count(int(ago), 'day')} ago"
         files = f"{part.files:,}" + (f" + {part.damaged} damaged" if part.damaged else "")
-        cells = (
-            part.kind,
-            part.folder.name[:8],
-            part.made_by,
-            files,
-            filesize.decimal(part.size),
-            last,
-            ", ".join(part.by),
-        )
-        shown.add_row(*cells)
+        size, used_by = filesize.decimal(part.size), ", ".join(_used_by(part)) or "-"
+        shown.add_row(part.kind, part.folder.name[:8], files, size, last, used_by, part.made_by)
+    shown.add_section()
+    total = filesize.decimal(sum(part.size for part in parts))
+    shown.add_row("total", "", f"{sum(part.files for part in parts):,}", total, "", "", "")
     return shown
+
+
+def _used_by(part: Part) -> list[str]:
+    """The datasets, and their backbones, whose outputs here were made from a part: `demo`, `demo/tiny`."""
+    return list(dict.fromkeys(output.rpartition("/")[0] or output for output in part.by))
 
 
 def _folders(kind: Path) -> list[Path]:

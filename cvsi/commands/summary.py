@@ -9,18 +9,17 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, TypeAdapter, ValidationError
-from rich import box
-from rich.table import Table
 
 from cvsi.commands import consistency
 from cvsi.commands.fallback_warning import fallback_warning
+from cvsi.commands.layout import Table
 from cvsi.core import parquet, paths
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import Params, Run, explain
 from cvsi.datasets.formats import FORMATS, format_of, settings_of
 from cvsi.datasets.metrics import Protocol
 
-COUNTS = {"queries": "queries", "dropped": "drop-\nped", "fallbacks": "fall-\nbacks"}  # with their heads
+COUNTS = ("queries", "dropped", "fallbacks")
 Metrics = dict[str, dict[str, FiniteFloat]]
 METRICS: TypeAdapter[Metrics] = TypeAdapter(Metrics)
 
@@ -182,15 +181,8 @@ def _mean(group: list[Line]) -> dict[str, float]:
 
 def _table(protocol: Protocol, lines: list[Line], averages: list[Line]) -> Table:
     others = protocol.cut_offs()
-    table = Table(
-        title="percent, with 95% interval", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False
-    )
-    table.add_column("run", overflow="fold", min_width=9)
-    table.add_column("split", no_wrap=True)
-    table.add_column(_head(protocol.main), justify="right", style="bold", no_wrap=True)
-    table.add_column("interval", no_wrap=True)
-    for head in (*map(_head, others), *COUNTS.values()):
-        table.add_column(head, justify="right", no_wrap=True)
+    table = Table("percent, with 95% interval").texts("run", key=True, least=16).texts("split", key=True)
+    table.figures(protocol.main, "interval").figures(*others, group="others").figures(*COUNTS, group="counts")
     for line in lines:
         low, high = (line.metrics.get(f"{protocol.main} {end}") for end in ("low", "high"))
         interval = "-" if low is None or high is None else f"{low:.1f} to {high:.1f}"
@@ -200,11 +192,6 @@ def _table(protocol: Protocol, lines: list[Line], averages: list[Line]) -> Table
         label = f"{line.run}, {line.backbone}" if line in averages else line.run
         table.add_row(label, line.split, main, interval, *values, *counts)
     return table
-
-
-def _head(name: str) -> str:
-    """A name in several short lines: `Recall`, `subset`, `@1`."""
-    return name.replace("_", "\n").replace("@", "\n@")
 
 
 def text(summary: Summary) -> str:

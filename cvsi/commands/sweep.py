@@ -77,7 +77,7 @@ def build(
     size = count(inputs.vectors.gallery.size, "image")
     info(f"{count(len(table), 'weighting')} on {', '.join(inputs.table.labelled)}, {size}")
     frame, splits = evaluate(inputs, names, table, memory)
-    result = Sweep(frame, splits, inputs.components, inputs.protocol, len(table), time.perf_counter() - began)
+    result = Sweep(frame, inputs.components, inputs.protocol, len(table), time.perf_counter() - began, splits)
     recipe = {
         "fusion": methods.fusion_of(params, name).recipe(), "format": params.dataset(name).format, "parts": chosen,
         "step": step,

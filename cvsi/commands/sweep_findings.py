@@ -5,10 +5,8 @@ import textwrap
 from collections.abc import Iterator
 
 import yaml
-from rich import box
-from rich.markup import escape
-from rich.table import Table
 
+from cvsi.commands.layout import Table
 from cvsi.commands.sweep_grid import Components, Split, Sweep
 from cvsi.commands.sweep_noise import Halves, Mean, Noise
 from cvsi.commands.sweep_plots import is_own
@@ -64,16 +62,17 @@ def halves_text(halves: Halves) -> str:
 
 def to_paste(form: dict[str, dict[str, float]]) -> str:
     """A block `fusion` with the indentation of a dataset's keys."""
-    lines = ["fusion:", *(f"  {key}: {_flow(weights)}" for key, weights in form.items())]
+    lines = ["fusion:", *(f"  {key}: {flow(weights)}" for key, weights in form.items())]
     return textwrap.indent("\n".join(lines) + "\n", INDENT)
 
 
 def set_command(dataset: str, form: dict[str, dict[str, float]]) -> str:
     """The command that writes these weights into params.yaml."""
-    return f"cvsi set {shlex.quote(f'datasets.{dataset}.fusion')} {shlex.quote(_flow(form))}"
+    return f"cvsi set {shlex.quote(f'datasets.{dataset}.fusion')} {shlex.quote(flow(form))}"
 
 
-def _flow(value: object) -> str:
+def flow(value: object) -> str:
+    """A value as YAML in one line."""
     # YAML's own floats: Python's 1e-05 is a text in YAML 1.1.
     return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=2**31).strip()
 
@@ -87,17 +86,11 @@ def _queries(split: Split, noise: Noise) -> str:
 def _halves_table(name: str, components: Components, split: Split, halves: Halves) -> Table:
     pair = (halves.first, halves.second)
     sizes = " and ".join(f"{half.queries:,}" for half in pair)
-    table = Table(
-        title=escape(f"{name}, halves of {sizes} queries: chosen on one, reported on the other"),
-        box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0), pad_edge=False,
-    )  # fmt: skip
-    table.add_column("chosen on", no_wrap=True)
-    table.add_column("weights", overflow="fold")
-    for head in ("there", "on the other"):
-        table.add_column(head, justify="right", no_wrap=True)
+    table = Table(f"{name}, halves of {sizes} queries: chosen on one, reported on the other")
+    table.texts("chosen on", key=True).texts("weights").figures("there", "on the other")
     for label, half in zip("AB", pair, strict=True):
         words = components.words(dict(zip(components.names, split.table[half.chosen].tolist(), strict=True)))
-        table.add_row(f"half {label}", escape(words), f"{half.here:.2f}", f"{half.other:.2f}")
+        table.add_row(f"half {label}", words, f"{half.here:.2f}", f"{half.other:.2f}")
     return table
 
 

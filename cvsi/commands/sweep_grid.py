@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 
 import numpy as np
@@ -80,11 +80,11 @@ class Sweep:
     """
 
     frame: pl.DataFrame
-    splits: Mapping[str, Split]
     components: Components
     protocol: Protocol
     number: int
     seconds: float
+    splits: Mapping[str, Split] = field(default_factory=dict)
 
     @property
     def rate(self) -> float:

@@ -15,9 +15,8 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from rich import box
-from rich.table import Table
 
+from cvsi.commands.layout import Table
 from cvsi.commands.sweep_grid import Components, Sweep
 from cvsi.core.tables import Output
 from cvsi.evaluation import OWN
@@ -114,16 +113,15 @@ def tables(sweep: Sweep, top: int) -> Iterator[Table]:
     for (split,), rows in sweep.frame.group_by("split", maintain_order=True):
         ranked = rows.with_row_index("row").with_columns(rank=pl.col(main).rank("min", descending=True))
         weighted = [name for name in sweep.components.names if (rows[name] != 0).any()]
-        table = Table(title=f"{split}, {rows.height:,} weightings, percent", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        for column in ("rank", "weighting", *weighted, *metrics):
-            table.add_column(column.replace("_", "\n"), justify="left" if column == "weighting" else "right")
+        table = Table(f"{split}, {rows.height:,} weightings, percent").figures("rank", key=True)
+        table.texts("weighting", key=True).figures(*metrics, group="metrics").figures(*weighted, group="weights")
         shown = ranked.filter((pl.col("row") < top) | (pl.col("name") != ""))
         for row in shown.with_columns(own=is_own()).to_dicts():
-            if row["row"] >= top and table.row_count == top:
+            if row["row"] >= top and len(table.rows) == top:
                 table.add_section()
             weights = (f"{row[name]:.3g}" if row[name] else "" for name in weighted)
             values = (f"{row[metric]:.2f}" for metric in metrics)
-            table.add_row(f"{row['rank']:,}", row["name"], *weights, *values, style="bold" if row["own"] else None)
+            table.add_row(f"{row['rank']:,}", row["name"], *values, *weights, style="bold" if row["own"] else "")
         yield table
 
 

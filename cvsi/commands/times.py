@@ -4,15 +4,14 @@
 computed: some are duplicates (`equal`), some are in the store (`stored`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, ValidationError
-from rich import box
-from rich.table import Table
 
+from cvsi.commands.layout import Table
 from cvsi.core.console import seconds, warn
 from cvsi.core.paths import runs_folder
 
@@ -101,24 +100,25 @@ def environment(runs: Sequence[RunRecord]) -> list[str]:
     return [f"{', '.join(dict.fromkeys(names))}: {where}" for where, names in groups.items()]
 
 
-def table(runs: Sequence[RunRecord]) -> Table:
-    """One row per run, and below it one for each kind of rows that it needed."""
-    shown = Table("stage", "began (UTC)", box=box.SIMPLE_HEAD, pad_edge=False)
-    for head in ("took", *PARTS, "other", "wanted", "equal", "stored", "computed", "per second"):
-        shown.add_column(head, justify="right", no_wrap=True)
+def tables(runs: Sequence[RunRecord]) -> Iterator[Table]:
+    """The time of each run of a stage, by part; and the rows of each kind that these runs needed."""
+    took = Table("time per stage").texts("stage", key=True).figures("took", *PARTS, "other").texts("began (UTC)")
+    rows = Table("rows per stage").texts("stage", key=True, least=16)
+    rows.figures("wanted", "equal", "stored", "computed", "took", "load", "per second")
     for record in runs:
         parts = [_short(record.times.get(part)) for part in PARTS] if record.times else ["-"] * len(PARTS)
-        ended = "" if record.outcome == "done" else " (did not end well)"
         other = _short(record.other) if record.times else "-"
-        shown.add_row(
-            record.name + ended, record.began[:19], seconds(record.seconds), *parts, other, *[""] * 5, style="bold"
-        )
+        name = record.name + ("" if record.outcome == "done" else " (did not end well)")
+        took.add_row(name, seconds(record.seconds), *parts, other, record.began[:19].replace("T", " "))
+        if record.steps:
+            rows.add_heading(name)
         for step in record.steps:
-            took = ["", _short(step.seconds), _short(step.load_seconds), *[""] * len(PARTS)]
             rate = "" if step.rate is None else f"{step.rate:,.1f}"
-            avoided = (step.rows, step.rows - step.distinct, step.found, step.computed)
-            shown.add_row(f"  {step.kind}", *took, *(f"{number:,}" for number in avoided), rate)
-    return shown
+            numbers = (f"{number:,}" for number in (step.rows, step.rows - step.distinct, step.found, step.computed))
+            rows.add_row(f"  {step.kind}", *numbers, _short(step.seconds), _short(step.load_seconds), rate)
+    yield took
+    if rows.rows:
+        yield rows
 
 
 def _short(value: float | None) -> str:

@@ -343,7 +343,8 @@ def test_the_command_prints_tables_and_warnings(work: Path) -> None:
     assert "mAP@10" in done.stdout and "what differs in their recipes" in done.stdout and "phi1" in done.stdout
     assert done.stderr.splitlines() == [
         "cvsi: warning: first: its query_vectors were made by another recipe of edits than the current one; "
-        "run dvc repro"
+        "run dvc repro",
+        "next: dvc repro",
     ]
     result = CliRunner().invoke(app, ["compare", "first", "second", "--json"])
     assert json.loads(result.stdout) == json.loads(compare(params.load(), "first", "second").model_dump_json())

@@ -514,7 +514,7 @@ def run(*arguments: str, columns: str | None) -> subprocess.CompletedProcess[str
 @pytest.mark.parametrize("columns", ["80", "160", None])
 def test_the_command_fits_the_width(project: Path, columns: str | None) -> None:
     done = run("first", "--rev", EXPERIMENT, columns=columns)
-    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert done.returncode == 0 and done.stderr.startswith("next: ") and done.stderr.count("\n") == 1, done.stderr
     lines = done.stdout.splitlines()
     assert max(map(len, lines)) <= int(columns or 160)
     words = done.stdout.split()

@@ -172,7 +172,9 @@ def test_the_command_shows_asks_and_removes(workspace: Path) -> None:
     old(10)
     invoke = CliRunner().invoke
     shown = invoke(app, ["store"])
-    assert "model unused" in shown.output and "toy/captions" in shown.output and "10 days ago" in shown.output
+    rows = {line.rpartition("  ")[2]: line.split() for line in shown.stdout.splitlines()}
+    assert rows["model used"][2:-2] == ["2", "800", "bytes", "10", "days", "ago", "toy"]
+    assert rows["model unused"][-3] == "-" and shown.stderr == "next: cvsi check\n"
     refused = invoke(app, ["store", "--unused-for", "5"], input="n\n")
     assert refused.exit_code == 1 and made_by() == ["model unused", "model used"]
     assert "1 part deleted" in invoke(app, ["store", "--unused-for", "5"], input="y\n").output

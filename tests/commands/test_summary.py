@@ -61,12 +61,12 @@ def score(run: str, metrics: Any, *submissions: str) -> Path:
     return folder / "metrics.json"
 
 
-def command(folder: Path, *arguments: str) -> str:
+def command(folder: Path, *arguments: str, then: str = "") -> str:
     done = subprocess.run(
         [sys.executable, "-c", "from cvsi.commands.main import main; main()", "summary", *arguments],
         cwd=folder, env=environment(folder), text=True, capture_output=True,
     )  # fmt: skip
-    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert done.returncode == 0 and done.stderr == (f"next: {then}\n" if then else ""), done.stderr
     return done.stdout
 
 
@@ -129,13 +129,13 @@ def test_a_broken_file_is_one_line(runs: Path, content: str, expected: str) -> N
 
 
 def test_the_tables_show_main_metric_interval_cut_offs_and_counts(runs: Path) -> None:
-    shown = [line.split() for line in command(runs).splitlines()]
+    shown = [line.split() for line in command(runs, then="dvc repro").splitlines()]
     assert ["circo-b", "val", "21.00", "19.0", "to", "29.0", "20.0", "22.0", "23.0", "220", "0", "1"] in shown
     average = [
         "average", "of", "dress,", "toptee,", "vit-b-32", "val", "22.00", "-", "20.0", "21.0", "23.0", "3,978", "7", "5"
     ]  # fmt: skip
     assert average in shown
-    text = command(runs)
+    text = command(runs, then="dvc repro")
     assert text.count("interval") == 4, "a title and a head for each of two tables"
     assert "cirr-b, to submit: cache/cirr-test1/vit-b-32/scores/submissions/test1.recall.json, " in text
     assert "later: no scores yet" in text
@@ -155,7 +155,7 @@ def test_an_average_over_other_captions_is_a_warning(runs: Path) -> None:
         [sys.executable, "-c", "from cvsi.commands.main import main; main()", "summary"],
         cwd=runs, env=environment(runs), text=True, capture_output=True,
     )  # fmt: skip
-    assert done.stderr == f"cvsi: warning: {line}\n" and "average of dress" in done.stdout
+    assert done.stderr == f"cvsi: warning: {line}\nnext: dvc repro\n" and "average of dress" in done.stdout
 
 
 def test_a_recipe_of_a_later_schema_is_a_warning(runs: Path) -> None:
@@ -167,7 +167,9 @@ def test_a_recipe_of_a_later_schema_is_a_warning(runs: Path) -> None:
 
 def test_nothing_scored_is_no_error(runs: Path) -> None:
     write({"later": RUNS["later"]})
-    assert command(runs).strip() == "later: no scores yet; dvc repro makes cache/circo/vit-l-14/scores"
+    assert (
+        command(runs, then="dvc repro").strip() == "later: no scores yet; dvc repro makes cache/circo/vit-l-14/scores"
+    )
 
 
 def test_summary_loads_no_torch() -> None:

@@ -85,24 +85,24 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return runs
 
 
-def test_the_latest_run_that_ended_well_is_shown(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_latest_run_that_ended_well_is_shown(folder: Path) -> None:
     record(folder, "1", "captions", seconds=50)
     record(folder, "2", "captions", seconds=10)
     record(folder, "3", "captions", outcome="stopped by SIGTERM", seconds=70)
     assert [run.seconds for run in records(every=False)] == [10]
     assert [run.seconds for run in records(every=True)] == [50, 10, 70]
-    monkeypatch.setattr("cvsi.commands.main.WIDE", 200)
     rows = [line.split() for line in CliRunner().invoke(app, ["times"]).output.splitlines()]
     row = next(row for row in rows if row[:2] == ["captions", "toy"])
-    assert row[3:] == "10.0 s 2.0 s 1.0 s 3.0 s 0.5 s 3.5 s".split()  # other: 10 less 6.5
-    step = next(row for row in rows if row[:2] == ["captions", "4.0"])
-    assert step[1:] == "4.0 s 2.0 s 9 1 3 5 2.5".split()
+    other = "3.5 s"  # 10 less 6.5
+    assert row[2:] == f"10.0 s 2.0 s 1.0 s 3.0 s 0.5 s {other} 2026-01-02 00:00:00".split()
+    step = next(row for row in rows if row[:2] == ["captions", "9"])
+    assert step[1:] == "9 1 3 5 4.0 s 2.0 s 2.5".split()
 
 
 def test_devices_and_versions_are_printed_below(folder: Path) -> None:
     record(folder, "1", "captions")
     record(folder, "2", "index")
-    lines = CliRunner().invoke(app, ["times"]).output.splitlines()
+    lines = CliRunner().invoke(app, ["times"]).stdout.splitlines()
     assert lines[-2:] == [
         "captions toy (10.0 s): cuda on EPYC, H100, Python 3.11, torch 2.1",
         "index toy (10.0 s): cuda on EPYC, H100, Python 3.11, torch 2.2",

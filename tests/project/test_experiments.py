@@ -201,7 +201,7 @@ def test_the_page_shows_what_is_printed(
     for command in commands:
         try:
             result = CliRunner().invoke(app, shlex.split(command)[1:], catch_exceptions=False)
-            printed += result.output
+            printed += result.stdout
         except CvsiError as error:
             printed += f"cvsi: {error}\n"
     assert printed == output
