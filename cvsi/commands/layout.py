@@ -148,15 +148,18 @@ class Table:
         ]
         for line in fold(spell(plain(self.title)), width):
             yield line, "italic"
-        for block in _blocks(self.columns, rows, width, self.names):
-            yield from self._block(block, rows, width, "-" if ascii_only else "─")
+        columns = [replace(column, name=spell(column.name)) for column in self.columns]
+        for block in _blocks(columns, rows, width, self.names):
+            yield from self._block(block, columns, rows, width, "-" if ascii_only else "─")
             yield "", ""
 
-    def _block(self, block: "Block", rows: Sequence[Row], width: int, rule: str) -> Iterator[tuple[str, str]]:
+    def _block(
+        self, block: "Block", columns: Sequence[Column], rows: Sequence[Row], width: int, rule: str
+    ) -> Iterator[tuple[str, str]]:
         """Names, a rule and rows; a row that has nothing in this part of a divided table is left out."""
-        divided = len(block.columns) < len(self.columns)
+        divided = len(block.columns) < len(columns)
         if self.names:
-            for line in _row([self.columns[index].name for index in block.columns], block, self.columns, top=False):
+            for line in _row([columns[index].name for index in block.columns], block, columns, top=False):
                 yield line, "bold"
             yield rule * (sum(block.widths) + GAP * (len(block.widths) - 1)), ""
         for row in rows:
@@ -167,7 +170,7 @@ class Table:
             if row.heading:
                 yield from ((line, row.style) for line in fold(row.heading, width))
                 continue
-            for line in _row([row.cells[index] for index in block.columns], block, self.columns):
+            for line in _row([row.cells[index] for index in block.columns], block, columns):
                 yield line, row.style
 
 

@@ -251,7 +251,8 @@ def test_the_command_prints_the_best_the_published_the_rate_and_the_warning(worl
     done = command(workspace, "toy", "tiny", "--step", "0.25", "--top", "3", "--parts", "edited, reference")
     assert done.returncode == 0, done.stderr
     assert "weights chosen on the split they are reported on are no result" in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    assert len(done.stderr.strip().splitlines()) == 2
+    assert done.stderr.splitlines()[1].startswith("next: cvsi set datasets.toy.fusion '{query: {")
     for split in ("dev", "val"):
         rows = frame_of(workspace).filter(pl.col("split") == split)
         assert f"{split}, {rows.height} weightings, percent" in done.stdout
