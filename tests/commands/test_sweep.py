@@ -252,7 +252,8 @@ def test_the_command_prints_the_best_the_published_the_rate_and_the_warning(worl
     assert done.returncode == 0, done.stderr
     assert "weights chosen on the split they are reported on are no result" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 2
-    assert done.stderr.splitlines()[1].startswith("next: cvsi set datasets.toy.fusion '{query: {")
+    assert frame_of(workspace).filter(split="dev", name="cvsi")["in_noise"].to_list() == [True]
+    assert done.stderr.splitlines()[1] == "next: dvc repro", "weights that are as good need no change"
     for split in ("dev", "val"):
         rows = frame_of(workspace).filter(pl.col("split") == split)
         assert f"{split}, {rows.height} weightings, percent" in done.stdout
