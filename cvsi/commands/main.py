@@ -43,25 +43,31 @@ def version() -> None:
 
 
 @app.command()
-def show(run: str = typer.Argument(help="A run of params.yaml, e.g. demo-tiny.")) -> None:
-    """Print a run's table of weightings, where its report lies, and what its stages ran on, with which versions."""
+def show(
+    run: str = typer.Argument(help="A run of params.yaml, e.g. demo-tiny."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON for other programs instead of tables."),
+) -> None:
+    """Print a run's methods, their differences, values by aspect, fallbacks, its report's path, and what it ran on."""
     from cvsi.commands import show as shown
     from cvsi.commands import times as record
     from cvsi.commands.fallback_warning import fallback_warning
+    from cvsi.commands.show_figures import collect
 
     settings = params.load()
-    chosen = settings.run(run)
-    content, console = shown.content(chosen), terminal()
-    print_all(console, shown.tables(run, content))
-    if not content["splits"]:
+    chosen, figures, console = settings.run(run), collect(run, settings), terminal()
+    if as_json:
+        typer.echo(encodable_json(figures.model_dump_json(indent=2)))
+        return
+    print_all(console, shown.tables(figures))
+    if not figures.splits:
         say(console, shown.without_metrics(chosen, settings))
-    for line in record.environment(record.of_run(chosen.dataset, chosen.backbone)):
+    for line in (*shown.lines(figures), *record.environment(record.of_run(chosen.dataset, chosen.backbone))):
         say(console, line)
-    if line := shown.left_out(content):
-        say(console, line)
-    if line := fallback_warning(chosen.dataset, settings):
+    if figures.edits and (line := fallback_warning(chosen.dataset, settings)):
         say(console, line, style="red")
     say(console, f"Report: {report_page(chosen)}")
+    for note in figures.notes:
+        warn(note)
     next_step.after_show(run, settings).print()
 
 
@@ -362,11 +368,14 @@ def sweep(
     """Evaluate a grid of weightings on the labelled splits, from existing vectors: hundreds in a minute."""
     from cvsi.commands import sweep as search
     from cvsi.commands import sweep_plots as plots
+    from cvsi.commands.sweep_findings import findings
 
     names = [part.strip() for part in parts.split(",") if part.strip()]
     settings = params.load()
     result = search.build(dataset, backbone, settings, names, step)
     print_all(terminal(), plots.tables(result, top))
+    for finding in findings(result, dataset):
+        typer.echo(finding) if isinstance(finding, str) else terminal().print(finding)
     folder = paths.folder("sweep", dataset, backbone)
     info(f"{count(result.number, 'weighting')} in {seconds(result.seconds)}, {result.rate:,.0f} a minute")
     info(f"{folder / 'weightings.parquet'} has all of them, {folder / 'sweep.png'} is a picture; for DVC's plot:")

@@ -65,13 +65,18 @@ def changes(rows: pl.DataFrame, metric: str, top: int) -> Changes:
     moves = rows.with_columns(size=difference.abs(), climb=(rank["after"] - rank["before"]).abs())
     moves = moves.filter((pl.col("size") > EPSILON) | (pl.col("climb") > 0))
     most = moves.sort("size", "climb", descending=True, maintain_order=True).head(top)
-    better = rows.filter(difference > EPSILON).height
-    worse = rows.filter(difference < -EPSILON).height
+    better, worse, same = tally(rows["difference"].to_numpy())
     names = list(Moved.model_fields)
     return Changes(
-        metric=metric, better=better, worse=worse, same=rows.height - better - worse,
+        metric=metric, better=better, worse=worse, same=same,
         moved=[Moved(**row) for row in most.select(names).to_dicts()],
     )  # fmt: skip
+
+
+def tally(differences: np.ndarray) -> tuple[int, int, int]:
+    """How many of some differences in percent are better, worse and the same."""
+    better, worse = int((differences > EPSILON).sum()), int((differences < -EPSILON).sum())
+    return better, worse, len(differences) - better - worse
 
 
 def by_aspect(rows: pl.DataFrame, metric: str) -> dict[str, np.ndarray]:

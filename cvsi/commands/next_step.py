@@ -166,17 +166,18 @@ def after_convert_phi(target: str, backbone: str, settings: Params | None) -> St
 
 
 def after_sweep(sweep: "Sweep", dataset: str, backbone: str, settings: Params) -> Step:
-    """After `cvsi sweep`: the best weights of the first split into params.yaml; the report where they are there."""
+    """After `cvsi sweep`: the best weights of the first split; the report where those of params.yaml are as good."""
     best, components = sweep.frame.row(0, named=True), sweep.components
-    if OWN in best["name"].split(", "):
+    split = sweep.splits.get(best["split"])
+    as_good = split is not None and split.noise is not None and split.noise.within[split.own]
+    if as_good or OWN in best["name"].split(", "):
         runs = [name for name, run in settings.runs.items() if (run.dataset, run.backbone) == (dataset, backbone)]
         return _open(runs[0], settings.run(runs[0])) if runs else CHECK
-    sides = {
-        side: ", ".join(f"{name}: {round(best[name], 6):g}" for name in names if best[name])
-        for side, names in (("query", components.query), ("gallery", components.gallery))
-    }
-    value = ", ".join(f"{side}: {{{weights}}}" for side, weights in sides.items())
-    return Step(("cvsi", "set", f"datasets.{dataset}.fusion", f"{{{value}}}"), "to report on another split")
+    from cvsi.commands.sweep_findings import flow
+
+    return Step(
+        ("cvsi", "set", f"datasets.{dataset}.fusion", flow(components.form_of(best))), "to report on another split"
+    )
 
 
 def after_search(session: "Search") -> Step:

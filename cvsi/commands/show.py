@@ -1,33 +1,44 @@
-"""A run's `weightings.json` as tables for a terminal: methods by cut-off, and by aspect."""
+"""A run's figures as tables and lines for a terminal of 80 columns or more."""
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from cvsi.commands.layout import Table
+from cvsi.commands.show_figures import Edits, Figures, Label, Methods, Shown
 from cvsi.commands.summary import without_queries
-from cvsi.core import paths
-from cvsi.core.errors import CvsiError
 from cvsi.core.params import Params, Run
 from cvsi.datasets.formats import format_of
 from cvsi.evaluation import OWN
 
-
-def content(run: Run) -> dict[str, Any]:
-    """The table of methods in a run's report; raises CvsiError where there is none."""
-    folder = paths.folder("report", run.dataset, run.backbone)
-    try:
-        return json.loads((folder / "weightings.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
-    except (FileNotFoundError, ValueError):
-        raise CvsiError(f"{folder}: no table of methods; run dvc repro first") from None
+ROWS = 40  # aspects or tags that are shown; a file of tags may have thousands
 
 
-def tables(run: str, content: dict[str, Any]) -> Iterator[Table]:
-    """Two tables for each labelled split."""
-    for split, rows in content["splits"].items():
-        yield _cut_offs(f"{run}, {split}, percent", rows, content["metric"])
-        yield _aspects(rows, content["metric"])
+def tables(shown: Shown) -> Iterator[Table]:
+    """For each labelled split its methods, their differences from the own fusion, and values by aspect and tag."""
+    for split, figures in shown.splits.items():
+        yield _cut_offs(f"{shown.run}, {split}, percent", figures.methods, shown.metric)
+        if figures.differences:
+            yield _differences(f"{split}, {shown.metric} of each method less {OWN}, over the same queries", figures)
+        yield from _by_label(f"{split}, {shown.metric} by aspect", "aspect", figures.aspects, figures.methods)
+        yield from _by_label(f"{split}, {shown.metric} by tag", "tag", figures.tags, figures.methods)
+
+
+def lines(shown: Shown) -> Iterator[str]:
+    """Lines below the tables: the edits' statuses, and methods that the vectors do not allow, each with the reason."""
+    if shown.edits is not None:
+        yield edits_text(shown.edits)
+    names = [f"{name} ({why})" for name, why in shown.left_out.items()]
+    if names:
+        yield f"Left out: {', '.join(names)}."
+
+
+def edits_text(edits: Edits) -> str:
+    """The edits by status, and how many fell back to the captions, with the dataset's limit."""
+    statuses = ", ".join(
+        f"{number:,} {status} ({100 * number / edits.queries:.1f}%)" for status, number in edits.statuses.items()
+    )
+    fallen = f"{edits.fallbacks:,} of {edits.queries:,} ({edits.percent:.1f}%), limit {edits.limit:g}%"
+    return f"Edits: {statuses}. Fallbacks: {fallen}."
 
 
 def without_metrics(run: Run, settings: Params) -> str:
@@ -40,30 +51,52 @@ def without_metrics(run: Run, settings: Params) -> str:
     return "No split has labels, so there are no metrics."
 
 
-def left_out(content: dict[str, Any]) -> str:
-    """A line about methods that the vectors do not allow, each with the reason; empty without any."""
-    names = [f"{name} ({why})" for name, why in content.get("left_out", {}).items()]
-    return f"Left out: {', '.join(names)}." if names else ""
-
-
-def _cut_offs(title: str, rows: dict[str, dict[str, float]], metric: str) -> Table:
+def _cut_offs(title: str, rows: Methods, metric: str) -> Table:
     """Methods by the cut-offs of the main metric, with its interval; the report has the other metrics too."""
     family = metric.partition("@")[0]
-    names = [
-        name for name in next(iter(rows.values())) if name.partition("@")[0] == family and name.split("@")[1].isdigit()
-    ]
+    every = dict.fromkeys(name for values in rows.values() for name in values)
+    names = [name for name in every if name == metric or _cut_off_of(name, family)]
     table = Table(title).texts("method", key=True).figures(*names, f"{metric}, 95% interval")
     for method, values in rows.items():
-        interval = f"{values[f'{metric} low']:.1f} to {values[f'{metric} high']:.1f}"
+        low, high = (values.get(f"{metric} {end}") for end in ("low", "high"))
+        interval = "-" if low is None or high is None else f"{low:.1f} to {high:.1f}"
         style = "bold" if method == OWN else ""
-        table.add_row(method, *(f"{values[name]:.1f}" for name in names), interval, style=style)
+        table.add_row(method, *(_percent(values.get(name)) for name in names), interval, style=style)
     return table
 
 
-def _aspects(rows: dict[str, dict[str, float]], metric: str) -> Table:
-    names = [name for name in next(iter(rows.values())) if name.startswith(f"{metric}/")]
-    table = Table(f"{metric} by aspect").texts("aspect", key=True).figures(*rows)
-    for name in names:
-        aspect = name.removeprefix(f"{metric}/").replace("_", " ")
-        table.add_row(aspect, *(f"{values[name]:.1f}" for values in rows.values()))
+def _cut_off_of(name: str, family: str) -> bool:
+    kind, _, number = name.partition("@")
+    return kind == family and number.isdigit()
+
+
+def _differences(title: str, figures: Figures) -> Table:
+    """Methods with their paired difference from the own fusion; bold where the interval leaves out 0."""
+    table = Table(title).texts("method", key=True)
+    table.figures("difference", "95% interval", "better", "worse", "same")
+    for row in figures.differences:
+        interval, clear = "-", False
+        if row.low is not None and row.high is not None:
+            interval, clear = f"{row.low:+.2f} to {row.high:+.2f}", not row.low <= 0 <= row.high
+        numbers = (f"{number:,}" for number in (row.better, row.worse, row.same))
+        style = "bold" if clear else ""
+        table.add_row(row.method, f"{row.difference:+.2f}", interval, *numbers, style=style)
     return table
+
+
+def _by_label(title: str, noun: str, labels: Sequence[Label], methods: Methods) -> Iterator[Table]:
+    """A table of aspects or of tags, where there are any: numbers of queries, and the methods' values."""
+    if any(label.queries is not None for label in labels):
+        title += ", the most queries first"
+    if len(labels) > ROWS:
+        title += f"; {len(labels) - ROWS:,} more in --json"
+    table = Table(title).texts(noun, key=True).figures("queries", key=True).figures(*methods)
+    for label in labels[:ROWS]:
+        size = "-" if label.queries is None else f"{label.queries:,}"
+        table.add_row(label.name.replace("_", " "), size, *(_percent(label.values.get(method)) for method in methods))
+    if labels:
+        yield table
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"

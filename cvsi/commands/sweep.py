@@ -14,8 +14,8 @@ import polars as pl
 import pyarrow as pa
 import torch
 
-from cvsi.commands import sweep_grid, sweep_plots, sweep_ranks
-from cvsi.commands.sweep_grid import Components, Sweep
+from cvsi.commands import sweep_grid, sweep_noise, sweep_plots, sweep_ranks
+from cvsi.commands.sweep_grid import Components, Split, Sweep
 from cvsi.core import tables
 from cvsi.core.console import Meter, count, info
 from cvsi.core.devices import device
@@ -36,6 +36,7 @@ from cvsi.evaluation.vectors import RunVectors
 DEFAULT_PARTS, DEFAULT_STEP = ("edited", "pseudo", "reference"), 0.1
 BATCH = 32  # weightings of a sum
 MEMORY = 512 * 2**20  # bytes of products at a time
+KEPT = 2**30  # bytes of the main metric's values per weighting and query of a split
 
 
 @dataclass(frozen=True)
@@ -75,13 +76,14 @@ def build(
     names, table = sweep_grid.with_named(inputs.components, table, known)
     size = count(inputs.vectors.gallery.size, "image")
     info(f"{count(len(table), 'weighting')} on {', '.join(inputs.table.labelled)}, {size}")
-    frame = evaluate(inputs, names, table, memory)
-    result = Sweep(frame, inputs.components, inputs.protocol, len(table), time.perf_counter() - began)
+    frame, splits = evaluate(inputs, names, table, memory)
+    result = Sweep(frame, inputs.components, inputs.protocol, len(table), time.perf_counter() - began, splits)
     recipe = {
         "fusion": methods.fusion_of(params, name).recipe(), "format": params.dataset(name).format, "parts": chosen,
         "step": step,
     }  # fmt: skip
-    schema = pa.schema({"split": pa.string(), "name": pa.string()} | dict.fromkeys(frame.columns[2:], pa.float64()))
+    kinds = {"split": pa.string(), "name": pa.string(), "in_noise": pa.bool_()}
+    schema = pa.schema({column: kinds.get(column, pa.float64()) for column in frame.columns})
     with tables.output("sweep", name, backbone, recipe) as out:
         out.table("weightings.parquet", frame.to_arrow(), schema)
         sweep_plots.write(out, result, lattice, chosen, f"{name}, {backbone}")
@@ -111,31 +113,88 @@ def read(name: str, backbone: str, params: Params) -> Inputs:
     return Inputs(table, inputs, columns, protocol, device(params.compute))
 
 
-def evaluate(inputs: Inputs, names: Sequence[str], table: np.ndarray, memory: int = MEMORY) -> pl.DataFrame:
-    """The metrics of weightings [w, components] on every labelled split, best first, equal ones in the order given."""
+def evaluate(
+    inputs: Inputs, names: Sequence[str], table: np.ndarray, memory: int = MEMORY
+) -> tuple[pl.DataFrame, dict[str, Split]]:
+    """The metrics of weightings [w, components] on every labelled split, and what they are worth there.
+
+    The rows are best first, equal ones in the order given. A split of which no query counts in the main metric is left
+    out with a message; raises CvsiError where that is every split.
+    """
+    main = inputs.protocol.main
     weights = {name: table[:, index] for index, name in enumerate(inputs.components.names)}
-    frames = []
+    own = next(index for index, name in enumerate(names) if OWN in name.split(", "))
+    frames, splits = [], {}
     for split in inputs.table.labelled:
-        means = _means(inputs, split, table, memory)
-        frames.append(pl.DataFrame({"split": [split] * len(table), "name": list(names)} | weights | means))
-    frame = pl.concat(frames)
-    return frame.sort("split", inputs.protocol.main, descending=[False, True], maintain_order=True)
+        means, values = _means(inputs, split, table, memory)
+        if np.isnan(means[main][own]):
+            info(f"{split}: no query counts in {main}, so no weighting can be evaluated on it")
+            continue
+        queries = inputs.table.of_split(split)["query_id"]
+        splits[split] = judged(table, queries, means[main], values, own)
+        columns = {"split": [split] * len(table), "name": list(names)} | weights | means
+        frames.append(pl.DataFrame(columns).with_columns(noise_columns(splits[split])))
+    if not frames:
+        raise CvsiError(f"no query of {', '.join(inputs.table.labelled)} counts in {main}; no weights can be compared")
+    order = [pl.col("split"), pl.col(main).fill_nan(None)]
+    frame = pl.concat(frames).sort(order, descending=[False, True], nulls_last=True, maintain_order=True)
+    return frame, splits
 
 
-def _means(inputs: Inputs, split: str, table: np.ndarray, memory: int) -> dict[str, np.ndarray]:
-    """The means of all metrics over a split's queries, [weightings] by name, a group of queries at a time."""
-    components, names = inputs.components, inputs.protocol.names()
+def judged(table: np.ndarray, ids: pl.Series, means: np.ndarray, values: np.ndarray | None, own: int) -> Split:
+    """What the main metric's means [w] over a split's queries are worth, by its values [w, queries], NaN among them.
+
+    Without the values, which were too large to keep, nothing is computed.
+    """
+    number = len(ids)
+    if values is None:
+        size = 8 * len(table) * number / 2**30
+        why = f"the values of {count(number, 'query')} take {size:.1f} GiB; take a larger --step or fewer --parts"
+        return Split(table, number, own, None, None, f"no noise band and no halves: {why}")
+    counted = sweep_noise.counting(values)
+    if counted.sum() < 2:
+        why = f"{count(int(counted.sum()), 'query')} counts" if counted.any() else "no query counts"
+        return Split(table, number, own, None, None, f"no noise band and no halves: {why} under every weighting")
+    if not counted.all():
+        values, ids = values[:, counted], ids.filter(counted)
+    best = int(np.nanargmax(means))
+    halves = sweep_noise.halves_of(values, sweep_noise.in_first_half(ids.to_list()), own, best)
+    few = f"no halves: {count(len(ids), 'query')}, and each half needs {sweep_noise.FEWEST}"
+    return Split(table, number, own, sweep_noise.noise_of(values, best), halves, few if halves is None else "")
+
+
+def noise_columns(split: Split) -> list[pl.Series]:
+    """The columns of `sweep_grid.NOISE` of a split's weightings, in the order of its table."""
+    noise, size = split.noise, len(split.table)
+    if noise is None:
+        return [pl.Series(name, [None] * size, kind) for name, kind in sweep_grid.NOISE.items()]
+    columns = (noise.difference, noise.low, noise.high, noise.within)
+    return [
+        pl.Series(name, column, kind) for (name, kind), column in zip(sweep_grid.NOISE.items(), columns, strict=True)
+    ]
+
+
+def _means(
+    inputs: Inputs, split: str, table: np.ndarray, memory: int
+) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """The means of all metrics over a split's queries, [weightings] by name, a group of queries at a time.
+
+    Also the main metric's values, [weightings, queries] in the index's order, where they take at most `KEPT` bytes.
+    """
+    components, names, main = inputs.components, inputs.protocol.names(), inputs.protocol.main
     sides = [
         [name for name in side if table[:, components.names.index(name)].any()]
         for side in (components.query, components.gallery)
     ]
-    rows = np.flatnonzero((inputs.table.frame["split"] == split).to_numpy())
+    of_split = np.flatnonzero((inputs.table.frame["split"] == split).to_numpy())
     # Queries with many right answers first: those with a second one, say, are then one piece of memory.
-    rows = rows[np.argsort(-(inputs.table.named.targets[rows] >= 0).sum(axis=1), kind="stable")]
+    rows = of_split[np.argsort(-(inputs.table.named.targets[of_split] >= 0).sum(axis=1), kind="stable")]
     size = sweep_ranks.group_size(len(sides[0]) * len(sides[1]), inputs.vectors.gallery.size, memory)
     sums, numbers = ({name: np.zeros(len(table)) for name in names} for _ in range(2))
+    kept = np.empty((len(table), len(rows))) if 8 * len(table) * len(rows) <= KEPT else None
     for start in range(0, len(rows), size):
         group = rows[start : start + size]
+        columns = np.searchsorted(of_split, group)
         if size < len(rows):
             info(f"{split}: queries {start + 1:,} to {start + len(group):,} of {len(rows):,}")
         for run, values in _values_of_group(inputs, group, sides, table):
@@ -143,7 +202,12 @@ def _means(inputs: Inputs, split: str, table: np.ndarray, memory: int) -> dict[s
                 counts = ~np.isnan(percent)
                 sums[name][run] += np.where(counts, percent, 0).sum(axis=1)
                 numbers[name][run] += counts.sum(axis=1)
-    return {name: sums[name] / numbers[name] for name in names}
+            if kept is not None:
+                kept[run, columns] = values[main]
+    means = {name: np.full(len(table), np.nan) for name in names}
+    for name, mean in means.items():
+        np.divide(sums[name], numbers[name], out=mean, where=numbers[name] > 0)
+    return means, kept
 
 
 def _values_of_group(

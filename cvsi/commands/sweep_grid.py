@@ -2,17 +2,20 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 
 import numpy as np
 import polars as pl
 
+from cvsi.commands.sweep_noise import Halves, Noise
 from cvsi.core.errors import CvsiError
 from cvsi.datasets.metrics import Protocol
 from cvsi.evaluation.fusion import Form
 
 MOST = 200_000
+# The main metric less that of the best weighting with its interval, and whether that is noise; nulls where unknown.
+NOISE = {"difference": pl.Float64, "low": pl.Float64, "high": pl.Float64, "in_noise": pl.Boolean}
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,18 @@ class Components:
         """The columns of these components in a table of weightings."""
         return [self.names.index(name) for name in names]
 
+    def form_of(self, weights: Mapping[str, float]) -> dict[str, dict[str, float]]:
+        """Weights by column as a block `fusion` of params.yaml, zeros left out."""
+        sides = (("query", self.query), ("gallery", self.gallery))
+        return {key: {name: weights[name] for name in side if weights[name]} for key, side in sides}
+
+    def words(self, weights: Mapping[str, float]) -> str:
+        """Weights by column in words: `0.6 edited + 0.4 pseudo, on 0.8 image + 0.2 caption`."""
+        sides = self.form_of(weights).values()
+        return ", on ".join(
+            " + ".join(f"{round(weight, 4):g} {name}" for name, weight in side.items()) for side in sides
+        )
+
     def weights_of(self, form: Form) -> tuple[float, ...]:
         """The weights of a form as a row of such a table."""
         return tuple(
@@ -40,11 +55,28 @@ class Components:
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """The outcome: a row per split and weighting, best first, and the time.
+class Split:
+    """What the figures of one split are worth; `table` [weightings, components] has the weights, as numbered here.
 
-    `frame` has `split`, `name` (the methods with these weights, joined by commas, or empty), the components and the
-    protocol's metrics in percent. `number` weightings took `seconds`, the reading of vectors included.
+    Without `noise` or `halves`, `why` says why. `queries` is the number of the split's queries, `own` the dataset's
+    own weighting.
+    """
+
+    table: np.ndarray
+    queries: int
+    own: int
+    noise: Noise | None
+    halves: Halves | None
+    why: str
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The outcome: a row per split and weighting, best first, what the splits' figures are worth, and the time.
+
+    `frame` has `split`, `name` (the methods with these weights, joined by commas, or empty), the components, the
+    protocol's metrics in percent and the columns of `NOISE`. `number` weightings took `seconds`, the reading of
+    vectors included.
     """
 
     frame: pl.DataFrame
@@ -52,6 +84,7 @@ class Sweep:
     protocol: Protocol
     number: int
     seconds: float
+    splits: Mapping[str, Split] = field(default_factory=dict)
 
     @property
     def rate(self) -> float:

@@ -5,6 +5,7 @@ benchmarks the published one, is marked everywhere.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from cvsi.evaluation import OWN
 WARNING = "weights chosen on the split they are reported on are no result; choose on one split, report on another"
 ENVELOPE, BEST, NAMED, CHOSEN = "best at this weight", "best of all", "named weighting", "cvsi, as in params.yaml"
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9")
+IN_NOISE = "cannot be told from the best"
 GREY, ALARM = "#444444", "#d62728"
 
 TEMPLATE: dict[str, Any] = {
@@ -54,6 +56,7 @@ TEMPLATE: dict[str, Any] = {
                 {"field": "kind"},
                 {"field": "name"},
                 {"field": "weighting"},
+                {"field": "noise"},
                 {"field": "<DVC_METRIC_Y>", "format": ".2f"},
             ],
         },
@@ -81,6 +84,7 @@ TEMPLATE: dict[str, Any] = {
 
 def write(out: Output, sweep: Sweep, lattice: pl.DataFrame, chosen: Sequence[str], title: str) -> None:
     """Write the plot, its template and the picture of a sweep over the `chosen` query components."""
+    sweep = replace(sweep, frame=sweep.frame.filter(pl.col(sweep.protocol.main).is_not_nan()))
     facet = TEMPLATE["facet"]
     columns = facet["column"] | {"sort": sweep.components.names}
     out.json("plot.json", records(sweep, lattice, chosen))
@@ -141,7 +145,8 @@ def records(sweep: Sweep, lattice: pl.DataFrame, chosen: Sequence[str]) -> list[
             for kind, selected in sets:
                 for row in selected.to_dicts():
                     point = {"split": split, "part": name, "weight": row[name], main: row[main], "kind": kind}
-                    points.append(point | {"name": row["name"], "weighting": _words(components, row)})
+                    noise = IN_NOISE if row["in_noise"] else ""
+                    points.append(point | {"noise": noise, "name": row["name"], "weighting": components.words(row)})
     return points
 
 
@@ -160,7 +165,7 @@ def draw(sweep: Sweep, lattice: pl.DataFrame, chosen: Sequence[str], title: str,
         _map(left, on_grid, own, chosen, sweep.components, main)
         _profiles(right, on_grid, own, chosen, sweep.components, main)
         heading = f"{title}, {split}: {rows.height:,} weightings, cvsi is number {rank:,}"
-        left.set_title(heading, loc="left", fontsize=12, pad=44)
+        left.set_title(heading, loc="left", fontsize=12, pad=62 if rows["in_noise"].any() else 44)
     figure.supxlabel(WARNING, fontsize=9, color="#555555")
     figure.savefig(path, dpi=120, metadata={"Software": None})
 
@@ -182,11 +187,14 @@ def _map(
     axes.figure.colorbar(mesh, ax=axes, label=f"best {main}, percent, over all other weights")
     top, total = on_grid.row(0, named=True), sum(own[name] for name in chosen)
     axes.plot(top[across], top[down], "*", color="white", markeredgecolor="black", markersize=20, linestyle="none",
-              label=f"best, {top[main]:.2f}: {_words(components, top)}")  # fmt: skip
+              label=f"best, {top[main]:.2f}: {components.words(top)}")  # fmt: skip
     if total > 0:  # the scale of a side changes no rank
         height = own[down] / (sum(own[name] for name in components.gallery) if by_gallery else total)
         axes.plot(own[across] / total, height, "D", color=ALARM, markeredgecolor="white", markersize=11,
-                  linestyle="none", label=f"cvsi, {own[main]:.2f}: {_words(components, own)}")  # fmt: skip
+                  linestyle="none", label=f"cvsi, {own[main]:.2f}: {components.words(own)}")  # fmt: skip
+    noise = on_grid.filter("in_noise").unique([across, down], maintain_order=True)
+    if noise.height:
+        axes.plot(noise[across], noise[down], "o", color="black", markersize=4, linestyle="none", label=IN_NOISE)
     rest = "" if by_gallery else f" (the rest is {', '.join(chosen[2:])})"
     axes.set(xlabel=f"weight of {across}", ylabel=f"weight of {down}{rest}")
     legend = axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.99), fontsize=10, frameon=False)
@@ -199,17 +207,15 @@ def _profiles(
     """The best at each weight of each component, and the dataset's own weighting."""
     colours = dict(zip(components.query, cycle(COLOURS), strict=False)) | {components.gallery[0]: GREY}
     for name in (*chosen, components.gallery[0]):
-        best = on_grid.group_by(name).agg(pl.col(main).max()).sort(name)
-        axes.plot(best[name], best[main], "o-", color=colours[name], markersize=4, label=name)
+        best = on_grid.group_by(name, maintain_order=True).first().sort(name)  # the rows are best first
+        noise = best.filter("in_noise")
+        axes.plot(best[name], best[main], "o-", color=colours[name], markersize=5, markerfacecolor="white", label=name)
+        axes.plot(noise[name], noise[main], "o", color=colours[name], markersize=6)
         axes.plot(own[name], own[main], "D", color=colours[name], markeredgecolor=ALARM, markersize=9)
     axes.axhline(own[main], color=ALARM, linestyle="--", linewidth=1, marker="D", markersize=0, label=CHOSEN)
+    if on_grid["in_noise"].any():
+        axes.plot([], [], "o", color=GREY, markersize=6, label=f"filled: {IN_NOISE}")
     axes.set(xlabel="weight", ylabel=f"best {main}, percent, at this weight")
     axes.set_title("each weight, the others at their best", loc="left", fontsize=12)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=10)
-
-
-def _words(components: Components, row: dict[str, Any]) -> str:
-    """A row's weights in words."""
-    sides = (components.query, components.gallery)
-    return ", on ".join(" + ".join(f"{round(row[name], 4):g} {name}" for name in side if row[name]) for side in sides)

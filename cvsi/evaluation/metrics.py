@@ -13,6 +13,8 @@ from cvsi.datasets.metrics import Protocol
 
 BOOTSTRAP_DRAWS = 1000
 BOOTSTRAP_SEED = 0
+ENDS = [2.5, 97.5]  # percentiles
+BLOCK = 1024  # rows whose resampled means are in memory at a time
 
 
 def with_ranks(queries: pl.DataFrame, target_ranks: np.ndarray, group_ranks: np.ndarray) -> pl.DataFrame:
@@ -54,6 +56,25 @@ def summarise(protocol: Protocol, table: pl.DataFrame, aspects: pl.Series) -> di
 
 def interval(values: np.ndarray) -> tuple[float, float]:
     """The 95% bootstrap interval of a mean over queries: percentiles of the means of seeded resamples."""
-    draws = np.random.default_rng(BOOTSTRAP_SEED).integers(len(values), size=(BOOTSTRAP_DRAWS, len(values)))
-    low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
+    low, high = np.percentile(values[_draws(len(values))].mean(axis=1), ENDS)
     return float(low), float(high)
+
+
+def intervals(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The lows and highs of `interval` for every row of values [rows, queries], from the same resamples, [rows] each.
+
+    A resample is a count per query, so all means of many rows are one product of matrices.
+    """
+    size = values.shape[1]
+    cells = _draws(size) + size * np.arange(BOOTSTRAP_DRAWS)[:, None]
+    counts = np.bincount(cells.ravel(), minlength=BOOTSTRAP_DRAWS * size).reshape(BOOTSTRAP_DRAWS, size).astype(float)
+    low, high = np.empty((2, len(values)))
+    for start in range(0, len(values), BLOCK):
+        rows = slice(start, start + BLOCK)
+        low[rows], high[rows] = np.percentile(values[rows] @ counts.T / size, ENDS, axis=1)
+    return low, high
+
+
+def _draws(size: int) -> np.ndarray:
+    """The positions of the queries of every resample, [draws, size]."""
+    return np.random.default_rng(BOOTSTRAP_SEED).integers(size, size=(BOOTSTRAP_DRAWS, size))

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 from rich.console import Console
@@ -19,7 +20,10 @@ from cvsi.commands.comparison import Comparison, Row
 from cvsi.commands.comparison import tables as compared
 from cvsi.commands.layout import Prose, Table, print_all, terminal
 from cvsi.commands.moved import Changes, Moved
-from cvsi.commands.sweep_grid import Components, Sweep
+from cvsi.commands.show_figures import Difference, Figures, Label, Shown
+from cvsi.commands.sweep_findings import findings
+from cvsi.commands.sweep_grid import Components, Split, Sweep
+from cvsi.commands.sweep_noise import Half, Halves, Mean
 from cvsi.core import schema
 from cvsi.datasets.formats import FORMATS
 from cvsi.explorer.requests import Answer, Result
@@ -39,7 +43,21 @@ def metrics(start: float, names: Iterable[str], main: str) -> dict[str, float]:
 def shown() -> Iterable[Table]:
     names = [f"mAP@{k}" for k in (5, 10, 25, 50)] + [f"mAP@10/{aspect}" for aspect in ASPECTS]
     rows = {method: metrics(9.5 + 7 * place, names, "mAP@10") for place, method in enumerate(METHODS)}
-    return show.tables("demo-tiny", {"metric": "mAP@10", "splits": {"val": rows}})
+    aspects = [
+        Label(name=aspect, queries=1_234 // (place + 1), values={m: row[f"mAP@10/{aspect}"] for m, row in rows.items()})
+        for place, aspect in enumerate(ASPECTS)
+    ]
+    differences = [
+        Difference(method=method, difference=-1.5 - place, low=-12.25, high=3 - place, better=10, worse=1_200, same=24)
+        for place, method in enumerate(METHODS[1:])
+    ]
+    figures = Figures(methods=rows, differences=differences, aspects=aspects, tags=[])
+    return show.tables(
+        Shown(
+            run="demo-tiny", dataset="demo", backbone="tiny", metric="mAP@10", own="cvsi", splits={"val": figures},
+            edits=None, left_out={}, report="", notes=[],
+        )
+    )  # fmt: skip
 
 
 def run_record(stage: str, arguments: tuple[str, ...], took: float, outcome: str = "done") -> times.RunRecord:
@@ -160,6 +178,25 @@ def swept() -> Iterable[Table]:
     return sweep_plots.tables(Sweep(pl.DataFrame(rows), components, protocol, 4, 1.0), 2)
 
 
+def found() -> Iterable[Table]:
+    components = Components(schema.QUERY_PARTS, schema.GALLERY_PARTS)
+    row = {
+        "edited": 0.6,
+        "pseudo": 0.4,
+        "reference": -0.65,
+        "source": 0.1,
+        "instruction": 0.05,
+        "image": 0.8,
+        "caption": 0.2,
+    }
+    weights = np.array([list(row.values())])
+    half, mean = Half(2_091, 0, 61.21, 58.875), Mean(58.5, 55.25, 61.75)
+    split = Split(weights, 4_181, 0, None, Halves(half, half, mean, mean, mean), "")
+    frame = pl.DataFrame([{"split": "val", "name": "cvsi"} | row | {"Recall@5": 61.21}])
+    sweep = Sweep(frame, components, FORMATS.get("cirr", "test").protocol, 1, 1.0, {"val": split})
+    return [finding for finding in findings(sweep, "demo") if not isinstance(finding, str)]
+
+
 def searched() -> Iterable[Table]:
     paths = (
         "beach/dog.jpg",
@@ -183,6 +220,7 @@ CASES: dict[str, Callable[[], Iterable[Table | Prose]]] = {
     "compare-other": lambda: comparison("demo-tiny", "demo-tiny in /home/team/of/people/another-workspace/cache"),
     "check": checked,
     "sweep": swept,
+    "sweep-halves": found,
     "search": searched,
 }
 

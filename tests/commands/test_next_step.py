@@ -4,11 +4,13 @@ import ast
 import json
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import click
+import numpy as np
 import polars as pl
 import pytest
 import typer
@@ -20,7 +22,8 @@ from cvsi.commands import next_step
 from cvsi.commands.main import app
 from cvsi.commands.next_step import Step
 from cvsi.commands.store import DAY, Part
-from cvsi.commands.sweep_grid import Components, Sweep
+from cvsi.commands.sweep_grid import Components, Split, Sweep
+from cvsi.commands.sweep_noise import Noise
 from cvsi.core import params, schema
 from cvsi.datasets.formats import FORMATS
 from tests.conftest import project_params
@@ -118,6 +121,12 @@ def steps() -> Iterator[tuple[str, Step, str]]:
     yield "sweep", sweep, f"cvsi set datasets.demo.fusion '{value}'"
     own = swept("edited, cvsi", edited=1, image=1)
     yield "best already", next_step.after_sweep(own, "demo", "tiny", settings), "cvsi open demo-tiny"
+    noise = Noise(0, 60, np.zeros(2), np.zeros(2), np.zeros(2), np.array([True, True]))
+    near = replace(best, splits={"val": Split(np.zeros((2, 7)), 60, 1, noise, None, "")})
+    yield "as good", next_step.after_sweep(near, "demo", "tiny", settings), "cvsi open demo-tiny"
+    outside = replace(noise, within=np.array([True, False]))
+    far = replace(near, splits={"val": replace(near.splits["val"], noise=outside)})
+    yield "worse", next_step.after_sweep(far, "demo", "tiny", settings), f"cvsi set datasets.demo.fusion '{value}'"
     yield "no run", next_step.after_sweep(own, "demo", "vit-b-32", settings), "cvsi check"
     yield "search", next_step.after_search(session(False, "1")), "cvsi serve demo-tiny"
     served = next_step.after_search(session(True, "it's -1.png"))
@@ -153,7 +162,7 @@ def test_each_step_is_what_the_state_calls_for_and_a_command_that_exists() -> No
         assert step.line.startswith(f"next: {command}") and "\n" not in step.line, state
         exists(step.line)
         seen.add(state)
-    assert len(seen) == 43
+    assert len(seen) == 45
 
 
 def test_every_function_is_tested_and_used() -> None:
