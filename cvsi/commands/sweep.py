@@ -25,7 +25,7 @@ from cvsi.core.schema import PHI_PARTS
 from cvsi.core.vector_columns import names_of
 from cvsi.datasets.formats import format_of
 from cvsi.datasets.metrics import Protocol
-from cvsi.evaluation import OWN, methods, queries, vectors
+from cvsi.evaluation import methods, queries, vectors
 from cvsi.evaluation.fusion import Form
 from cvsi.evaluation.metrics import with_ranks
 from cvsi.evaluation.queries import QueryTable
@@ -61,7 +61,7 @@ def build(
     began = time.perf_counter()
     settings = params.backbone(backbone)  # a name that params.yaml does not define is an error
     forms = weights_by_name(params, name)
-    own = forms[OWN]
+    own = forms[methods.own_name(params, name)]
     sweep_grid.check_step(step, len({*parts, *own.query}) or 1, max(len(own.gallery), 1))
     inputs = read(name, backbone, params)
     inputs.vectors.require(methods.fusion_of(params, name), settings)
@@ -92,8 +92,9 @@ def weights_by_name(params: Params, name: str) -> dict[str, Form]:
     """The weights of all methods that are plain products; raises CvsiError where the dataset's fusion is none."""
     fusions = methods.table(params, name)
     forms = {key: fusion.weights for key, fusion in fusions.items()}
-    if forms[OWN] is None:
-        kind = fusions[OWN].scorer.kind
+    own = methods.own_name(params, name)
+    if forms[own] is None:
+        kind = fusions[own].scorer.kind
         raise CvsiError(f"{PATH}: datasets.{name}.fusion: a sweep searches weights (score form sum), not '{kind}'")
     return {key: form for key, form in forms.items() if form is not None}
 

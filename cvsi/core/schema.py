@@ -69,6 +69,7 @@ RANKS = pa.schema(
 
 QUERY_PARTS = ("edited", "pseudo", "reference", "source", "instruction")
 PHI_PARTS = ("pseudo",)  # missing where the backbone has no phi
+ROLES = ("target", "desired", "preserve", "forbidden")  # of readers, by convention: columns like the other parts
 GALLERY_PARTS = ("image", "caption")
 
 # Rows of the store: `key` is the digest of what a row was computed from, the recipe's digest names the folder.
