@@ -12,6 +12,7 @@ from cvsi.commands.layout import Table, say
 from cvsi.core.console import count
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import PATH, Params, Run
+from cvsi.core.schema import ROLES
 from cvsi.datasets import formats
 from cvsi.evaluation import methods, published
 from cvsi.evaluation.fusion import Fusion
@@ -81,27 +82,27 @@ def check_blocks(params: Params) -> None:
     for run in params.runs.values():
         _check_phi(methods.fusion_of(params, run.dataset), run, params)
     for name, method in methods.methods(params).items():
-        _check_components(method.fusion, f"methods.{name}")
+        for fusion in method.fusions.values():
+            _check_components(fusion, f"methods.{name}")
     check_executor(params.compute)
 
 
 def _check_components(fusion: Fusion, where: str) -> None:
     """Raise CvsiError for a weight of a component that does not exist."""
-    for form in fusion.forms.values():
-        for side, weights, known in (
-            ("query", form.query, QUERY_COMPONENTS),
-            ("gallery", form.gallery, GALLERY_COMPONENTS),
-        ):
-            for component in weights:
-                known.get(component, f"{PATH}: {where}.{side}")
+    for component in fusion.query_columns:
+        if component not in ROLES:
+            QUERY_COMPONENTS.get(component, f"{PATH}: {where}.query")
+    for component in fusion.gallery_columns:
+        GALLERY_COMPONENTS.get(component, f"{PATH}: {where}.gallery")
 
 
 def _check_phi(fusion: Fusion, run: Run, params: Params) -> None:
     """Raise CvsiError for a weight of a component that needs phi, on a backbone without one."""
     if params.backbone(run.backbone).phi is not None:
         return
-    names = dict.fromkeys(name for form in fusion.forms.values() for name in form.query)
-    if needing := [name for name in names if QUERY_COMPONENTS.get(name, f"{PATH}: datasets.{run.dataset}").uses_phi]:
+    where = f"{PATH}: datasets.{run.dataset}"
+    components = [name for name in fusion.query_columns if name not in ROLES]
+    if needing := [name for name in components if QUERY_COMPONENTS.get(name, where).uses_phi]:
         raise CvsiError(
             f"{PATH}: datasets.{run.dataset}.fusion has a weight for {', '.join(needing)}, but "
             f"backbones.{run.backbone} has no phi; add a phi, or remove the weight"

@@ -22,8 +22,9 @@ from cvsi.core import parquet, paths, provenance
 from cvsi.core.console import count
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import Params
-from cvsi.core.schema import QUERIES, RANKS
+from cvsi.core.schema import RANKS
 from cvsi.evaluation.metrics import interval
+from cvsi.evaluation.queries import read_frame
 
 ENDS = (" low", " high")
 TOP = 10  # queries that are named
@@ -204,7 +205,7 @@ def _values(side: Side) -> tuple[pl.DataFrame | None, str]:
 def _queries(side: Side, split: str = "") -> pl.DataFrame:
     """The queries of a split, or of all, in the index's order."""
     path = side.path("index", "queries.parquet")
-    frame = pl.DataFrame(parquet.fit(parquet.read_file(path), QUERIES, str(path)))
+    frame = read_frame(parquet.read_file(path), str(path))
     return frame.filter(pl.col("split") == split) if split else frame
 
 

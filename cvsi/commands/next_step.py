@@ -15,7 +15,6 @@ from cvsi.commands.open_report import report_page
 from cvsi.core import paths
 from cvsi.core.console import encodable, plain
 from cvsi.core.params import Params, Run
-from cvsi.evaluation import OWN
 
 if TYPE_CHECKING:
     from cvsi.commands.comparison import Comparison
@@ -170,7 +169,7 @@ def after_sweep(sweep: "Sweep", dataset: str, backbone: str, settings: Params) -
     best, components = sweep.frame.row(0, named=True), sweep.components
     split = sweep.splits.get(best["split"])
     as_good = split is not None and split.noise is not None and split.noise.within[split.own]
-    if as_good or OWN in best["name"].split(", "):
+    if as_good or sweep.own in best["name"].split(", "):
         runs = [name for name, run in settings.runs.items() if (run.dataset, run.backbone) == (dataset, backbone)]
         return _open(runs[0], settings.run(runs[0])) if runs else CHECK
     from cvsi.commands.sweep_findings import flow

@@ -8,7 +8,6 @@ from cvsi.commands.show_figures import Edits, Figures, Label, Methods, Shown
 from cvsi.commands.summary import without_queries
 from cvsi.core.params import Params, Run
 from cvsi.datasets.formats import format_of
-from cvsi.evaluation import OWN
 
 ROWS = 40  # aspects or tags that are shown; a file of tags may have thousands
 
@@ -16,9 +15,11 @@ ROWS = 40  # aspects or tags that are shown; a file of tags may have thousands
 def tables(shown: Shown) -> Iterator[Table]:
     """For each labelled split its methods, their differences from the own fusion, and values by aspect and tag."""
     for split, figures in shown.splits.items():
-        yield _cut_offs(f"{shown.run}, {split}, percent", figures.methods, shown.metric)
+        yield _cut_offs(f"{shown.run}, {split}, percent", figures.methods, shown.metric, shown.own)
         if figures.differences:
-            yield _differences(f"{split}, {shown.metric} of each method less {OWN}, over the same queries", figures)
+            yield _differences(
+                f"{split}, {shown.metric} of each method less {shown.own}, over the same queries", figures
+            )
         yield from _by_label(f"{split}, {shown.metric} by aspect", "aspect", figures.aspects, figures.methods)
         yield from _by_label(f"{split}, {shown.metric} by tag", "tag", figures.tags, figures.methods)
 
@@ -51,7 +52,7 @@ def without_metrics(run: Run, settings: Params) -> str:
     return "No split has labels, so there are no metrics."
 
 
-def _cut_offs(title: str, rows: Methods, metric: str) -> Table:
+def _cut_offs(title: str, rows: Methods, metric: str, own: str) -> Table:
     """Methods by the cut-offs of the main metric, with its interval; the report has the other metrics too."""
     family = metric.partition("@")[0]
     every = dict.fromkeys(name for values in rows.values() for name in values)
@@ -60,7 +61,7 @@ def _cut_offs(title: str, rows: Methods, metric: str) -> Table:
     for method, values in rows.items():
         low, high = (values.get(f"{metric} {end}") for end in ("low", "high"))
         interval = "-" if low is None or high is None else f"{low:.1f} to {high:.1f}"
-        style = "bold" if method == OWN else ""
+        style = "bold" if method == own else ""
         table.add_row(method, *(_percent(values.get(name)) for name in names), interval, style=style)
     return table
 

@@ -32,6 +32,7 @@ class Report(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     metric: str
+    own: str = OWN
     splits: dict[str, Methods]
     left_out: dict[str, str] = {}
 
@@ -114,7 +115,7 @@ def collect(name: str, settings: Params) -> Shown:
     labels = _or_note(notes, lambda: _labels(run, values)) if values is not None else None
     splits = {
         split: _figures(
-            report.metric,
+            report,
             methods,
             *(None if table is None else table.filter(split=split) for table in (values, labels)),
         )
@@ -122,7 +123,7 @@ def collect(name: str, settings: Params) -> Shown:
         if methods
     }
     return Shown(
-        run=name, dataset=run.dataset, backbone=run.backbone, metric=report.metric, own=OWN, splits=splits,
+        run=name, dataset=run.dataset, backbone=run.backbone, metric=report.metric, own=report.own, splits=splits,
         edits=_or_note(notes, lambda: edits_of(run.dataset, settings.dataset(run.dataset).fallback_limit)),
         left_out=report.left_out, report=str(paths.folder("report", run.dataset, run.backbone) / "index.html"),
         notes=notes,
@@ -158,17 +159,17 @@ def edits_of(dataset: str, limit: float) -> Edits | None:
     )  # fmt: skip
 
 
-def differences(values: pl.DataFrame, methods: Methods) -> list[Difference]:
+def differences(values: pl.DataFrame, methods: Methods, own_name: str = OWN) -> list[Difference]:
     """Each method less the own fusion over the queries that count in both, in the order of `methods`.
 
     `values` has the main metric as `value` by `method` and query, of one split.
     """
-    own = values.filter(method=OWN).select(*KEY, own="value")
+    own = values.filter(method=own_name).select(*KEY, own="value")
     paired = values.join(own, on=KEY, maintain_order="left").drop_nulls(["value", "own"])
     rows = []
     for method in methods:
         difference = paired.filter(method=method).select(pl.col("value") - pl.col("own")).to_series().to_numpy()
-        if method == OWN or not len(difference):
+        if method == own_name or not len(difference):
             continue
         low, high = interval(difference) if len(difference) > 1 else (None, None)
         better, worse, same = tally(difference)
@@ -178,11 +179,13 @@ def differences(values: pl.DataFrame, methods: Methods) -> list[Difference]:
     return rows
 
 
-def _figures(metric: str, methods: Methods, values: pl.DataFrame | None, labels: pl.DataFrame | None) -> Figures:
+def _figures(report: Report, methods: Methods, values: pl.DataFrame | None, labels: pl.DataFrame | None) -> Figures:
     """The figures of one split, as far as its values and the queries' labels are known."""
-    by_label = {} if values is None or labels is None else {kind: _by_label(values, labels, kind) for kind in LABELS}
+    by_label = dict[str, list[Label]]()
+    if values is not None and labels is not None:
+        by_label = {kind: _by_label(values, labels, kind, report.own) for kind in LABELS}
     sizes = {label.name: label.queries for label in by_label.get(ASPECTS, [])}
-    start = f"{metric}/"
+    start = f"{report.metric}/"
     aspects = [
         Label(
             name=(name := key.removeprefix(start)), queries=sizes.get(name),
@@ -192,17 +195,17 @@ def _figures(metric: str, methods: Methods, values: pl.DataFrame | None, labels:
     ]  # fmt: skip
     return Figures(
         methods=methods,
-        differences=[] if values is None else differences(values, methods),
+        differences=[] if values is None else differences(values, methods, report.own),
         aspects=sorted(aspects, key=lambda label: (-(label.queries or 0), label.name)),
         tags=by_label.get(TAGS, []),
     )
 
 
-def _by_label(values: pl.DataFrame, labels: pl.DataFrame, kind: str) -> list[Label]:
+def _by_label(values: pl.DataFrame, labels: pl.DataFrame, kind: str, own: str) -> list[Label]:
     """The labels of one kind, the most queries first: queries that count with the own fusion, and means by method."""
     joined = values.join(labels.filter(kind=kind), on=KEY).drop_nulls("value")
     means = joined.group_by("label", "method").agg(pl.col("value").mean(), pl.len().alias("n"))
-    sizes = means.filter(method=OWN).select("label", "n").sort("n", "label", descending=[True, False])
+    sizes = means.filter(method=own).select("label", "n").sort("n", "label", descending=[True, False])
     order = {method: place for place, method in enumerate(values["method"].unique(maintain_order=True))}
     by_name: dict[str, dict[str, float]] = {label: {} for label in sizes["label"]}
     for label, method, value, _ in sorted(means.iter_rows(), key=lambda row: order[row[1]]):
@@ -227,8 +230,8 @@ def _values(run: Run, report: Report) -> pl.DataFrame:
     values = pl.DataFrame(keys).with_columns(column)
     if values.select("method", *KEY).is_duplicated().any():
         raise CvsiError(f"{path}: a method has two values of one query, so no paired differences; run dvc repro")
-    if OWN not in values["method"]:
-        raise CvsiError(f"{path}: no values of '{OWN}', so no paired differences; run dvc repro")
+    if report.own not in values["method"]:
+        raise CvsiError(f"{path}: no values of '{report.own}', so no paired differences; run dvc repro")
     return values
 
 

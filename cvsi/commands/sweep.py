@@ -25,7 +25,7 @@ from cvsi.core.schema import PHI_PARTS
 from cvsi.core.vector_columns import names_of
 from cvsi.datasets.formats import format_of
 from cvsi.datasets.metrics import Protocol
-from cvsi.evaluation import OWN, methods, queries, vectors
+from cvsi.evaluation import methods, queries, vectors
 from cvsi.evaluation.fusion import Form
 from cvsi.evaluation.metrics import with_ranks
 from cvsi.evaluation.queries import QueryTable
@@ -41,13 +41,17 @@ KEPT = 2**30  # bytes of the main metric's values per weighting and query of a s
 
 @dataclass(frozen=True)
 class Inputs:
-    """What every weighting is evaluated on: labelled queries, vectors with their columns, and the metrics."""
+    """What every weighting is evaluated on: labelled queries, vectors with their columns, and the metrics.
+
+    `own` is the name of the dataset's own weighting.
+    """
 
     table: QueryTable
     vectors: RunVectors
     components: Components
     protocol: Protocol
     device: torch.device
+    own: str
 
 
 def build(
@@ -62,7 +66,7 @@ def build(
     began = time.perf_counter()
     settings = params.backbone(backbone)  # a name that params.yaml does not define is an error
     forms = weights_by_name(params, name)
-    own = forms[OWN]
+    own = forms[methods.own_name(params, name)]
     sweep_grid.check_step(step, len({*parts, *own.query}) or 1, max(len(own.gallery), 1))
     inputs = read(name, backbone, params)
     inputs.vectors.require(methods.fusion_of(params, name), settings)
@@ -77,7 +81,9 @@ def build(
     size = count(inputs.vectors.gallery.size, "image")
     info(f"{count(len(table), 'weighting')} on {', '.join(inputs.table.labelled)}, {size}")
     frame, splits = evaluate(inputs, names, table, memory)
-    result = Sweep(frame, inputs.components, inputs.protocol, len(table), time.perf_counter() - began, splits)
+    result = Sweep(
+        frame, inputs.components, inputs.protocol, len(table), time.perf_counter() - began, splits, inputs.own
+    )
     recipe = {
         "fusion": methods.fusion_of(params, name).recipe(), "format": params.dataset(name).format, "parts": chosen,
         "step": step,
@@ -94,8 +100,9 @@ def weights_by_name(params: Params, name: str) -> dict[str, Form]:
     """The weights of all methods that are plain products; raises CvsiError where the dataset's fusion is none."""
     fusions = methods.table(params, name)
     forms = {key: fusion.weights for key, fusion in fusions.items()}
-    if forms[OWN] is None:
-        kind = fusions[OWN].scorer.kind
+    own = methods.own_name(params, name)
+    if forms[own] is None:
+        kind = fusions[own].scorer.kind
         raise CvsiError(f"{PATH}: datasets.{name}.fusion: a sweep searches weights (score form sum), not '{kind}'")
     return {key: form for key, form in forms.items() if form is not None}
 
@@ -110,7 +117,7 @@ def read(name: str, backbone: str, params: Params) -> Inputs:
     inputs = vectors.read(table.frame, gallery, backbone)
     columns = Components(names_of(inputs.queries.schema), names_of(inputs.gallery_schema))
     protocol = format_of(params.dataset(name), name).protocol
-    return Inputs(table, inputs, columns, protocol, device(params.compute))
+    return Inputs(table, inputs, columns, protocol, device(params.compute), methods.own_name(params, name))
 
 
 def evaluate(
@@ -123,7 +130,7 @@ def evaluate(
     """
     main = inputs.protocol.main
     weights = {name: table[:, index] for index, name in enumerate(inputs.components.names)}
-    own = next(index for index, name in enumerate(names) if OWN in name.split(", "))
+    own = next(index for index, name in enumerate(names) if inputs.own in name.split(", "))
     frames, splits = [], {}
     for split in inputs.table.labelled:
         means, values = _means(inputs, split, table, memory)

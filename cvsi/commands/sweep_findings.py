@@ -9,7 +9,6 @@ import yaml
 from cvsi.commands.layout import Table
 from cvsi.commands.sweep_grid import Components, Split, Sweep
 from cvsi.commands.sweep_noise import Halves, Mean, Noise
-from cvsi.commands.sweep_plots import is_own
 from cvsi.core.console import count, plain
 from cvsi.evaluation import OWN
 
@@ -23,11 +22,11 @@ def findings(sweep: Sweep, dataset: str) -> Iterator[Table | str]:
     for name, split in sweep.splits.items():
         shown, rows = plain(name), sweep.frame.filter(split=name)
         if split.noise is not None:
-            rank = int((rows[main] > rows.filter(is_own())[main][0]).sum()) + 1
-            yield _paragraph(f"{shown}: {noise_text(split, split.noise, rank)}")
+            rank = int((rows[main] > rows.filter(sweep.is_own)[main][0]).sum()) + 1
+            yield _paragraph(f"{shown}: {noise_text(split, split.noise, rank, sweep.own)}")
         if split.halves is not None:
             yield _halves_table(shown, sweep.components, split, split.halves)
-            yield _paragraph(halves_text(split.halves))
+            yield _paragraph(halves_text(split.halves, sweep.own))
         if split.why:
             yield _paragraph(f"{shown}: {split.why}.")
         form = sweep.components.form_of(rows.row(0, named=True))
@@ -36,7 +35,7 @@ def findings(sweep: Sweep, dataset: str) -> Iterator[Table | str]:
         yield f"{set_command(dataset, form)}\n"
 
 
-def noise_text(split: Split, noise: Noise, rank: int) -> str:
+def noise_text(split: Split, noise: Noise, rank: int, own_name: str = OWN) -> str:
     """How many weightings cannot be told from the best one, and how far the dataset's own, of that rank, is from it."""
     number, own = len(split.table), split.own
     line = (
@@ -44,19 +43,19 @@ def noise_text(split: Split, noise: Noise, rank: int) -> str:
         f"(paired bootstrap over {_queries(split, noise)})."
     )
     if own == noise.best:
-        return f"{line} {OWN} is the best."
+        return f"{line} {own_name} is the best."
     words = "is one of them" if noise.within[own] else "is not one of them"
     mean = Mean(*(float(values[own]) for values in (noise.difference, noise.low, noise.high)))
-    return f"{line} {OWN}, number {rank:,}, {words}: {_difference(mean)} against the best."
+    return f"{line} {own_name}, number {rank:,}, {words}: {_difference(mean)} against the best."
 
 
-def halves_text(halves: Halves) -> str:
+def halves_text(halves: Halves, own_name: str = OWN) -> str:
     """The honest figure beside the optimistic one, and what the choice gains over the dataset's own weighting."""
     optimism = halves.optimistic.value - halves.honest.value
     return (
         f"Honest, on the queries that did not choose: {_mean(halves.honest)}. "
         f"Optimistic, the best on the queries that chose it: {_mean(halves.optimistic)}, {optimism:+.2f}. "
-        f"Honest less {OWN}: {_difference(halves.gain)}."
+        f"Honest less {own_name}: {_difference(halves.gain)}."
     )
 
 

@@ -11,6 +11,7 @@ import polars as pl
 from cvsi.commands.sweep_noise import Halves, Noise
 from cvsi.core.errors import CvsiError
 from cvsi.datasets.metrics import Protocol
+from cvsi.evaluation import OWN
 from cvsi.evaluation.fusion import Form
 
 MOST = 200_000
@@ -85,6 +86,12 @@ class Sweep:
     number: int
     seconds: float
     splits: Mapping[str, Split] = field(default_factory=dict)
+    own: str = OWN
+
+    @property
+    def is_own(self) -> pl.Expr:
+        """Whether a row of the frame is the dataset's own weighting, which has the name `own`."""
+        return pl.col("name").str.split(", ").list.contains(self.own)
 
     @property
     def rate(self) -> float:

@@ -19,7 +19,6 @@ from matplotlib.figure import Figure
 from cvsi.commands.layout import Table
 from cvsi.commands.sweep_grid import Components, Sweep
 from cvsi.core.tables import Output
-from cvsi.evaluation import OWN
 
 WARNING = "weights chosen on the split they are reported on are no result; choose on one split, report on another"
 ENVELOPE, BEST, NAMED, CHOSEN = "best at this weight", "best of all", "named weighting", "cvsi, as in params.yaml"
@@ -98,11 +97,6 @@ def plot_command(folder: Path, main: str) -> str:
     return f"dvc plots show {files} -x weight -y {main} -o {folder / 'page'}"
 
 
-def is_own() -> pl.Expr:
-    """Whether a row is the dataset's own weighting."""
-    return pl.col("name").str.split(", ").list.contains(OWN)
-
-
 def tables(sweep: Sweep, top: int) -> Iterator[Table]:
     """The best `top` weightings of each split as a table, the named ones below with their ranks.
 
@@ -116,7 +110,7 @@ def tables(sweep: Sweep, top: int) -> Iterator[Table]:
         table = Table(f"{split}, {rows.height:,} weightings, percent").figures("rank", key=True)
         table.texts("weighting", key=True).figures(*metrics, group="metrics").figures(*weighted, group="weights")
         shown = ranked.filter((pl.col("row") < top) | (pl.col("name") != ""))
-        for row in shown.with_columns(own=is_own()).to_dicts():
+        for row in shown.with_columns(own=sweep.is_own).to_dicts():
             if row["row"] >= top and len(table.rows) == top:
                 table.add_section()
             weights = (f"{row[name]:.3g}" if row[name] else "" for name in weighted)
@@ -138,9 +132,9 @@ def records(sweep: Sweep, lattice: pl.DataFrame, chosen: Sequence[str]) -> list[
         for name in (*chosen, components.gallery[0]):
             sets = [
                 (ENVELOPE, on_grid.group_by(name, maintain_order=True).first().sort(name)),
-                (NAMED, named.filter(~is_own())),
+                (NAMED, named.filter(~sweep.is_own)),
                 (BEST, on_grid.head(1)),
-                (CHOSEN, named.filter(is_own())),
+                (CHOSEN, named.filter(sweep.is_own)),
             ]
             for kind, selected in sets:
                 for row in selected.to_dicts():
@@ -160,11 +154,11 @@ def draw(sweep: Sweep, lattice: pl.DataFrame, chosen: Sequence[str], title: str,
     for split, (left, right) in zip(splits, panels, strict=True):
         rows = sweep.frame.filter(pl.col("split") == split)
         on_grid = rows.join(lattice, on=sweep.components.names, how="semi", maintain_order="left")
-        own = rows.filter(is_own()).row(0, named=True)
+        own = rows.filter(sweep.is_own).row(0, named=True)
         rank = int((rows[main] > own[main]).sum()) + 1
         _map(left, on_grid, own, chosen, sweep.components, main)
         _profiles(right, on_grid, own, chosen, sweep.components, main)
-        heading = f"{title}, {split}: {rows.height:,} weightings, cvsi is number {rank:,}"
+        heading = f"{title}, {split}: {rows.height:,} weightings, {sweep.own} is number {rank:,}"
         left.set_title(heading, loc="left", fontsize=12, pad=62 if rows["in_noise"].any() else 44)
     figure.supxlabel(WARNING, fontsize=9, color="#555555")
     figure.savefig(path, dpi=120, metadata={"Software": None})

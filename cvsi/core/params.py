@@ -65,6 +65,7 @@ class Dataset(Settings):
     fallback_limit: Annotated[float, Field(ge=0, le=1)] = 0.2
     roots: tuple[Text, ...] = ()
     ignore: tuple[Text, ...] = NOT_PHOTOS
+    tags: Text | None = None
 
     @property
     def own(self) -> Block:

@@ -33,6 +33,9 @@ QUERIES = pa.schema(
         "aspects": STRINGS,
     }
 )
+# Columns of queries.parquet that only some datasets have.
+OPTIONAL_QUERIES = pa.schema({"tags": STRINGS})
+TAGS = pa.schema({"split": pa.string(), "query_id": pa.string(), "tag": pa.string()})  # of a user's file
 DROPPED = pa.schema({"path": pa.string(), "reason": pa.string()})
 DROPPED_QUERIES = pa.schema({"query_id": pa.string(), "split": pa.string(), "reason": pa.string()})
 CAPTIONS = pa.schema({"image_id": pa.string(), "digest": pa.string(), "captions": STRINGS})
@@ -71,6 +74,7 @@ RANKS = pa.schema(
 
 QUERY_PARTS = ("edited", "pseudo", "reference", "source", "instruction")
 PHI_PARTS = ("pseudo",)  # missing where the backbone has no phi
+ROLES = ("target", "desired", "preserve", "forbidden")  # of readers, by convention: columns like the other parts
 GALLERY_PARTS = ("image", "caption")
 
 # Rows of the store: `key` is the digest of what a row was computed from, the recipe's digest names the folder.
@@ -97,6 +101,12 @@ STORED_EDITS = pa.schema(
 LATER_COLUMNS = ("finish", "raw")  # lists of the store that files of earlier versions and packs lack: empty there
 STORED_WEIGHTS = pa.schema({"key": pa.string(), "weights": pa.string()})
 STORED_MASKS = pa.schema({"key": pa.string(), "masked": pa.string()})
+
+
+def queries_schema(columns: Iterable[str]) -> pa.Schema:
+    """`QUERIES` and those of the optional columns that are among `columns`."""
+    present = set(columns)
+    return pa.schema([*QUERIES, *(field for field in OPTIONAL_QUERIES if field.name in present)])
 
 
 def with_later_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:

@@ -41,6 +41,14 @@ class FormatSettings(Settings):
         """The part of a benchmark that this dataset is, such as FashionIQ's category; the summary averages parts."""
         return None
 
+    @property
+    def variant(self) -> str:
+        """How queries or gallery differ from the benchmark's usual ones, as in params.yaml; empty where they do not.
+
+        Published figures are comparable only with the same variant.
+        """
+        return ""
+
 
 @dataclass(frozen=True)
 class Listing:

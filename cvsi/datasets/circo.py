@@ -1,7 +1,8 @@
 """CIRCO's folder to a listing: one gallery of COCO images, queries of `val` (labelled) and `test` (labels hidden).
 
 Several images may be right for a query; the reference stays in the gallery. The instruction is the relative caption
-alone: `shared_concept`, which annotators saw, is not part of the query.
+alone: `shared_concept`, which annotators saw, is not part of the query unless the dataset sets `shared_concept: true`.
+Some published figures were reached with it and are not comparable with the others.
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 import polars as pl
 from pydantic import BaseModel
 
+from cvsi.core.errors import CvsiError
 from cvsi.core.params import Dataset
 from cvsi.datasets.base import (
     NO_QUERIES,
@@ -17,6 +19,7 @@ from cvsi.datasets.base import (
     FormatSettings,
     Listing,
     annotation_path,
+    first_names,
     gallery,
     load_json,
     relative_path,
@@ -29,6 +32,17 @@ from cvsi.datasets.submissions import Submission
 
 SPLITS = ("val", "test")
 IMAGES = Path("COCO2017_unlabeled")
+
+
+class CircoSettings(FormatSettings):
+    """Whether the instruction also names the concept that reference and target share."""
+
+    shared_concept: bool = False
+
+    @property
+    def variant(self) -> str:
+        """Instructions with the shared concept."""
+        return "shared_concept: true" if self.shared_concept else ""
 
 
 @dataclass(slots=True)
@@ -51,6 +65,7 @@ class Query(BaseModel):
     id: int
     reference_img_id: int
     relative_caption: str
+    shared_concept: str = ""
     target_img_id: int | None = None
     gt_img_ids: list[int] = []
     semantic_aspects: list[str] = []
@@ -62,7 +77,7 @@ class Query(BaseModel):
         return [str(image) for image in dict.fromkeys([*first, *self.gt_img_ids])]
 
 
-def read(dataset: Dataset, settings: FormatSettings) -> Listing:
+def read(dataset: Dataset, settings: CircoSettings) -> Listing:
     """Read the annotations of the dataset's splits; ids become strings without leading zeros."""
     root = Path(dataset.root)
     image_list = annotation_path(root, f"{IMAGES}/annotations/image_info_unlabeled2017.json", dataset.roots)
@@ -73,13 +88,17 @@ def read(dataset: Dataset, settings: FormatSettings) -> Listing:
     ]
     splits = wanted_splits(dataset.splits, SPLITS, root)
     sources = {split: annotation_path(root, f"annotations/{split}.json", dataset.roots) for split in splits}
-    tables = [queries(file, split) for split, file in sources.items()]
+    tables = [queries(file, split, settings.shared_concept) for split, file in sources.items()]
     return Listing(gallery(images), pl.concat([NO_QUERIES, *tables]), sources)
 
 
-def queries(file: Path, split: str) -> pl.DataFrame:
-    """The queries of one annotation file."""
-    rows = [_row(query, split) for query in load_json(file, list[Query])]
+def queries(file: Path, split: str, shared_concept: bool = False) -> pl.DataFrame:
+    """The queries of one annotation file; raises CvsiError for a query without the shared concept that is wanted."""
+    listed = load_json(file, list[Query])
+    without = [str(query.id) for query in listed if shared_concept and not query.shared_concept.strip()]
+    if without:
+        raise CvsiError(f"{file}: no shared_concept for query {first_names(without)}; set shared_concept: false")
+    rows = [_row(query, split, shared_concept) for query in listed]
     return pl.DataFrame(rows, schema=QUERY_COLUMNS)
 
 
@@ -88,12 +107,13 @@ def _below(folder: str, name: str) -> str:
     return name if name.startswith("/") else f"{folder}/{name}"
 
 
-def _row(query: Query, split: str) -> dict[str, object]:
+def _row(query: Query, split: str, shared_concept: bool) -> dict[str, object]:
+    concept = f", and shows {query.shared_concept.strip()}" if shared_concept else ""
     return {
         "query_id": str(query.id),
         "split": split,
         "reference_id": str(query.reference_img_id),
-        "instruction": query.relative_caption,
+        "instruction": f"{query.relative_caption}{concept}",
         "target_ids": query.targets,
         "exclude_ids": [],
         "group_ids": [],
@@ -102,7 +122,7 @@ def _row(query: Query, split: str) -> dict[str, object]:
 
 
 FORMAT = Format(
-    settings=FormatSettings,
+    settings=CircoSettings,
     read=read,
     protocol=Protocol("mAP@10", (*mean_average_precision(5, 10, 25, 50), *recall(5, 10, 25, 50))),
     submissions=(Submission("CIRCO", "map", images=50, hidden_queries=800, integer_ids=True),),

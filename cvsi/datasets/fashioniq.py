@@ -35,14 +35,24 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".jpe", ".jfif", ".gif", ".bmp", "
 
 
 class FashionIQSettings(FormatSettings):
-    """The category, which is one gallery with its queries."""
+    """The category, which is one gallery with its queries, and which images are ranked.
+
+    `split` are all of the split's list; `pairs` are only references and targets, as some publications rank (the
+    "union" protocol); their figures are not comparable.
+    """
 
     category: Literal["dress", "shirt", "toptee"]
+    gallery: Literal["split", "pairs"] = "split"
 
     @property
     def averaged_as(self) -> str | None:
         """The category; the benchmark's figure is the average over the three."""
         return self.category
+
+    @property
+    def variant(self) -> str:
+        """A gallery of references and targets alone."""
+        return "gallery: pairs" if self.gallery == "pairs" else ""
 
 
 class Query(BaseModel):
@@ -59,10 +69,14 @@ def read(dataset: Dataset, settings: FashionIQSettings) -> Listing:
     wanted_splits(dataset.splits, ("val",), root)
     image_list = annotation_path(root, f"image_splits/split.{settings.category}.val.json", dataset.roots)
     source = annotation_path(root, f"captions/cap.{settings.category}.val.json", dataset.roots)
+    queries = load_json(source, list[Query])
     names = load_json(image_list, list[str])
+    if settings.gallery == "pairs":
+        paired = {query.candidate for query in queries} | {query.target for query in queries}
+        names = [name for name in names if name in paired]
     files = _existing(Roots(root, dataset.roots), names)
     images = [(name, files.get(name) or f"images/{relative_path(name, image_list)}{SUFFIXES[0]}") for name in names]
-    rows = [_row(number, query) for number, query in enumerate(load_json(source, list[Query]))]
+    rows = [_row(number, query) for number, query in enumerate(queries)]
     return Listing(gallery(images), pl.DataFrame(rows, schema=QUERY_COLUMNS), {"val": source})
 
 

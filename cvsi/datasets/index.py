@@ -4,6 +4,7 @@ Files whose facts are stored are not opened again (see `files`). All faults of a
 long work starts.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ import polars as pl
 from cvsi.core.console import count, info, warn
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import PATH, Dataset, Params
-from cvsi.core.schema import DROPPED, DROPPED_QUERIES, IMAGES, QUERIES
+from cvsi.core.schema import DROPPED, DROPPED_QUERIES, IMAGES, queries_schema
 from cvsi.core.tables import output
 from cvsi.datasets import formats
 from cvsi.datasets.base import Listing, check_listing
@@ -20,6 +21,7 @@ from cvsi.datasets.faults import absent_images, faults, links_outside, roots_adv
 from cvsi.datasets.files import FACTS_RECIPE, read_facts, stat_files
 from cvsi.datasets.names import ids_are_paths, match_names, refuse_unlisted, unlisted_images
 from cvsi.datasets.roots import Roots, roots_of
+from cvsi.datasets.tags import with_tags
 from cvsi.datasets.walk import skipped_lines
 
 SHOWN = 3  # names in a message
@@ -72,6 +74,8 @@ def read_listing(dataset: Dataset, name: str, roots: Roots) -> Listing:
     """The checked listing of a dataset, names in another form matched; raises CvsiError for what is wrong in it."""
     listing = match_names(formats.read(dataset, name), roots)
     check_listing(listing, roots.root)
+    if dataset.tags is not None:
+        listing = replace(listing, queries=with_tags(listing.queries, Path(dataset.tags)))
     refuse_unlisted(unlisted_images(listing), listing, roots, dataset.missing_images == "stop")
     return listing
 
@@ -99,10 +103,10 @@ def _sized(what: str, number: int) -> str:
 def _write(name: str, dataset: Dataset, index: Index) -> None:
     """Write the index's folder."""
     rules = dataset.model_dump(include={"bad_images", "missing_images", "format", "splits", "ignore"})
-    rules |= formats.settings_of(dataset, name).model_dump()
+    rules |= formats.settings_of(dataset, name).model_dump(exclude_defaults=True)
     with output("index", name, recipe=rules | {"files": FACTS_RECIPE}) as out:
         out.table("images.parquet", index.images.to_arrow(), IMAGES)
-        out.table("queries.parquet", index.queries.to_arrow(), QUERIES)
+        out.table("queries.parquet", index.queries.to_arrow(), queries_schema(index.queries.columns))
         out.table("dropped.parquet", index.dropped.to_arrow(), DROPPED)
         out.table("dropped_queries.parquet", index.dropped_queries.to_arrow(), DROPPED_QUERIES)
         # DVC refuses a parameter that params.yaml leaves out; it tracks the optional ones through these files.

@@ -1,21 +1,22 @@
 """A block `fusion` of params.yaml to a typed fusion; `vectors` fuses the components by its weights.
 
-A fusion consists of linear forms (weights of query columns and gallery columns, whose weighted sums are multiplied) and
-the score form that combines them. The columns are those of the vector tables; no name of one is known here.
+A fusion consists of parts (query columns derived from others), linear forms (weights of query columns and gallery
+columns, whose weighted sums are multiplied) and the score form that combines them. The columns are those of the vector
+tables; no name of one is known here.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import FiniteFloat, field_validator
+from pydantic import field_validator
 
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import PATH, Name, Settings, checked
 from cvsi.core.schema import GALLERY_PARTS, QUERY_PARTS
+from cvsi.evaluation.parts import Part, Weights, check_parts, described
 from cvsi.evaluation.scorers import Scorer, scorer_of
 
-Weights = dict[Name, FiniteFloat]
 SUM = {"kind": "sum"}
 # The order in which columns are added decides the last bit of a sum, so it must not depend on the order in a file.
 ORDER = {name: number for number, name in enumerate((*QUERY_PARTS, *GALLERY_PARTS))}
@@ -45,43 +46,70 @@ class Forms(Settings):
     forms: dict[Name, Form]
 
 
+class Parts(Settings):
+    """The block `parts`."""
+
+    parts: dict[Name, Part]
+
+
 @dataclass(frozen=True)
 class Fusion:
-    """How the components become scores: linear forms by name, in the order of the score form that combines them."""
+    """How the components become scores.
+
+    `forms` are linear scores by name, in the order of the score form that combines them. `parts` are derived query
+    columns by name, in the order in which they are computed.
+    """
 
     forms: Mapping[str, Form]
     scorer: Scorer
+    parts: Mapping[str, Part] = field(default_factory=dict)
 
     @property
     def weights(self) -> Form | None:
         """The weights, where the score is a plain product of two weighted sums; None for every other score."""
         (form, *others) = self.forms.values()
-        return form if self.scorer.is_product and not others and not form.unit else None
+        plain = self.scorer.is_product and not others and not form.unit and not self.parts
+        return form if plain else None
+
+    @property
+    def query_columns(self) -> tuple[str, ...]:
+        """The columns of the query vectors that it uses, by itself or in a part, each once."""
+        used = [name for part in self.parts.values() for name in part.inputs]
+        used += [name for form in self.forms.values() for name in form.query]
+        return tuple(dict.fromkeys(name for name in used if name not in self.parts))
+
+    @property
+    def gallery_columns(self) -> tuple[str, ...]:
+        """The columns of the gallery vectors that it uses, each once."""
+        return tuple(dict.fromkeys(name for form in self.forms.values() for name in form.gallery))
 
     def recipe(self) -> dict[str, Any]:
-        """The resolved forms and numbers, as the provenance has them."""
+        """The resolved parts, forms and numbers, as the provenance has them."""
         forms = {name: form.model_dump(exclude_defaults=True) for name, form in self.forms.items()}
-        shown = next(iter(forms.values())) if self.weights else {"forms": forms}
-        return shown | {"score": self.scorer.model_dump()}
+        shown = next(iter(forms.values())) if len(forms) == 1 and self.scorer.is_product else {"forms": forms}
+        parts = {name: part.model_dump(by_alias=True, exclude_none=True) for name, part in self.parts.items()}
+        return ({"parts": parts} if parts else {}) | shown | {"score": self.scorer.model_dump()}
 
     def describe(self) -> str:
         """The fusion in words: `0.6 edited + 0.4 pseudo, on 0.8 image + 0.2 caption`."""
-        if self.weights:
-            return _described(self.weights)
+        parts = f", with {', '.join(f'{name} = {part.describe()}' for name, part in self.parts.items())}"
+        (first, *others) = self.forms.values()
+        if self.scorer.is_product and not others:
+            return _described(first) + parts * bool(self.parts)
         numbers = ", ".join(f"{name} {value}" for name, value in self.scorer.model_dump().items() if name != "kind")
         forms = "; ".join(f"{name}: {_described(form)}" for name, form in self.forms.items())
-        return f"{self.scorer.kind}{f' ({numbers})' if numbers else ''} of {forms}"
+        return f"{self.scorer.kind}{f' ({numbers})' if numbers else ''} of {forms}{parts * bool(self.parts)}"
 
 
 def read_fusion(block: Mapping[str, Any], where: str) -> Fusion:
     """The fusion of a block; raises CvsiError with one line for an unknown key, a bad number or an unknown score form.
 
-    A block is `query` and `gallery`, or `forms` and `score`.
+    A block is `query` and `gallery`, or `forms` and `score`; either may also have `parts`.
     """
-    if "parts" in block:
-        raise CvsiError(f"{PATH}: {where}.parts: this version computes no derived parts; use columns of the vectors")
+    parts = checked(Parts, {"parts": block.get("parts", {})}, where).parts
+    check_parts(parts, where)
     scorer = scorer_of(block.get("score", SUM), f"{where}.score")
-    rest = {key: value for key, value in block.items() if key != "score"}
+    rest = {key: value for key, value in block.items() if key not in ("score", "parts")}
     if "forms" in rest:
         forms: dict[str, Form] = dict(checked(Forms, rest, where).forms)
     elif len(scorer.forms) == 1:
@@ -93,9 +121,14 @@ def read_fusion(block: Mapping[str, Any], where: str) -> Fusion:
         raise CvsiError(
             f"{PATH}: {where}.forms: score form '{scorer.kind}' takes the forms {', '.join(scorer.forms)} (got {given})"
         )
-    return Fusion({name: forms[name] for name in scorer.forms}, scorer)
+    for name, form in forms.items():
+        if derived := [column for column in form.gallery if column in parts]:
+            shown = f"{where}.forms.{name}" if "forms" in rest else where
+            raise CvsiError(
+                f"{PATH}: {shown}.gallery: '{derived[0]}' is a part of the query; use columns of the gallery vectors"
+            )
+    return Fusion({name: forms[name] for name in scorer.forms}, scorer, parts)
 
 
 def _described(form: Form) -> str:
-    sides = (form.query, form.gallery)
-    return ", on ".join(" + ".join(f"{weight:g} {column}" for column, weight in side.items()) for side in sides)
+    return f"{described(form.query)}, on {described(form.gallery)}"

@@ -16,14 +16,14 @@ from cvsi.core.errors import CvsiError
 from cvsi.core.params import PATH, Backbone, Settings, explain
 
 Verdict = Literal["near", "off", "not comparable", "not available", "submit to see"]
-Weighting = Literal["cvsi", "pseudo", "edited", "pdv"]
+Weighting = Literal["cvsi", "pseudo", "edited", "pdv", "seize", "osrcir", "sdr", "soft"]
 
 # The same method and backbone with other versions of the language model: CIReVL's CIRCO mAP@5 with ViT-G was printed as
 # 26.77 and measured again as 26.47, 25.77, 24.43 and 22.76 (Vision_by_Language issues 4 and 9; AdaST). A difference
 # within 2 points is no evidence; one of up to 4 may be due to the language model alone, where a method uses one.
 NEAR = 2.0
 DRIFT = 4.0
-EDITED = ("edited", "pdv")
+EDITED = ("edited", "pdv", "seize", "osrcir", "sdr", "soft")
 
 
 class Benchmark(Settings):
@@ -48,6 +48,7 @@ class Row(Settings):
     backbone: str
     pretrained: str | None = None
     weighting: Weighting | None = None
+    shared_concept: bool = False
     figures: dict[str, tuple[float | None, ...]]
     sources: tuple[str, ...]
     note: str = ""
@@ -126,24 +127,36 @@ def rows(benchmark: str, backbone: Backbone) -> list[Row]:
 
 
 def compare(
-    benchmark: str, split: str, backbone: Backbone, weighting: str, metrics: Mapping[str, float] | None
+    benchmark: str,
+    split: str,
+    backbone: Backbone,
+    weighting: str,
+    metrics: Mapping[str, float] | None,
+    variant: str = "",
 ) -> list[tuple[Row, Comparison]]:
     """Every published counterpart of a weighting with its verdict; `metrics` in percent, None where labels are hidden.
 
     `near` means that every metric that both have is within `NEAR` points; else the largest difference is named.
     """
     counterparts = [row for row in rows(benchmark, backbone) if row.weighting == weighting]
-    return [(row, _compared(row, benchmark, split, backbone, weighting, metrics)) for row in counterparts]
+    return [(row, _compared(row, benchmark, split, backbone, weighting, metrics, variant)) for row in counterparts]
 
 
 def _compared(
-    row: Row, benchmark: str, split: str, backbone: Backbone, weighting: str, metrics: Mapping[str, float] | None
+    row: Row,
+    benchmark: str,
+    split: str,
+    backbone: Backbone,
+    weighting: str,
+    metrics: Mapping[str, float] | None,
+    variant: str,
 ) -> Comparison:
     published = load()
     theirs = published.figures(row, benchmark)
     ours = {name: value for name, value in (metrics or {}).items() if name in published.benchmarks[benchmark].metrics}
     differences = {name: ours[name] - value for name, value in theirs.items() if name in ours}
-    verdict, words = _verdict(row, benchmark, split, backbone, metrics is None, differences)
+    unlike = [_other_weights(row, backbone), _other_split(benchmark, split), _other_variant(row, benchmark, variant)]
+    verdict, words = _verdict(row, [reason for reason in unlike if reason], metrics is None, differences)
     if verdict not in ("near", "off"):
         differences = {}
     return Comparison(
@@ -151,12 +164,9 @@ def _compared(
     )
 
 
-def _verdict(
-    row: Row, benchmark: str, split: str, backbone: Backbone, hidden: bool, differences: Mapping[str, float]
-) -> tuple[Verdict, str]:
+def _verdict(row: Row, reasons: list[str], hidden: bool, differences: Mapping[str, float]) -> tuple[Verdict, str]:
     if not row.figures:
         return "not available", f"not available: {row.note}"
-    reasons = [reason for reason in (_other_weights(row, backbone), _other_split(benchmark, split)) if reason]
     if reasons:
         return "not comparable", f"not comparable: {'; '.join(reasons)}"
     if hidden:
@@ -187,6 +197,16 @@ def _other_weights(row: Row, backbone: Backbone) -> str:
 def _other_split(benchmark: str, split: str) -> str:
     theirs = load().benchmarks[benchmark].split
     return "" if split == theirs else f"other split (published: {theirs}, here: {split})"
+
+
+def _other_variant(row: Row, benchmark: str, variant: str) -> str:
+    theirs = "shared_concept: true" if row.shared_concept and benchmark == "circo" else ""
+    usual = "the benchmark's own"
+    return (
+        ""
+        if variant == theirs
+        else f"other queries or gallery (published: {theirs or usual}; here: {variant or usual})"
+    )
 
 
 def _architecture(model: str) -> str:

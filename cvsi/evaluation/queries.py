@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 
 from cvsi.core import parquet, paths, tables
 from cvsi.core.errors import CvsiError
-from cvsi.core.schema import QUERIES
+from cvsi.core.schema import QUERIES, queries_schema
 from cvsi.evaluation.gallery import Gallery
 
 NAMING = ("exclude_ids", "group_ids", "target_ids")
@@ -54,12 +55,20 @@ class QueryTable:
 def read(name: str) -> tuple[QueryTable, Gallery]:
     """The queries of a dataset's index and its gallery; raises CvsiError for a duplicate key."""
     where = paths.folder("index", name) / "queries.parquet"
-    frame = pl.DataFrame(parquet.fit(tables.read("index", name, where.name), QUERIES, str(where)))
+    frame = read_frame(tables.read("index", name, where.name), str(where))
     duplicates = frame.filter(frame.select("split", "query_id").is_duplicated())
     if duplicates.height:
         raise CvsiError(f"{where}: duplicate query_id {duplicates['query_id'][0]!r}; ids must be unique in a split")
     gallery = Gallery(name, pl.concat([frame[column].explode() for column in NAMING]).drop_nulls())
     return with_positions(frame, gallery), gallery
+
+
+def read_frame(table: pa.Table, where: str) -> pl.DataFrame:
+    """The columns of `queries.parquet`; a query's tags are among its aspects, as metrics treat them alike."""
+    frame = pl.DataFrame(parquet.fit(table, queries_schema(table.column_names), where))
+    if "tags" in frame.columns:
+        frame = frame.with_columns(aspects=pl.concat_list("aspects", "tags"))
+    return frame.select(QUERIES.names)
 
 
 def with_positions(frame: pl.DataFrame, gallery: Gallery) -> QueryTable:

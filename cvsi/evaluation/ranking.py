@@ -22,6 +22,7 @@ LOWEST = -torch.inf
 KEPT = 100  # images per query in the rankings
 TILE_ROWS = 512  # images per product: little is filled up, and no slower than larger ones
 BLOCK = 4096  # images per top-k
+BLOCK_BYTES = 256 << 20  # of the scores of a block, all methods together
 PRODUCT = Sum(kind="sum")
 
 
@@ -39,6 +40,22 @@ class Ranking:
     scores: np.ndarray
     group_scores: np.ndarray
     target_ranks: np.ndarray
+
+
+@dataclass(frozen=True)
+class LinearScore:
+    """One linear score: queries [q, d] float32, and which of a shard's matrices it is the product with."""
+
+    queries: np.ndarray
+    side: int
+
+
+@dataclass(frozen=True)
+class Combination:
+    """A score form, and the numbers of the linear scores that it combines, in its order."""
+
+    scorer: Scorer
+    linear: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -66,7 +83,9 @@ def rank(
     """Rank a gallery that arrives in shards, [m, d] float32 per form of the scorer, for queries [q, d] per form."""
     first = FirstImages(len(queries[0]), k, device)
     groups, targets = GroupScores(named.groups, device), TargetRanks(named.targets, BLOCK)
-    for block in score_blocks(queries, gallery, named.excluded, k, scorer, device):
+    linear = [LinearScore(matrix, side) for side, matrix in enumerate(queries)]
+    scored = [Combination(scorer, tuple(range(len(linear))))]
+    for (block,) in score_blocks(linear, scored, gallery, named.excluded, k, device):
         groups.update(block)
         targets.update(block.scores.cpu().numpy(), block.start)
         first.update(block)
@@ -74,18 +93,31 @@ def rank(
 
 
 def rank_targets(
-    queries: Sequence[np.ndarray],
+    linear: Sequence[LinearScore],
+    scored: Sequence[Combination],
     gallery: Iterable[Sequence[np.ndarray]],
     named: NamedImages,
-    scorer: Scorer = PRODUCT,
     device: torch.device | str = "cpu",
-) -> tuple[np.ndarray, np.ndarray]:
-    """The `target_ranks` and `group_scores` of `rank` alone, from the same scores."""
-    groups, targets = GroupScores(named.groups, device), TargetRanks(named.targets, BLOCK)
-    for block in score_blocks(queries, gallery, named.excluded, KEPT, scorer, device):
-        groups.update(block)
-        targets.update(block.scores.cpu().numpy(), block.start)
-    return targets.ranks(), groups.scores.cpu().numpy()
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The `target_ranks` and `group_scores` of `rank` for several methods, in one pass over the gallery.
+
+    A linear score that several methods use is computed once. The shards of `gallery` have one matrix [m, d] float32 per
+    side of the linear scores.
+    """
+    rows = block_rows(len(linear[0].queries), len(scored))
+    groups = [GroupScores(named.groups, device) for _ in scored]
+    targets = [TargetRanks(named.targets, rows) for _ in scored]
+    for blocks in score_blocks(linear, scored, gallery, named.excluded, 0, device, rows):
+        for block, group, target in zip(blocks, groups, targets, strict=True):
+            group.update(block)
+            target.update(block.scores.cpu().numpy(), block.start)
+    return [(target.ranks(), group.scores.cpu().numpy()) for target, group in zip(targets, groups, strict=True)]
+
+
+def block_rows(queries: int, methods: int) -> int:
+    """How many images a block has where each of several methods has one in memory: `BLOCK`, or fewer tiles."""
+    tiles = BLOCK_BYTES // (4 * TILE_ROWS * max(queries * methods, 1))
+    return TILE_ROWS * min(max(tiles, 1), BLOCK // TILE_ROWS)
 
 
 def group_ranks(group_scores: np.ndarray, groups: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -99,39 +131,67 @@ def group_ranks(group_scores: np.ndarray, groups: np.ndarray, targets: np.ndarra
 
 
 def score_blocks(
-    queries: Sequence[np.ndarray],
+    linear: Sequence[LinearScore],
+    scored: Sequence[Combination],
     gallery: Iterable[Sequence[np.ndarray]],
     excluded: np.ndarray,
     lead: int,
-    scorer: Scorer,
     device: torch.device | str,
-) -> Iterator[Block]:
-    """The scores of a gallery, block by block; pairs (query row, position) of `excluded` score minus infinity.
+    rows: int = BLOCK,
+) -> Iterator[list[Block]]:
+    """The scores of a gallery by each method, a list of blocks at a time.
 
-    All blocks are in the same memory, so each must be used before the next.
+    Pairs (query row, position) of `excluded` score minus infinity. All blocks are in the same memory, so each must be
+    used before the next.
     """
-    left = [torch.from_numpy(matrix).to(device) for matrix in queries]
-    empty = [torch.from_numpy(~matrix.any(axis=1, keepdims=True)).to(device) for matrix in queries]
+    left = [torch.from_numpy(score.queries).to(device) for score in linear]
+    empty = [~matrix.any(dim=1, keepdim=True) for matrix in left]
     pairs = torch.from_numpy(excluded).to(device)
-    buffer = torch.full((len(left[0]), lead + BLOCK), LOWEST, device=device)
-    scratch = [torch.empty((len(left[0]), TILE_ROWS), device=device) for _ in left[1:]]
+    buffers = [torch.full((len(left[0]), lead + rows), LOWEST, device=device) for _ in scored]
+    direct = _direct(scored)
+    scratch = {
+        number: torch.empty((len(left[0]), TILE_ROWS), device=device)
+        for number in range(len(linear))
+        if number not in direct
+    }
     start = 0
-    for matrices, images in _blocks(gallery):
+    for matrices, images in _blocks(gallery, rows):
         right = [torch.from_numpy(matrix).to(device) for matrix in matrices]
         for row in range(0, len(right[0]), TILE_ROWS):
-            out = buffer[:, lead + row : lead + row + TILE_ROWS]
-            products = [out, *scratch]
-            for one, other, product in zip(left, right, products, strict=True):
-                torch.mm(one, other[row : row + TILE_ROWS].T, out=product)
-            tiles = map(Tile, products, empty)
-            scores = scorer.combine(dict(zip(scorer.forms, tiles, strict=True)))
-            if scores is not out:
-                out.copy_(scores)
-        block = Block(buffer[:, : lead + images], lead, start)
+            outputs = [buffer[:, lead + row : lead + row + TILE_ROWS] for buffer in buffers]
+            products = [outputs[direct[n]] if n in direct else scratch[n] for n in range(len(linear))]
+            for score, one, product in zip(linear, left, products, strict=True):
+                torch.mm(one, right[score.side][row : row + TILE_ROWS].T, out=product)
+            for method, out in zip(scored, outputs, strict=True):
+                tiles = {
+                    name: Tile(products[number], empty[number])
+                    for name, number in zip(method.scorer.forms, method.linear, strict=True)
+                }
+                scores = method.scorer.combine(tiles)
+                if scores is not out:
+                    out.copy_(scores)
+        blocks = [Block(buffer[:, : lead + images], lead, start) for buffer in buffers]
         inside = (pairs[:, 1] >= start) & (pairs[:, 1] < start + images)
-        block.scores[pairs[inside, 0], pairs[inside, 1] - start] = LOWEST
-        yield block
+        for block in blocks:
+            block.scores[pairs[inside, 0], pairs[inside, 1] - start] = LOWEST
+        yield blocks
         start += images
+
+
+def _direct(scored: Sequence[Combination]) -> dict[int, int]:
+    """The linear scores that are used by one method which uses no other, with the number of that method.
+
+    Such a product is written straight to the method's scores.
+    """
+    users: dict[int, list[int]] = {}
+    for number, method in enumerate(scored):
+        for linear in method.linear:
+            users.setdefault(linear, []).append(number)
+    return {
+        linear: methods[0]
+        for linear, methods in users.items()
+        if len(methods) == 1 and len(scored[methods[0]].linear) == 1
+    }
 
 
 class FirstImages:
@@ -203,8 +263,8 @@ def _topk_with_ties(scores: Tensor, last: Tensor, k: int) -> tuple[Tensor, Tenso
     return values, columns.gather(1, order)
 
 
-def _blocks(shards: Iterable[Sequence[np.ndarray]]) -> Iterator[tuple[list[np.ndarray], int]]:
-    """The rows of all shards in blocks of `BLOCK`, each with how many of its rows are the gallery's.
+def _blocks(shards: Iterable[Sequence[np.ndarray]], rows: int) -> Iterator[tuple[list[np.ndarray], int]]:
+    """The rows of all shards in blocks of `rows`, each with how many of its rows are the gallery's.
 
     The last block is filled up with zeros to a multiple of `TILE_ROWS`.
     """
@@ -213,9 +273,9 @@ def _blocks(shards: Iterable[Sequence[np.ndarray]]) -> Iterator[tuple[list[np.nd
         rest = (
             [np.concatenate(pair) for pair in zip(rest, shard, strict=True)] if rest and len(rest[0]) else list(shard)
         )
-        full = len(rest[0]) // BLOCK * BLOCK
-        for start in range(0, full, BLOCK):
-            yield [matrix[start : start + BLOCK] for matrix in rest], BLOCK
+        full = len(rest[0]) // rows * rows
+        for start in range(0, full, rows):
+            yield [matrix[start : start + rows] for matrix in rest], rows
         rest = [matrix[full:] for matrix in rest]
     if rest and len(rest[0]):
         zeros = [np.zeros((-len(matrix) % TILE_ROWS, matrix.shape[1]), dtype=matrix.dtype) for matrix in rest]

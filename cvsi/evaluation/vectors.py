@@ -1,6 +1,6 @@
 """The two vector tables of a run to fused vectors: queries in the index's order, the gallery shard by shard."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +16,23 @@ from cvsi.core.schema import PHI_PARTS
 from cvsi.core.vector_columns import numbers_of
 from cvsi.evaluation.fusion import Fusion
 from cvsi.evaluation.gallery import Gallery
+from cvsi.evaluation.parts import with_parts
+from cvsi.evaluation.ranking import Combination, LinearScore
 
+Side = tuple[Mapping[str, float], bool]  # weights of gallery columns, and whether their sum is scaled to unit length
 KEY = pa.schema({"split": pa.string(), "query_id": pa.string()})
+
+
+@dataclass(frozen=True)
+class Together:
+    """Several fusions for one pass over the gallery, as `ranking.rank_targets` takes them.
+
+    `gallery` has one matrix [m, d] float32 per side of the linear scores for each shard, which is read while it runs.
+    """
+
+    linear: list[LinearScore]
+    scored: list[Combination]
+    gallery: Iterator[list[np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -45,11 +60,8 @@ class RunVectors:
 
     def missing(self, fusion: Fusion) -> dict[str, str]:
         """The columns with a weight in a fusion that the tables do not have, each with a line that names its folder."""
-        forms = fusion.forms.values()
-        query = dict.fromkeys(name for form in forms for name in form.query if name not in self.queries.column_names)
-        gallery = dict.fromkeys(
-            name for form in forms for name in form.gallery if name not in self.gallery_schema.names
-        )
+        query = [name for name in fusion.query_columns if name not in self.queries.column_names]
+        gallery = [name for name in fusion.gallery_columns if name not in self.gallery_schema.names]
         return {name: f"{self.query_path}: no column '{name}'" for name in query} | {
             name: f"{self.gallery_path}: no column '{name}'" for name in gallery
         }
@@ -74,14 +86,31 @@ class RunVectors:
 
         The shards are read while the iterator runs; it raises CvsiError where their vectors have another length.
         """
-        forms = fusion.forms.values()
-        queries = [fuse(self.queries, form.query, self.query_path, form.unit) for form in forms]
-        return queries, self._fused_gallery(fusion, [matrix.shape[1] for matrix in queries])
+        queries = fuse_queries(self.queries, fusion, self.query_path)
+        sides = [(form.gallery, form.unit) for form in fusion.forms.values()]
+        return queries, self._fused_gallery(sides, queries[0].shape[1])
 
-    def _fused_gallery(self, fusion: Fusion, widths: list[int]) -> Iterator[list[np.ndarray]]:
+    def fused_together(self, fusions: Sequence[Fusion]) -> Together:
+        """The distinct linear scores of several fusions, what each fusion combines, and the gallery for all of them."""
+        linear, scored = dict[str, LinearScore](), list[Combination]()
+        sides = dict[str, Side]()
+        for fusion in fusions:
+            numbers = []
+            for form, matrix in zip(
+                fusion.forms.values(), fuse_queries(self.queries, fusion, self.query_path), strict=True
+            ):
+                side, key = repr((form.gallery, form.unit)), repr((form, fusion.parts))
+                sides.setdefault(side, (form.gallery, form.unit))
+                linear.setdefault(key, LinearScore(matrix, list(sides).index(side)))
+                numbers.append(list(linear).index(key))
+            scored.append(Combination(fusion.scorer, tuple(numbers)))
+        width = next(iter(linear.values())).queries.shape[1]
+        return Together(list(linear.values()), scored, self._fused_gallery(list(sides.values()), width))
+
+    def _fused_gallery(self, sides: Sequence[Side], width: int) -> Iterator[list[np.ndarray]]:
         for shard in self.gallery.shards(self.backbone):
-            matrices = [fuse(shard, form.gallery, self.gallery_path, form.unit) for form in fusion.forms.values()]
-            for matrix, width in zip(matrices, widths, strict=True):
+            matrices = [fuse(shard, weights, self.gallery_path, unit) for weights, unit in sides]
+            for matrix in matrices:
                 self.check_width(width, matrix.shape[1])
             yield matrices
 
@@ -108,6 +137,12 @@ def in_order(frame: pl.DataFrame, vectors: pa.Table, where: str) -> pa.Table:
     if joined.height != frame.height:
         raise CvsiError(f"{where}: a query has duplicate vectors; run the stage query_vectors again")
     return vectors.take(joined["index"].to_arrow())
+
+
+def fuse_queries(table: pa.Table, fusion: Fusion, where: str) -> list[np.ndarray]:
+    """One matrix [queries, d] float32 per form of a fusion, in its order, from a table of query vectors."""
+    extended = with_parts(table, fusion.parts, where)
+    return [fuse(extended, form.query, where, form.unit) for form in fusion.forms.values()]
 
 
 def fuse(table: pa.Table, weights: Mapping[str, float], where: str, unit: bool = False) -> np.ndarray:

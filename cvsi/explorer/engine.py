@@ -25,7 +25,7 @@ from cvsi.evaluation.fusion import Fusion
 from cvsi.evaluation.methods import fusion_of, methods
 from cvsi.evaluation.queries import NamedImages, QueryTable
 from cvsi.evaluation.ranking import rank
-from cvsi.evaluation.vectors import RunVectors, fuse
+from cvsi.evaluation.vectors import RunVectors, fuse, fuse_queries
 from cvsi.explorer.components import Edit, NewQueries
 from cvsi.explorer.images import NewImage
 from cvsi.explorer.requests import Answer, Request, Result
@@ -64,7 +64,7 @@ class Engine:
 
     def load(self) -> None:
         """Load every model that a new query needs, and fuse the gallery."""
-        self.models.load(list(dict.fromkeys(name for form in self.fusion.forms.values() for name in form.query)))
+        self.models.load(list(self.fusion.query_columns))
         list(self._gallery(self.fusion))
 
     def _answer(self, request: Request) -> Answer:
@@ -72,7 +72,8 @@ class Engine:
             _check_words(text)
         ids, image = self._image(request)
         if request.kind != "composed":
-            fusion = methods(self.params)[METHODS[request.kind]].fusion
+            dataset_format = self.params.dataset(self.dataset).format
+            fusion = methods(self.params)[METHODS[request.kind]].fusion(dataset_format)
             return Answer(results=self._ranked(fusion, *self._new(fusion, request, image), [], request.k))
         known = self._known(ids, request.text) if not request.edited else None
         if known is not None:
@@ -113,20 +114,18 @@ class Engine:
 
     def _new(self, fusion: Fusion, request: Request, image: NewImage | None) -> tuple[pa.Table, str]:
         """The components of a text alone or an image alone, and what they are called in messages."""
-        (form,) = fusion.forms.values()
-        vectors_of, _ = self.models.vectors(list(form.query), image, request.text)
+        vectors_of, _ = self.models.vectors(list(fusion.query_columns), image, request.text)
         return _table(vectors_of), "new query"
 
     def _composed(self, request: Request, image: NewImage | None) -> tuple[pa.Table, Edit]:
         """The components of an image and a text that have a weight in the fusion."""
-        columns = dict.fromkeys(name for form in self.fusion.forms.values() for name in form.query)
-        vectors_of, edit = self.models.vectors(list(columns), image, request.text, request.edited)
+        columns = list(self.fusion.query_columns)
+        vectors_of, edit = self.models.vectors(columns, image, request.text, request.edited)
         return _table(vectors_of), edit
 
     def _ranked(self, fusion: Fusion, table: pa.Table, where: str, excluded: list[str], k: int) -> tuple[Result, ...]:
         """The first k images by a fusion for a query's components, a table of one row."""
-        forms = fusion.forms.values()
-        query = [np.repeat(fuse(table, form.query, where, form.unit), ROWS, axis=0) for form in forms]
+        query = [np.repeat(vectors, ROWS, axis=0) for vectors in fuse_queries(table, fusion, where)]
         ranking = rank(query, self._gallery(fusion, query), self._named(excluded), k=k, scorer=fusion.scorer)
         positions = ranking.positions[0][ranking.positions[0] >= 0]
         found = self.gallery_images[positions] if len(positions) else self.gallery_images.head(0)

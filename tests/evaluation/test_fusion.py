@@ -63,11 +63,14 @@ def test_any_column_may_have_a_weight() -> None:
         ({"query": {"an image": 1.0}}, "datasets.toy.fusion.query.an image"),
         ({"query": 1}, "datasets.toy.fusion.query: .*dictionary"),
         ({"galery": {"image": 1}}, "datasets.toy.fusion.galery: unknown key"),
-        ({"score": {"kind": "gate"}}, "datasets.toy.fusion.score.kind: unknown score form 'gate'; there are: sum"),
+        (
+            {"score": {"kind": "gates"}},
+            "datasets.toy.fusion.score.kind: unknown score form 'gates'; there are: sum, gate",
+        ),
+        ({"score": {"kind": "gate"}}, "datasets.toy.fusion.score.scale: key is missing"),
         ({"score": {"kind": "sum", "scale": 4}}, "datasets.toy.fusion.score.scale: unknown key"),
         ({"score": "sum"}, "datasets.toy.fusion.score: must be a mapping with the key kind; there are: sum"),
         ({"forms": {}}, "datasets.toy.fusion.query: unknown key"),
-        ({"parts": {}}, "datasets.toy.fusion.parts: this version computes no derived parts"),
     ],
 )
 def test_a_bad_fusion_is_one_line(change: dict[str, Any], line: str) -> None:

@@ -13,7 +13,9 @@ from cvsi.evaluation.fusion import Form
 from tests.conftest import project_params
 from tests.imports import ROOT
 
-NAMES = ["edited", "pseudo", "image", "text", "image+text", "pdv"]
+NAMES = ["edited", "pseudo", "image", "text", "image+text", "product", "pdv", "adast", "seize"]
+OF_ROLES = ["soft", "osrcir", "sdr", "roles"]
+WEIGHTS = ["edited", "pseudo", "image", "text", "image+text", "pdv"]
 
 
 def settings(**changes: Any) -> Params:
@@ -21,7 +23,7 @@ def settings(**changes: Any) -> Params:
 
 
 def form(params: Params, name: str) -> Form:
-    weights = methods.methods(params)[name].fusion.weights
+    weights = methods.methods(params)[name].fusion("circo").weights
     assert weights is not None
     return weights
 
@@ -29,10 +31,10 @@ def form(params: Params, name: str) -> Form:
 def test_the_methods_of_the_table() -> None:
     params = settings()
     table = methods.table(params, "circo")
-    assert list(table) == ["cvsi", *NAMES]
+    assert list(table) == ["cvsi", *NAMES, *OF_ROLES]
     assert table["cvsi"].recipe() == project_params()["datasets"]["circo"]["fusion"] | {"score": {"kind": "sum"}}
     assert form(params, "image+text").query == {"reference": 0.5, "instruction": 0.5}
-    assert all(form(params, name).gallery == {"image": 1.0} for name in NAMES)
+    assert all(form(params, name).gallery == {"image": 1.0} for name in WEIGHTS)
     # b aT + (1-b) aI, 0, 1-b, b (1-aT) - (1-b) aI, 0 with b = .75, aI = aT = 1.4: the same floats, not nearly the same.
     b, text, image = 0.75, 1.4, 1.4
     weights = {"edited": b * text + (1 - b) * image, "reference": 1 - b, "source": b * (1 - text) - (1 - b) * image}
@@ -53,8 +55,8 @@ def test_methods_of_params_follow_the_built_in_ones() -> None:
     params = settings(
         methods={"mine": {"known_as": "a test", "source": "here", **project_params()["datasets"]["demo"]["fusion"]}}
     )
-    assert list(methods.table(params, "demo")) == ["cvsi", *NAMES, "mine"]
-    assert methods.methods(params)["mine"].known_as == "a test"
+    assert list(methods.table(params, "demo")) == ["cvsi", *NAMES, *OF_ROLES, "mine"]
+    assert methods.methods(params)["mine"].about.known_as == "a test"
     assert methods.table(params, "demo")["mine"] == methods.table(params, "demo")["cvsi"]
 
 
@@ -66,7 +68,7 @@ def named(fusion: str, **changes: Any) -> Params:
 
 def test_a_fusion_may_be_the_name_of_a_method() -> None:
     params = named("image+text")
-    assert methods.fusion_of(params, "demo") == methods.methods(params)["image+text"].fusion
+    assert methods.fusion_of(params, "demo") == methods.methods(params)["image+text"].fusion("circo")
     own = {"query": {"edited": 1.0}, "gallery": {"caption": 1.0}}
     assert methods.fusion_of(named("mine", methods={"mine": own}), "demo").describe() == "1 edited, on 1 caption"
 
@@ -74,7 +76,7 @@ def test_a_fusion_may_be_the_name_of_a_method() -> None:
 @pytest.mark.parametrize(
     ("params", "line"),
     [
-        (named("sdr"), "datasets.demo.fusion: unknown method 'sdr'; there are: edited, pseudo, image"),
+        (named("sdrs"), "datasets.demo.fusion: unknown method 'sdrs'; there are: cvsi, edited, pseudo, image"),
         (settings(methods={"pdv": {}}), "methods.pdv: this name is taken"),
         (settings(methods={"cvsi": {}}), "methods.cvsi: this name is taken"),
         (settings(methods={"mine": {"query": {"edited": "x"}, "gallery": {}}}), "methods.mine.query.edited: .*number"),
@@ -94,3 +96,43 @@ def test_the_file_of_this_repository_has_the_key_that_dvc_tracks() -> None:
         "scores",
         "report",
     ]
+
+
+def test_constants_are_those_of_the_dataset_format() -> None:
+    params = settings()
+    known = methods.methods(params)
+    assert known["adast"].fusion("circo").recipe()["score"] == {"kind": "gate", "scale": 4.0, "margin": 0.0}
+    assert known["adast"].fusion("folder").recipe()["score"] == {"kind": "gate", "scale": 4.0, "margin": 0.1}
+    assert known["sdr"].fusion("cirr").recipe()["query"] == {"anchored": 1.5, "instruction": 0.5, "target": -0.5}
+    assert known["sdr"].fusion("cirr").recipe()["parts"] == {"anchored": {"unit": {"target": 0.95, "reference": 0.05}}}
+    fashioniq = project_params()["datasets"]["fashioniq-dress"]["fusion"]
+    assert known["cvsi"].fusion("fashioniq").recipe() == fashioniq | {"score": {"kind": "sum"}}
+
+
+def test_every_method_says_what_it_is() -> None:
+    for name, method in methods.methods(settings()).items():
+        assert method.about.about and method.about.known_as, name
+        assert method.about.source or name in ("image", "text", "image+text"), name
+
+
+def test_the_own_fusion_has_the_name_that_params_give_it() -> None:
+    params = named("sdr")
+    table = methods.table(params, "demo")
+    assert list(table)[:2] == ["sdr", "cvsi"] and table["sdr"] == methods.fusion_of(params, "demo")
+    assert table["cvsi"] == methods.methods(params)["cvsi"].fusion("circo")
+    assert methods.own_name(settings(), "demo") == "cvsi"
+
+
+@pytest.mark.parametrize(
+    ("constants", "line"),
+    [
+        ({"circo": {"query": {"edited": "x"}}}, "methods.mine.constants.circo.query.edited: "),
+        ({"circo": {"score": {"kind": "gate"}}}, "methods.mine.constants.circo.score.scale: key is missing"),
+        ({"circo": 3}, "methods.mine.constants.circo: "),
+        ({"circo": {"margin": 3}}, "methods.mine.constants.circo.margin: unknown key"),
+    ],
+)
+def test_bad_constants_are_one_line(constants: Any, line: str) -> None:
+    params = settings(methods={"mine": {"query": {"edited": 1}, "gallery": {"image": 1}, "constants": constants}})
+    with pytest.raises(CvsiError, match=f"^params.yaml: {line}"):
+        methods.methods(params)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cvsi.evaluation.queries import NamedImages
-from cvsi.evaluation.ranking import group_ranks, rank, rank_targets, topk_stable
+from cvsi.evaluation.ranking import PRODUCT, Combination, LinearScore, group_ranks, rank, rank_targets, topk_stable
 from cvsi.evaluation.target_ranks import TargetRanks
 
 NO_PAIRS = np.empty((0, 2), dtype=np.int64)
@@ -90,7 +90,8 @@ def test_shards_change_no_bit_and_equal_images_score_equally(shard: int) -> None
     whole = rank([left], [[right]], images, 50)
     assert np.array_equal(ranking.scores, whole.scores) and np.array_equal(ranking.positions, whole.positions)
     assert np.array_equal(ranking.target_ranks, whole.target_ranks)
-    target_ranks, group_scores = rank_targets([left], shards(right, shard), images)
+    alone = [Combination(PRODUCT, (0,))]
+    ((target_ranks, group_scores),) = rank_targets([LinearScore(left, 0)], alone, shards(right, shard), images)
     assert np.array_equal(target_ranks, whole.target_ranks) and np.array_equal(group_scores, whole.group_scores)
 
 

@@ -57,7 +57,7 @@ def test_unknown_kinds_forms_and_numbers_are_one_line() -> None:
     for block, line in (
         (
             BLOCK | {"score": {"kind": "nothing"}},
-            r"here\.score\.kind: unknown score form 'nothing'; there are: sum, wi",
+            r"here\.score\.kind: unknown score form 'nothing'; there are: sum, gate, soft, slope, product, wi",
         ),
         (BLOCK | {"score": {"kind": "without"}}, r"here\.score\.scale: key is missing"),
         (BLOCK | {"forms": {}}, r"here\.forms: score form 'without' takes the forms likeness, penalty \(got none\)"),

@@ -17,7 +17,7 @@ from cvsi.core.schema import DROPPED, DROPPED_QUERIES, per_method
 from cvsi.core.statuses import counts, fallbacks
 from cvsi.datasets.files import changes_recorded
 from cvsi.datasets.formats import format_of
-from cvsi.evaluation import OWN, methods, queries, scores
+from cvsi.evaluation import methods, queries, scores
 from cvsi.evaluation.gallery import Gallery
 from cvsi.evaluation.queries import QueryTable
 from cvsi.evaluation.report import gallery_cards, method_table, published_section
@@ -29,7 +29,7 @@ OF_QUERIES = ("edits", "fallbacks")  # facts that a dataset without queries does
 def build(name: str, backbone: str, params: Params) -> None:
     """Write `cache/<name>/<backbone>/report`: a page that needs neither server nor network, and its table."""
     dataset, dataset_format = params.dataset(name), format_of(params.dataset(name), name)
-    protocol = dataset_format.protocol
+    protocol, own_name = dataset_format.protocol, methods.own_name(params, name)
     queried, gallery = queries.read(name)
     own = scores.read_values(name, backbone, protocol)
     evaluations = method_table.evaluate_all(name, backbone, params, protocol, queried, gallery, own)
@@ -42,7 +42,7 @@ def build(name: str, backbone: str, params: Params) -> None:
     published = published_section.section(name, dataset, params.backbone(backbone), queried.splits, table)
     recipes, edits = provenance.recipes(name, backbone), pl.DataFrame(tables.whole("edits", name))
     page = _template().render(
-        name=name, backbone=backbone, main=main, shown=SHOWN, cards=cards, table=table, own=OWN, left_out=left_out,
+        name=name, backbone=backbone, main=main, shown=SHOWN, cards=cards, table=table, own=own_name, left_out=left_out,
         gallery=pictures, size=gallery.size, query_file=dataset_format.query_file,
         example=gallery_cards.example(pictures) if pictures else [],
         weights=methods.fusion_of(params, name).describe(),
@@ -57,7 +57,8 @@ def build(name: str, backbone: str, params: Params) -> None:
     )  # fmt: skip
     fusions = {key: fusion.recipe() for key, fusion in methods.table(params, name).items()}
     with tables.output("report", name, backbone, {"methods": fusions}) as out:
-        out.json("weightings.json", {"metric": main, "splits": table} | ({"left_out": left_out} if left_out else {}))
+        content = {"metric": main, "own": own_name, "splits": table}
+        out.json("weightings.json", content | ({"left_out": left_out} if left_out else {}))
         rows = method_table.values_table(evaluations)
         out.table("methods.parquet", rows.to_arrow(), per_method(protocol.names()))
         if published is not None:

@@ -16,7 +16,8 @@ from cvsi.core.params import Params
 from cvsi.core.run_log import timed
 from cvsi.core.schema import PHI_PARTS
 from cvsi.datasets.metrics import Protocol
-from cvsi.evaluation import OWN, methods, vectors
+from cvsi.evaluation import methods, vectors
+from cvsi.evaluation.fusion import Fusion
 from cvsi.evaluation.gallery import Gallery
 from cvsi.evaluation.queries import QueryTable
 from cvsi.evaluation.ranking import rank_targets
@@ -28,24 +29,33 @@ Table = dict[str, dict[str, dict[str, float]]]
 def evaluate_all(
     name: str, backbone: str, params: Params, protocol: Protocol, table: QueryTable, gallery: Gallery, own: pl.DataFrame
 ) -> dict[str, Evaluation]:
-    """The evaluations of all methods that the vectors allow, `own` values as `cvsi` first.
+    """The evaluations of all methods that the vectors allow, the dataset's own fusion with the values `own` first.
 
     A method that needs a missing column is left out with a message.
     """
-    evaluations = {OWN: Evaluation(own, metrics_of(protocol, table, own))}
+    first = methods.own_name(params, name)
+    evaluations = {first: Evaluation(own, metrics_of(protocol, table, own))}
     if not table.labelled:
         return evaluations
     inputs, fusions = vectors.read(table.frame, gallery, backbone), methods.table(params, name)
+    ranked = dict[str, Fusion]()
     for method, fusion in fusions.items():
-        if fusion == fusions[OWN]:
-            evaluations[method] = evaluations[OWN]
+        if fusion == fusions[first]:
+            evaluations[method] = evaluations[first]
         elif missing := inputs.missing(fusion):
             info(f"method {method} left out: {next(iter(missing.values()))}")
         else:
-            with timed("compute"):
-                ranks = rank_targets(*inputs.fused(fusion), table.named, fusion.scorer, device(params.compute))
-                evaluations[method] = evaluate(protocol, table, *ranks)
-    return evaluations
+            ranked[method] = fusion
+    if ranked:
+        together = inputs.fused_together(list(ranked.values()))
+        with timed("compute"):
+            ranks = rank_targets(
+                together.linear, together.scored, together.gallery, table.named, device(params.compute)
+            )
+            evaluations |= {
+                method: evaluate(protocol, table, *of_method) for method, of_method in zip(ranked, ranks, strict=True)
+            }
+    return {method: evaluations[method] for method in fusions if method in evaluations}
 
 
 def left_out(name: str, backbone: str, params: Params, evaluations: Mapping[str, Evaluation]) -> dict[str, str]:
@@ -59,9 +69,8 @@ def left_out(name: str, backbone: str, params: Params, evaluations: Mapping[str,
     reasons = {}
     for method, fusion in methods.table(params, name).items():
         if method not in evaluations:
-            forms = fusion.forms.values()
-            missing = [part for form in forms for part in form.query if part not in of_queries]
-            missing += [part for form in forms for part in form.gallery if part not in of_images]
+            missing = [part for part in fusion.query_columns if part not in of_queries]
+            missing += [part for part in fusion.gallery_columns if part not in of_images]
             reason = "; the backbone has no phi" if without_phi and set(missing) & set(PHI_PARTS) else ""
             reasons[method] = f"no column {', '.join(dict.fromkeys(missing))}{reason}"
     return reasons
@@ -69,7 +78,7 @@ def left_out(name: str, backbone: str, params: Params, evaluations: Mapping[str,
 
 def metrics_table(evaluations: Mapping[str, Evaluation]) -> Table:
     """`{split: {method: {metric: percent}}}`."""
-    splits = evaluations[OWN].metrics
+    splits = next(iter(evaluations.values())).metrics
     return {split: {name: outcome.metrics[split] for name, outcome in evaluations.items()} for split in splits}
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cvsi.core.params import Backbone, Dataset
+from cvsi.datasets.formats import settings_of
 from cvsi.evaluation.published import NEAR, Comparison, Row, check_benchmark, compare, load, rows
 from cvsi.evaluation.report.method_table import Table
 
@@ -23,12 +24,12 @@ def section(name: str, dataset: Dataset, backbone: Backbone, splits: Sequence[st
     if benchmark is None:
         return None
     check_benchmark(benchmark, name)
-    theirs = rows(benchmark, backbone)
+    theirs, variant = rows(benchmark, backbone), settings_of(dataset, name).variant
     ours = [
         pair
         for method in published.counterparts
         for split in splits
-        for pair in compare(benchmark, split, backbone, method, _measured(table, split, method))
+        for pair in compare(benchmark, split, backbone, method, _measured(table, split, method), variant)
     ]
     methods = {row.weighting for row in theirs}
     return {

@@ -42,11 +42,23 @@ class Scorer(Settings, ABC):
     def combine(self, tiles: Mapping[str, Tile]) -> "Tensor":
         """The scores [queries, images] of one tile, element by element from those of every form.
 
-        The tensors of `tiles` are scratch memory and may be changed.
+        The tensors of `tiles` must not be changed, as another method may use them; one of them may be returned. Use
+        operations that round once (not `addcmul`, nor `add` with `alpha`): torch computes the ends of an array by other
+        instructions, and equal images would not score equally.
         """
 
 
-SCORERS: Registry[type[Scorer]] = Registry("score form", "cvsi.scorers", {"sum": "cvsi.evaluation.scorers.sum:Sum"})
+SCORERS: Registry[type[Scorer]] = Registry(
+    "score form",
+    "cvsi.scorers",
+    {
+        "sum": "cvsi.evaluation.scorers.sum:Sum",
+        "gate": "cvsi.evaluation.scorers.gate:Gate",
+        "soft": "cvsi.evaluation.scorers.soft:Soft",
+        "slope": "cvsi.evaluation.scorers.slope:Slope",
+        "product": "cvsi.evaluation.scorers.product:Product",
+    },
+)
 
 
 def scorer_of(block: Any, where: str) -> Scorer:
