@@ -110,7 +110,8 @@ def wanted(params: Params, failures: list[str]) -> Iterator[Wanted]:
         found[key] = replace(known, keys=tuple(dict.fromkeys((*known.keys, f"{home}.revision"))))
 
     for name in params.used_datasets:
-        for noun, needs in requirements.engines(name, params.dataset(name), inventory.without_queries(name)):
+        # The editor also of a dataset without queries: a search with an image and a text needs it.
+        for noun, needs in requirements.engines(name, params.dataset(name)):
             for model in needs.models:
                 if not Path(model.name).exists() and is_hub_name(model.name):
                     add(Wanted(noun, model.name, model.revision), f"datasets.{name}.{noun}")

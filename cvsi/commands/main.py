@@ -14,7 +14,7 @@ from cvsi.commands.layout import print_all, say, terminal, tolerate_columns
 from cvsi.commands.open_report import open_report, report_page
 from cvsi.core import params, paths
 from cvsi.core.console import count, encodable, encodable_json, info, plain, seconds, tolerate_encoding, warn
-from cvsi.core.errors import CvsiError
+from cvsi.core.errors import CvsiError, cause
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -27,6 +27,9 @@ def main() -> None:
         app()
     except CvsiError as error:
         warn(str(error))
+        sys.exit(1)
+    except OSError as error:  # most often the output itself, on a full disk
+        warn(f"{error.filename or 'the output'}: {error.strerror or cause(error)}")
         sys.exit(1)
 
 

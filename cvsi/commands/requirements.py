@@ -118,7 +118,7 @@ def _editor_of_searches(inventory: Inventory, name: str, dataset: Dataset) -> No
             size = catalogue.gigabytes(fact.value) if fact else "a download of unknown size"
             inventory.add_note(
                 f"{name}: without queries, the editor {model.name} is needed only to search with an image and a text "
-                f"together; it is not here ({size})"
+                f"together; it is not here ({size}); cvsi check --download fetches it, too"
             )
 
 

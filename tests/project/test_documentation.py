@@ -3,7 +3,8 @@
 - YAML is pasted into params.yaml as the text before it says, and checked as `cvsi check` does.
 - JSON lines are read by the reader of own photos, in a folder that has the photographs they name.
 - Commands are parsed by the programs themselves (`cvsi`, `dvc`, git's list of commands, the Makefile); those that need
-  nothing but a workspace are run: README's own photographs up to the index, and sharing's `dvc remote`.
+  nothing but a workspace are run: own photographs up to the index, and sharing's `dvc remote`; test_own_photos.py runs
+  the commands of docs/own_photos.md.
 - Diagrams and lists of paths are compared with the stages and with what exists.
 
 What is only parsed, and why: `dvc repro`, `dvc push`, `make ...`, `python -m demo.train` and the like take minutes
@@ -47,8 +48,9 @@ from tests.imports import ROOT
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BUILTINS = ("source", "umask", "wait")  # of a shell
 PROGRAMS = ("make", "cvsi", "dvc", "git", "python", "python3", "mkdir", "chgrp", "chmod", "cp", *BUILTINS)
-FORMULAS = ("noise = U(0, 1)",)  # docs/phi.md: the loss, which tests/training/test_train.py computes
-NOT_IN_THE_PROJECT = ("data/", "models/", "published-demo", "cache/", ".venv/")  # named, and made by a command
+# docs/phi.md: the loss, which tests/training/test_train.py computes; docs/methods.md: tests/evaluation/test_forms.py
+FORMULAS = ("noise = U(0, 1)", "a = ((x.y)")
+NOT_IN_THE_PROJECT = ("data/", "models/", "published-demo", "cache/", ".venv/", "~/")  # named, and made by a command
 
 
 @dataclass(frozen=True)
@@ -284,53 +286,47 @@ def test_comments_name_existing_options(block: Block) -> None:
 
 @of_kind("queries")
 def test_queries_are_read_by_the_reader_of_own_photos(place: Workspace, block: Block) -> None:
-    write_photos(place, block)
-    (place.path / "params.yaml").write_text(pasted(readme_run()), encoding="utf-8")
-    index.build("holiday", params.load())
-    queries = pl.read_parquet(place.path / "cache/holiday/index/queries.parquet")
+    add_photos(place, block)
+    index.build("photographs", params.load())
+    queries = pl.read_parquet(place.path / "cache/photographs/index/queries.parquet")
     assert sorted(queries["instruction"]) == sorted(json.loads(line)["instruction"] for line in block.text.splitlines())
 
 
-def readme_run() -> Block:
-    """README's block that makes the dataset of own photos active."""
-    (block,) = [block for block in BLOCKS if block.document == "README.md" and block.text.startswith("active:")]
+def own_queries() -> Block:
+    """The block of queries in docs/own_photos.md."""
+    (block,) = [block for block in BLOCKS if block.document == "docs/own_photos.md" and kind_of(block) == "queries"]
     return block
 
 
-def write_photos(place: Workspace, block: Block) -> None:
-    """README's folder of own photos: the queries, and an image for every name in them."""
-    root = place.path / "data" / "holiday"
+def add_photos(place: Workspace, block: Block) -> None:
+    """The folder of docs/own_photos.md, added with the demo's models: queries, and an image for every name in them."""
+    root = place.path / "data" / "photographs"
     root.mkdir(parents=True)
     (root / "queries.jsonl").write_text(block.text, encoding="utf-8")
     for line in map(json.loads, block.text.splitlines()):
         for name in (line["reference"], *line.get("targets", [])):
             (root / name).parent.mkdir(exist_ok=True)
             Image.new("RGB", (60, 40), "navy").save(root / name)
+    added = CliRunner().invoke(app, ["add", "data/photographs", "--preset", "tiny"])
+    assert added.exit_code == 0, added.output
 
 
-def test_own_photos_as_in_readme_need_nothing_more(place: Workspace) -> None:
-    (block,) = [block for block in BLOCKS if block.document == "README.md" and kind_of(block) == "queries"]
-    write_photos(place, block)
-    (place.path / "params.yaml").write_text(pasted(readme_run()), encoding="utf-8")
+def test_own_photos_as_in_the_docs_need_nothing_more(place: Workspace) -> None:
+    add_photos(place, own_queries())
     shown = CliRunner().invoke(app, ["check"])
-    assert shown.exit_code == 0 and "Nothing is missing" in shown.output and "of 3" in shown.output, shown.output
-    dataset, demo = params.load().dataset("holiday"), params.load().dataset("demo")
-    assert dataset.prompts == demo.prompts  # those that its tiny editor was trained on
-    assert dataset.editor == demo.editor and dataset.captioner == demo.captioner
+    assert shown.exit_code == 0 and "Nothing is missing" in shown.output and "of 4" in shown.output, shown.output
 
 
 @pytest.mark.slow
-def test_own_photos_as_in_readme_are_edited(place: Workspace) -> None:
-    """The block as it stands through every stage, on pictures that the tiny models know."""
-    (block,) = [block for block in BLOCKS if block.document == "README.md" and kind_of(block) == "queries"]
-    write_photos(place, block)
+def test_own_photos_as_in_the_docs_are_edited(place: Workspace) -> None:
+    """The folder through every stage, with pictures that the tiny models know."""
+    add_photos(place, own_queries())
     draw(place.path / "drawn", params.World(gallery=60, val=4, test=1))
     drawn = sorted((place.path / "drawn").rglob("*.jpg"))
-    for photo, picture in zip(sorted((place.path / "data" / "holiday").rglob("*g")), drawn, strict=False):
+    for photo, picture in zip(sorted((place.path / "data" / "photographs").rglob("*g")), drawn, strict=False):
         shutil.copy(picture, photo)
-    (place.path / "params.yaml").write_text(pasted(readme_run()), encoding="utf-8")
-    place.run_all("holiday", "tiny")
-    edits = pl.read_parquet(place.path / "cache/holiday/edits/*.parquet")
+    place.run_all("photographs", "tiny")
+    edits = pl.read_parquet(place.path / "cache/photographs/edits/*.parquet")
     assert edits.filter(pl.col("status") == "ok").height > 0, edits
 
 
