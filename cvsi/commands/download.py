@@ -100,7 +100,7 @@ def _from_hub(models: list[Wanted], cache: Path, failures: list[str]) -> int:
 def wanted(params: Params, failures: list[str]) -> Iterator[Wanted]:
     """The hub repositories that datasets and runs need, each once; lines about wrong ones are in `failures`."""
     document = Document(PATH.read_text(encoding="utf-8"), str(PATH))
-    inventory, found = requirements.collect(params), dict[tuple[str, str | None, str | None], Wanted]()
+    found = dict[tuple[str, str | None, str | None], Wanted]()
 
     def add(model: Wanted, block: str) -> None:
         key = (model.repository, model.revision, model.file)

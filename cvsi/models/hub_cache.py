@@ -90,7 +90,7 @@ class Snapshot:
         where = f"{self.listing.repository}: {file.name}"
         if file.size > LARGEST:
             raise HubError(
-                f"{where}: {file.size / 1e9:.0f} GB, more than the hub serves by HTTP; fetch it with the hub's own program: hf download"
+                f"{where}: {file.size / 1e9:.0f} GB, more than the hub serves by HTTP; use hf download"
             )
         with one_line(self.folder):
             for folder in (self.blob(file).parent, self.locks):
