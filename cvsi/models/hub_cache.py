@@ -89,9 +89,7 @@ class Snapshot:
 
         where = f"{self.listing.repository}: {file.name}"
         if file.size > LARGEST:
-            raise HubError(
-                f"{where}: {file.size / 1e9:.0f} GB, more than the hub serves by HTTP; use hf download"
-            )
+            raise HubError(f"{where}: {file.size / 1e9:.0f} GB, more than the hub serves by HTTP; use hf download")
         with one_line(self.folder):
             for folder in (self.blob(file).parent, self.locks):
                 folder.mkdir(parents=True, exist_ok=True)
