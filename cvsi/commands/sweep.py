@@ -259,5 +259,5 @@ def _values(
         np.tile(named.targets[rows, 0], number),
     )
     frame = pl.concat([inputs.table.frame[rows]] * number)
-    values = inputs.protocol.values(with_ranks(frame, target_ranks, in_group))
+    values = inputs.protocol.values(with_ranks(frame, target_ranks, in_group, named.negatives))
     return {name: percent.reshape(number, len(rows)) for name, percent in values.items()}

@@ -34,7 +34,11 @@ QUERIES = pa.schema(
     }
 )
 # Columns of queries.parquet that only some datasets have.
-OPTIONAL_QUERIES = pa.schema({"tags": STRINGS})
+# `negative_ids`: images that are wrong although they look right. `variant_of`: queries that express the same request in
+# other words share it. `second_reference_id`: an image whose mean with the reference is the reference; empty for none.
+OPTIONAL_QUERIES = pa.schema(
+    {"tags": STRINGS, "negative_ids": STRINGS, "variant_of": pa.string(), "second_reference_id": pa.string()}
+)
 TAGS = pa.schema({"split": pa.string(), "query_id": pa.string(), "tag": pa.string()})  # of a user's file
 DROPPED = pa.schema({"path": pa.string(), "reason": pa.string()})
 DROPPED_QUERIES = pa.schema({"query_id": pa.string(), "split": pa.string(), "reason": pa.string()})

@@ -14,8 +14,10 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 import polars as pl
+import pyarrow as pa
 
-from cvsi.core.errors import CvsiError
+from cvsi.core import parquet
+from cvsi.core.errors import CvsiError, cause
 from cvsi.core.params import Settings
 from cvsi.core.schema import QUERIES
 from cvsi.core.strict_json import parse_json
@@ -87,6 +89,34 @@ def load_lines(path: Path, kind: type[T]) -> list[T]:
     numbered = enumerate(_text(path).split("\n"), start=1)  # JSON allows Python's other line ends within a string
     lines = ((number, line.lstrip(BOM)) for number, line in numbered)  # of files that were joined
     return [parse_json(line, kind, f"{path} line {number}") for number, line in lines if line.strip()]
+
+
+def load_names(path: Path) -> list[str]:
+    """Read a text file of one name per line, without blanks at their ends; blank lines give nothing."""
+    return [name for line in _text(path).split("\n") if (name := line.strip())]
+
+
+def load_parquet(path: Path, columns: pa.Schema) -> pl.DataFrame:
+    """Read these columns of a Parquet file; cells, and entries of lists, may be null.
+
+    Raises CvsiError where it is missing, damaged or too large, and for a column that is missing or of another type.
+    """
+    _check_size(path)
+    there = parquet.columns_of(path).names
+    if missing := [name for name in columns.names if name not in there]:
+        raise CvsiError(f"{path}: no column '{missing[0]}'; there are: {first_names(there)}")
+    parts, size = [], 0
+    for part in parquet.parts(path, columns.names):
+        size += part.nbytes
+        if size > MAX_TEXT:
+            raise CvsiError(f"{path}: more than {MAX_TEXT:,} bytes of content; that many are not read")
+        parts.append(part)
+    try:
+        table = pa.concat_tables(parts).select(columns.names).cast(columns)
+        table.validate(full=True)  # text that is not UTF-8 among others
+    except pa.ArrowException as error:
+        raise CvsiError(f"{path}: columns of other types than {columns.names} need ({cause(error)})") from None
+    return pl.DataFrame(table)
 
 
 def loose(name: str) -> str:
@@ -182,16 +212,24 @@ def first_names(names: Iterable[str], limit: int = 20) -> str:
     return ", ".join(listed[:limit]) + more
 
 
-def _text(path: Path) -> str:
+def _check_size(path: Path) -> None:
+    """Raise CvsiError for a path that is no file, or one of too many bytes."""
     try:
         facts = path.stat()
-        if not stat.S_ISREG(facts.st_mode):
-            raise CvsiError(f"{path}: not a file")
-        if facts.st_size > MAX_TEXT:
-            raise CvsiError(f"{path}: {facts.st_size:,} bytes; more than {MAX_TEXT:,} are not read")
-        return path.read_text(encoding=_encoding(path))
     except FileNotFoundError:
         raise CvsiError(f"{path}: no such file; check the dataset's root in params.yaml") from None
+    except OSError as error:
+        raise CvsiError(f"{path}: {error.strerror}") from None
+    if not stat.S_ISREG(facts.st_mode):
+        raise CvsiError(f"{path}: not a file")
+    if facts.st_size > MAX_TEXT:
+        raise CvsiError(f"{path}: {facts.st_size:,} bytes; more than {MAX_TEXT:,} are not read")
+
+
+def _text(path: Path) -> str:
+    _check_size(path)
+    try:
+        return path.read_text(encoding=_encoding(path))
     except UnicodeDecodeError as error:
         raise CvsiError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
     except OSError as error:

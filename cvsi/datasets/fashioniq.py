@@ -6,7 +6,6 @@ suffix and be in `images` or `resized_images`; no copy of the dataset is complet
 missing ones are dropped).
 """
 
-import os
 from pathlib import Path
 from typing import Literal
 
@@ -21,14 +20,13 @@ from cvsi.datasets.base import (
     annotation_path,
     gallery,
     load_json,
-    loose,
     relative_path,
-    split_suffix,
     wanted_splits,
 )
 from cvsi.datasets.formats import Format
 from cvsi.datasets.metrics import Protocol, recall
-from cvsi.datasets.roots import Roots, succeeds
+from cvsi.datasets.named_files import existing
+from cvsi.datasets.roots import Roots
 
 FOLDERS = ("images", "resized_images")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".jpe", ".jfif", ".gif", ".bmp", ".tif", ".tiff")  # the first one counts
@@ -74,7 +72,7 @@ def read(dataset: Dataset, settings: FashionIQSettings) -> Listing:
     if settings.gallery == "pairs":
         paired = {query.candidate for query in queries} | {query.target for query in queries}
         names = [name for name in names if name in paired]
-    files = _existing(Roots(root, dataset.roots), names)
+    files = existing(Roots(root, dataset.roots), names, FOLDERS, SUFFIXES)
     images = [(name, files.get(name) or f"images/{relative_path(name, image_list)}{SUFFIXES[0]}") for name in names]
     rows = [_row(number, query) for number, query in enumerate(queries)]
     return Listing(gallery(images), pl.DataFrame(rows, schema=QUERY_COLUMNS), {"val": source})
@@ -83,30 +81,6 @@ def read(dataset: Dataset, settings: FashionIQSettings) -> Listing:
 def instruction(captions: list[str]) -> str:
     """The captions of one query as one text."""
     return " and ".join(caption.strip(".?, ") for caption in captions)
-
-
-def _existing(roots: Roots, names: list[str]) -> dict[str, str]:
-    """The file of each name as a path below the root, where there is one.
-
-    The best one has content (it is not empty and no dead link), the exact name, and the first folder and suffix.
-    """
-    wanted = {loose(name): name for name in names} | {name: name for name in names}
-    best: dict[str, tuple[tuple[bool, bool, int, int], str]] = {}
-    for place, (folder, base) in enumerate((folder, base) for folder in FOLDERS for base in roots):
-        if not (base / folder).is_dir():
-            continue
-        with os.scandir(base / folder) as entries:
-            for entry in entries:
-                stem, suffix = split_suffix(entry.name)
-                name = wanted.get(stem) or wanted.get(loose(stem))
-                if name is None or suffix.lower() not in SUFFIXES:
-                    continue
-                empty = not (succeeds(entry.is_file) and entry.stat().st_size > 0)
-                exact = stem == name and suffix in SUFFIXES
-                rank = (empty, not exact, place, SUFFIXES.index(suffix.lower()))
-                if name not in best or (rank, entry.name) < best[name]:
-                    best[name] = rank, f"{folder}/{entry.name}"
-    return {name: path for name, (_, path) in best.items()}
 
 
 def _row(number: int, query: Query) -> dict[str, object]:

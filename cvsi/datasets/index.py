@@ -19,7 +19,7 @@ from cvsi.datasets import formats
 from cvsi.datasets.base import Listing, check_listing
 from cvsi.datasets.faults import absent_images, faults, links_outside, roots_advice
 from cvsi.datasets.files import FACTS_RECIPE, read_facts, stat_files
-from cvsi.datasets.names import ids_are_paths, match_names, refuse_unlisted, unlisted_images
+from cvsi.datasets.names import ids_are_paths, match_names, naming_columns, refuse_unlisted, unlisted_images
 from cvsi.datasets.roots import Roots, roots_of
 from cvsi.datasets.tags import with_tags
 from cvsi.datasets.walk import skipped_lines
@@ -179,16 +179,19 @@ def _keep(queries: pl.DataFrame, images: pl.DataFrame) -> tuple[pl.DataFrame, pl
     """Queries whose reference and main target are usable, other dropped ids taken out; second, the dropped queries."""
     ids = images["image_id"].implode()
     main = pl.col("target_ids").list.first()
+    single, lists = naming_columns(queries)
+    second = pl.col("second_reference_id") if "second_reference_id" in single else pl.lit("")
     reason = (
         pl.when(~pl.col("reference_id").is_in(ids)).then(pl.lit("its reference was dropped"))
+        .when((second != "") & ~second.is_in(ids)).then(pl.lit("its second reference was dropped"))
         .when(~main.is_in(ids)).then(pl.lit("its main target was dropped"))
     )  # fmt: skip
     judged = queries.with_columns(reason=reason).with_row_index("row")
     kept = judged.filter(pl.col("reason").is_null()).drop("reason")
-    for name in ("target_ids", "exclude_ids", "group_ids"):
+    for name in lists:
         usable = kept.select("row", name).explode(name).filter(pl.col(name).is_in(ids))
-        lists = usable.group_by("row", maintain_order=True).agg(name)
-        kept = kept.drop(name).join(lists, on="row", how="left", maintain_order="left")
+        of_row = usable.group_by("row", maintain_order=True).agg(name)
+        kept = kept.drop(name).join(of_row, on="row", how="left", maintain_order="left")
         kept = kept.with_columns(pl.col(name).fill_null(pl.lit([], dtype=pl.List(pl.String))))
     dropped = judged.filter(pl.col("reason").is_not_null()).select("query_id", "split", "reason")
     return kept.select(queries.columns), dropped

@@ -2,7 +2,8 @@
 
 The table has the columns of `queries.parquet`, in the index's order, and two more: `target_ranks`, the rank from 1 of
 each entry of `target_ids` (null past the first 1,000), and `group_rank`, the rank of the first target among the
-query's group (null where it is in none). A protocol is the list of metrics that a format's benchmark reports.
+query's group (null where it is in none). Where the index has `negative_ids`, `negative_ranks` has their ranks. A
+protocol is the list of metrics that a format's benchmark reports.
 """
 
 from collections.abc import Callable
@@ -22,11 +23,28 @@ class Metric:
 
 
 @dataclass(frozen=True)
+class GroupMetric:
+    """One number per group of queries with the same `variant_of`, from their values of `metric`.
+
+    `value` is an expression over the values of a group; a group of one does not count. The mean over groups is in
+    `metrics.json` alone.
+    """
+
+    name: str
+    metric: str
+    value: Callable[[pl.Expr], pl.Expr]
+
+
+@dataclass(frozen=True)
 class Protocol:
-    """What a benchmark reports: its metrics in order, and the main one, which has an interval and values by aspect."""
+    """What a benchmark reports: its metrics in order, and the main one, which has an interval and values by aspect.
+
+    `groups` are its metrics over groups of queries.
+    """
 
     main: str
     metrics: tuple[Metric, ...]
+    groups: tuple[GroupMetric, ...] = ()
 
     def names(self) -> list[str]:
         """Every metric by name, in order."""
@@ -36,7 +54,8 @@ class Protocol:
         """The main metric's other cut-offs, and its kind within a query's group."""
         family = self.main.partition("@")[0]
         kinds = (family, f"{family}_subset")
-        return [name for name in self.names() if name.partition("@")[0] in kinds and name != self.main]
+        parts = ((name, *name.split("@")) for name in self.names() if name != self.main and name.count("@") == 1)
+        return [name for name, kind, cut_off in parts if kind in kinds and cut_off.isdigit()]
 
     def values(self, table: pl.DataFrame) -> dict[str, np.ndarray]:
         """Every metric for every query of a table, in percent: [queries] float64 by name."""

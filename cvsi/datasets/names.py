@@ -17,7 +17,8 @@ from cvsi.core.errors import CvsiError
 from cvsi.datasets.base import Listing, first_names, loose, relative_path, split_suffix
 from cvsi.datasets.roots import Roots
 
-LISTS = ("target_ids", "exclude_ids", "group_ids")
+LISTS = ("target_ids", "exclude_ids", "group_ids", "negative_ids")  # the last one is optional
+SINGLE = ("reference_id", "second_reference_id")  # likewise; an empty second reference is none
 SHOWN = 20  # names in a message
 COMPARED = 20_000  # ids that a name is compared with letter by letter, which takes long
 
@@ -78,20 +79,30 @@ class Names:
 
 def match_names(listing: Listing, roots: Roots) -> Listing:
     """The listing with every image that its queries name in another form under its id; `matched` has these names."""
-    named = [listing.queries["reference_id"], *(listing.queries[column].explode().drop_nulls() for column in LISTS)]
-    used = pl.concat(named).unique(maintain_order=True)
+    single, lists = naming_columns(listing.queries)
+    named = [
+        *(listing.queries[column] for column in single),
+        *(listing.queries[column].explode().drop_nulls() for column in lists),
+    ]
+    used = pl.concat([column.alias("image") for column in named]).unique(maintain_order=True)
     unknown = used.filter(~used.is_in(listing.images["image_id"].implode()))
     if not unknown.len():
         return listing
     names = Names(listing, roots)
-    matched = {name: image for name in unknown if (image := names.match(name)) is not None}
+    matched = {name: image for name in unknown if name and (image := names.match(name)) is not None}
     if not matched:
         return listing
-    lists = [
-        pl.col(column).list.eval(pl.element().replace(matched)).list.unique(maintain_order=True) for column in LISTS
+    replaced = [pl.col(column).replace(matched) for column in single]
+    replaced += [
+        pl.col(column).list.eval(pl.element().replace(matched)).list.unique(maintain_order=True) for column in lists
     ]
-    queries = listing.queries.with_columns(pl.col("reference_id").replace(matched), *lists)
-    return replace(listing, queries=queries, matched=matched)
+    return replace(listing, queries=listing.queries.with_columns(replaced), matched=matched)
+
+
+def naming_columns(queries: pl.DataFrame) -> tuple[list[str], list[str]]:
+    """The columns of queries that name one image, and those that are lists of images."""
+    single, lists = ([name for name in names if name in queries.columns] for names in (SINGLE, LISTS))
+    return single, lists
 
 
 def ids_are_paths(listing: Listing) -> bool:
@@ -102,10 +113,13 @@ def ids_are_paths(listing: Listing) -> bool:
 def unlisted_images(listing: Listing) -> pl.DataFrame:
     """What queries name that is no image of the listing: `split`, `query_id`, `column`, `image`."""
     tables = []
-    for column in ("reference_id", *LISTS):
+    single, lists = naming_columns(listing.queries)
+    for column in (*single, *lists):
         named = listing.queries.select("split", "query_id", column=pl.lit(column), image=column)
-        if column != "reference_id":
+        if column in lists:
             named = named.explode("image").drop_nulls("image")
+        if column != "reference_id" and column in single:
+            named = named.filter(pl.col("image") != "")
         tables.append(named.filter(~pl.col("image").is_in(listing.images["image_id"].implode())))
     return pl.concat(tables)
 

@@ -17,17 +17,20 @@ ENDS = [2.5, 97.5]  # percentiles
 BLOCK = 1024  # rows whose resampled means are in memory at a time
 
 
-def with_ranks(queries: pl.DataFrame, target_ranks: np.ndarray, group_ranks: np.ndarray) -> pl.DataFrame:
+def with_ranks(
+    queries: pl.DataFrame, target_ranks: np.ndarray, group_ranks: np.ndarray, negatives: int = 0
+) -> pl.DataFrame:
     """Queries with the columns `target_ranks` and `group_rank`, as protocols take them.
 
-    Target ranks [queries, longest list] and group ranks [queries] count from 1; 0 is a null.
+    Target ranks [queries, longest list] and group ranks [queries] count from 1; 0 is a null. The last `negatives`
+    columns are the ranks of the queries' negatives, for a column `negative_ranks`.
     """
-    lengths = queries["target_ids"].list.len().to_numpy()
-    ranks = target_ranks[np.arange(target_ranks.shape[1]) < lengths[:, None]]
-    offsets = np.concatenate([[0], lengths.cumsum()]).astype(np.int32)
-    lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(ranks, pa.int32(), mask=ranks == 0))
-    group = pa.array(group_ranks, pa.int32(), mask=group_ranks == 0)
-    return queries.with_columns(target_ranks=pl.Series(lists), group_rank=pl.Series(group))
+    targets = target_ranks.shape[1] - negatives
+    columns = {"target_ranks": _lists(target_ranks[:, :targets], queries["target_ids"])}
+    columns["group_rank"] = pl.Series(pa.array(group_ranks, pa.int32(), mask=group_ranks == 0))
+    if negatives:
+        columns["negative_ranks"] = _lists(target_ranks[:, targets:], queries["negative_ids"])
+    return queries.with_columns(**columns)
 
 
 def by_query(protocol: Protocol, queries: pl.DataFrame) -> pl.DataFrame:
@@ -38,13 +41,18 @@ def by_query(protocol: Protocol, queries: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def summarise(protocol: Protocol, table: pl.DataFrame, aspects: pl.Series) -> dict[str, float]:
+def summarise(
+    protocol: Protocol, table: pl.DataFrame, aspects: pl.Series, variants: pl.Series | None = None
+) -> dict[str, float]:
     """Means of the metrics of one split, the main one's interval, and the main one by aspect, in reading order.
 
-    `table` has the split's rows of `per_query`, `aspects` a list per row. A metric without any value is left out.
+    `table` has the split's rows of `per_query`, `aspects` a list per row, `variants` the value of `variant_of` where
+    the index has it. A metric without any value is left out.
     """
     counted = {name: table[name].drop_nulls().to_numpy() for name in protocol.names()}
     summary = {name: float(values.mean()) for name, values in counted.items() if len(values)}
+    if variants is not None:
+        summary |= _over_groups(protocol, table.with_columns(variant_of=variants))
     if protocol.main not in summary:
         return summary
     low, high = interval(counted[protocol.main])
@@ -52,6 +60,18 @@ def summarise(protocol: Protocol, table: pl.DataFrame, aspects: pl.Series) -> di
     listed = pl.DataFrame({"aspect": aspects, "value": table[protocol.main]}).explode("aspect").drop_nulls()
     means = listed.group_by("aspect").agg(pl.col("value").mean()).sort("aspect")
     return summary | {f"{protocol.main}/{aspect}": value for aspect, value in means.iter_rows()}
+
+
+def _over_groups(protocol: Protocol, table: pl.DataFrame) -> dict[str, float]:
+    """The means of the metrics over groups of queries, of which at least two count."""
+    means = {}
+    for metric in protocol.groups:
+        values = table.select("variant_of", value=metric.metric).drop_nulls("value")
+        groups = values.group_by("variant_of").agg(n=pl.len(), of_group=metric.value(pl.col("value")))
+        several = groups.filter(pl.col("n") > 1).sort("variant_of")["of_group"]
+        if several.len():
+            means[metric.name] = float(several.to_numpy().mean())
+    return means
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
@@ -78,3 +98,11 @@ def intervals(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _draws(size: int) -> np.ndarray:
     """The positions of the queries of every resample, [draws, size]."""
     return np.random.default_rng(BOOTSTRAP_SEED).integers(size, size=(BOOTSTRAP_DRAWS, size))
+
+
+def _lists(ranks: np.ndarray, ids: pl.Series) -> pl.Series:
+    """The first ranks of each row [queries, longest list] as a list as long as that of `ids`; 0 is a null."""
+    lengths = ids.list.len().to_numpy()
+    kept = ranks[np.arange(ranks.shape[1]) < lengths[:, None]]
+    offsets = np.concatenate([[0], lengths.cumsum()]).astype(np.int32)
+    return pl.Series(pa.ListArray.from_arrays(pa.array(offsets), pa.array(kept, pa.int32(), mask=kept == 0)))

@@ -1,6 +1,6 @@
 """The queries of an index, and the gallery positions of the images that they name: what a ranking is compared with."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import polars as pl
@@ -11,7 +11,8 @@ from cvsi.core.errors import CvsiError
 from cvsi.core.schema import QUERIES, queries_schema
 from cvsi.evaluation.gallery import Gallery
 
-NAMING = ("exclude_ids", "group_ids", "target_ids")
+NAMING = ("exclude_ids", "group_ids", "target_ids", "negative_ids")  # the last one is optional
+EVALUATED = ("negative_ids", "variant_of")  # optional columns that metrics read
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,14 @@ class NamedImages:
     """The gallery positions (int64) of the images that queries name; -1 where an image is not in the gallery.
 
     `excluded` [n, 2] are pairs (query row, position) that are never ranked. `groups` and `targets` [queries, longest
-    list] are in the lists' order, filled up with -1.
+    list] are in the lists' order, filled up with -1. Where the index has negatives, the last `negatives` columns of
+    `targets` are these: their ranks are computed as those of targets.
     """
 
     excluded: np.ndarray
     groups: np.ndarray
     targets: np.ndarray
+    negatives: int = field(default=0, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -59,16 +62,20 @@ def read(name: str) -> tuple[QueryTable, Gallery]:
     duplicates = frame.filter(frame.select("split", "query_id").is_duplicated())
     if duplicates.height:
         raise CvsiError(f"{where}: duplicate query_id {duplicates['query_id'][0]!r}; ids must be unique in a split")
-    gallery = Gallery(name, pl.concat([frame[column].explode() for column in NAMING]).drop_nulls())
+    naming = [column for column in NAMING if column in frame.columns]
+    gallery = Gallery(name, pl.concat([frame[column].explode() for column in naming]).drop_nulls())
     return with_positions(frame, gallery), gallery
 
 
 def read_frame(table: pa.Table, where: str) -> pl.DataFrame:
-    """The columns of `queries.parquet`; a query's tags are among its aspects, as metrics treat them alike."""
+    """The columns of `queries.parquet`, optional ones only if metrics read them.
+
+    A query's tags are among its aspects, as metrics treat them alike.
+    """
     frame = pl.DataFrame(parquet.fit(table, queries_schema(table.column_names), where))
     if "tags" in frame.columns:
         frame = frame.with_columns(aspects=pl.concat_list("aspects", "tags"))
-    return frame.select(QUERIES.names)
+    return frame.select(*QUERIES.names, *(name for name in EVALUATED if name in frame.columns))
 
 
 def with_positions(frame: pl.DataFrame, gallery: Gallery) -> QueryTable:
@@ -77,9 +84,14 @@ def with_positions(frame: pl.DataFrame, gallery: Gallery) -> QueryTable:
     labelled = frame.filter(every)["split"].unique(maintain_order=True).to_list()
     excluded = _positions(frame, "exclude_ids", gallery).filter(pl.col("position") >= 0)
     targets = _matrix(frame, "target_ids", gallery)
+    negatives = 0
+    if "negative_ids" in frame.columns:
+        matrix = _matrix(frame, "negative_ids", gallery)
+        targets, negatives = np.concatenate([targets, matrix], axis=1), matrix.shape[1]
     targets[~frame["split"].is_in(labelled).to_numpy()] = -1
     pairs = excluded.select("row", "position").to_numpy().astype(np.int64)
-    return QueryTable(frame, NamedImages(pairs, _matrix(frame, "group_ids", gallery), targets), tuple(labelled))
+    named = NamedImages(pairs, _matrix(frame, "group_ids", gallery), targets, negatives=negatives)
+    return QueryTable(frame, named, tuple(labelled))
 
 
 def _positions(frame: pl.DataFrame, column: str, gallery: Gallery) -> pl.DataFrame:

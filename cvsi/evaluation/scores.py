@@ -75,16 +75,18 @@ def evaluate(protocol: Protocol, table: QueryTable, target_ranks: np.ndarray, gr
     """The values per query and the metrics of labelled splits, from the ranks of all queries' targets."""
     rows, named = table.labelled_rows(), table.named
     groups = group_ranks(group_scores[rows], named.groups[rows], named.targets[rows, 0])
-    values = by_query(protocol, with_ranks(table.frame[rows], target_ranks[rows], groups))
+    values = by_query(protocol, with_ranks(table.frame[rows], target_ranks[rows], groups, named.negatives))
     return Evaluation(values, metrics_of(protocol, table, values))
 
 
 def metrics_of(protocol: Protocol, table: QueryTable, values: pl.DataFrame) -> Metrics:
     """The metrics of each labelled split, without counts, from the values per query."""
-    return {
-        split: summarise(protocol, values.filter(pl.col("split") == split), table.of_split(split)["aspects"])
-        for split in table.labelled
-    }
+    metrics = {}
+    for split in table.labelled:
+        queries = table.of_split(split)
+        variants = queries["variant_of"] if "variant_of" in queries.columns else None
+        metrics[split] = summarise(protocol, values.filter(pl.col("split") == split), queries["aspects"], variants)
+    return metrics
 
 
 def rankings_table(ranking: Ranking, table: QueryTable, gallery: Gallery) -> pl.DataFrame:

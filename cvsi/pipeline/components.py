@@ -5,6 +5,8 @@ write a class or an instance below and one line in its registry (or an entry poi
 
 The rows that a query component gets have the columns of `queries.parquet`, and of the reference image: `path`,
 `digest`, `captions`; of the edit: `edited`, `added`. A gallery component gets `image_id`, `path`, `digest`, `captions`.
+Where queries have a second reference image, `captions` are those of both, and `second_digest` is its file (null without
+one): what a component makes from the image is then the mean of both unit vectors, scaled to unit length.
 """
 
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ import polars as pl
 from cvsi.core.registry import Registry
 from cvsi.models.clip import template
 from cvsi.pipeline.embeddings import Embeddings
+from cvsi.pipeline.second_reference import mean_of_references
 
 COMPUTED = frozenset({"captions", "edited", "added"})
 
@@ -100,7 +103,7 @@ class ImageVector(Component):
 
     def vectors(self, rows: pl.DataFrame, embeddings: Embeddings) -> np.ndarray:
         """The images' unit vectors."""
-        return unit(embeddings.images(rows["digest"]))
+        return mean_of_references(rows, lambda chosen: unit(embeddings.images(chosen["digest"])))
 
 
 class PseudoToken(Component):
@@ -120,7 +123,9 @@ class PseudoToken(Component):
 
     def vectors(self, rows: pl.DataFrame, embeddings: Embeddings) -> np.ndarray:
         """The sentences' vectors."""
-        return embeddings.pseudo_tokens(rows["digest"], self.sentences(rows))
+        return mean_of_references(
+            rows, lambda chosen: embeddings.pseudo_tokens(chosen["digest"], self.sentences(chosen))
+        )
 
 
 EDITED = MeanOfTexts("edited")

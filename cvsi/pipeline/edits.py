@@ -25,6 +25,7 @@ from cvsi.core.statuses import counts, fallbacks, worst
 from cvsi.models.editor import FAILED, TOO_LONG, Answer, Editor, EditorSettings, Prompt, Unfinished
 from cvsi.models.engines import editor_engine, editor_of
 from cvsi.pipeline import answers, prompting
+from cvsi.pipeline.second_reference import with_second_captions
 from cvsi.store.jobs import BlockWorker, Interrupted, RowJob, Words
 from cvsi.store.kinds import CODE_VERSIONS
 from cvsi.store.missing import compute_missing
@@ -225,8 +226,10 @@ def storable(text: str) -> str:
 def queries_with_captions(name: str) -> pl.DataFrame:
     """The indexed queries with the captions of their reference images and the store's `key`, in order."""
     queries = pl.DataFrame(tables.read("index", name, "queries.parquet"))
-    captions = pl.DataFrame(tables.whole("captions", name)).select(reference_id="image_id", captions="captions")
-    return with_keys(queries.join(captions, on="reference_id", how="left", maintain_order="left"))
+    captions = pl.DataFrame(tables.whole("captions", name)).select("image_id", "captions")
+    of_reference = captions.rename({"image_id": "reference_id"})
+    queries = queries.join(of_reference, on="reference_id", how="left", maintain_order="left")
+    return with_keys(with_second_captions(queries, captions))
 
 
 def with_keys(queries: pl.DataFrame) -> pl.DataFrame:

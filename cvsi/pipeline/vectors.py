@@ -24,6 +24,7 @@ from cvsi.pipeline.embeddings import (
     pseudo_keys,
     text_rows,
 )
+from cvsi.pipeline.second_reference import second_references, with_second_captions, with_second_files
 from cvsi.store.missing import compute_missing
 from cvsi.store.rows import Store
 
@@ -112,12 +113,14 @@ def query_rows(name: str) -> pl.DataFrame:
     queries = pl.DataFrame(tables.read("index", name, "queries.parquet"))
     references = images.join(captions, on="image_id").rename({"image_id": "reference_id"})
     queries = queries.join(references, on="reference_id", how="left", maintain_order="left")
+    queries = with_second_captions(with_second_files(queries, images), captions)
     return queries.join(edits, on=["split", "query_id"], how="left", maintain_order="left")
 
 
 def query_images(name: str) -> pl.DataFrame:
     """The wanted image rows of the queries' reference images: `key`, `path`."""
-    return query_rows(name).select(key="digest", path="path")
+    rows = query_rows(name)
+    return pl.concat([part.select(key="digest", path="path") for part in (rows, second_references(rows))])
 
 
 def query_texts(name: str) -> pl.DataFrame:
@@ -127,10 +130,10 @@ def query_texts(name: str) -> pl.DataFrame:
 
 def query_sentences(name: str) -> pl.DataFrame:
     """The wanted pseudo-token rows of the queries: `key`, `digest` of the reference image, `text`."""
-    rows = query_rows(name)
+    first = query_rows(name)
     parts = []
     for _, component in QUERY_COMPONENTS:
-        if component.uses_phi:
+        for rows in (first, second_references(first)) if component.uses_phi else ():
             text = component.sentences(rows)
             keys = pseudo_keys(rows["digest"], text)
             parts.append(pl.DataFrame({"key": keys, "digest": rows["digest"], "text": text}))
