@@ -11,6 +11,7 @@ import polars as pl
 
 from cvsi.commands.requirements import Inventory
 from cvsi.core.console import count
+from cvsi.core.images import image_digest
 from cvsi.core.params import Params
 from cvsi.core.schema import DROPPED, DROPPED_QUERIES
 from cvsi.core.tables import exists, optional, read
@@ -59,9 +60,13 @@ def since_index(name: str, params: Params, inventory: Inventory) -> Changes:
     if not exists("index", name) or name not in inventory.listings:
         return Changes()
     images = pl.DataFrame(read("index", name, "images.parquet"))
-    indexed = images.select("path", indexed="digest").unique("path")
+    crop = ["crop"] if "crop" in images.columns else []
+    indexed = images.select("path", *crop, indexed="digest").unique("path")
     files = _with_facts(params, Path(params.dataset(name).root), inventory.present[name])
     files = files.join(indexed, on="path", how="left", maintain_order="left")
+    if crop:  # one image of each file shows whether the file is another one
+        digests = [digest and image_digest(digest, box) for digest, box in files.select("digest", "crop").iter_rows()]
+        files = files.with_columns(digest=pl.Series(digests, dtype=pl.String)).drop("crop")
     known, unread = pl.col("indexed").is_not_null(), pl.col("digest").is_null()
     new = files.filter(
         ~known & ((unread & ~pl.col("path").is_in(_unusable(name).implode())) | (pl.col("reason") == ""))

@@ -7,7 +7,7 @@ budget that all threads share keeps them together within the memory of the large
 import hashlib
 import io
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Condition
@@ -17,6 +17,7 @@ import pi_heif
 from PIL import Image, UnidentifiedImageError
 
 from cvsi.core.av1 import coded_sizes
+from cvsi.core.digest import digest as digest_of
 from cvsi.core.errors import ChangedFile, CvsiError
 
 T = TypeVar("T")
@@ -152,15 +153,35 @@ def _formats(data: bytes) -> tuple[str, ...]:
     return ("AVIF", "HEIF") if brands[0] in CONTAINER_BRANDS else KINDS
 
 
-def load(path: Path, digest: str, work: Callable[[Image.Image], T]) -> T:
-    """The result of `work` on the image of an indexed file; raises ChangedFile where the file changed since."""
+def load(path: Path, digest: str, work: Callable[[Image.Image], T], crop: Sequence[float] | None = None) -> T:
+    """The result of `work` on an indexed image, a file or a part of it; raises ChangedFile where the file changed."""
     try:
         with contents(path) as data:
-            if hashlib.sha256(data).hexdigest() != digest:
+            if image_digest(hashlib.sha256(data).hexdigest(), crop) != digest:
                 raise ChangedFile(str(path))
-            return use(data, work)
+            return use(data, work if crop is None else lambda image: work(cropped(image, crop)))
     except Unreadable as reason:
         raise CvsiError(f"{path}: {reason}") from None
+
+
+def image_digest(content: str, crop: Sequence[float] | None) -> str:
+    """The digest of an indexed image: that of the file's content, or that of the content and the part that is used."""
+    return content if crop is None else digest_of(content, list(crop))
+
+
+def cropped(image: Image.Image, crop: Sequence[float]) -> Image.Image:
+    """The part x, y, width and height of an image, in the middle of a black square.
+
+    What is outside of the image is left out.
+    """
+    left, top, width, height = (round(number) for number in crop)
+    part = image.crop((max(left, 0), max(top, 0), min(left + width, image.width), min(top + height, image.height)))
+    side = max(part.size)
+    if part.width == part.height:
+        return part
+    square = Image.new("RGB", (side, side))
+    square.paste(part, ((side - part.width) // 2, (side - part.height) // 2))
+    return square
 
 
 def _check(image: Image.Image, data: bytes) -> None:

@@ -21,6 +21,8 @@ IMAGES = pa.schema(
         "in_gallery": pa.bool_(),
     }
 )
+# Columns of images.parquet that only some datasets have. `crop`: x, y, width and height of the part that is used.
+OPTIONAL_IMAGES = pa.schema({"crop": pa.list_(pa.float32(), 4)})
 QUERIES = pa.schema(
     {
         "query_id": pa.string(),
@@ -105,6 +107,12 @@ STORED_EDITS = pa.schema(
 LATER_COLUMNS = ("finish", "raw")  # lists of the store that files of earlier versions and packs lack: empty there
 STORED_WEIGHTS = pa.schema({"key": pa.string(), "weights": pa.string()})
 STORED_MASKS = pa.schema({"key": pa.string(), "masked": pa.string()})
+
+
+def images_schema(columns: Iterable[str]) -> pa.Schema:
+    """`IMAGES` and those of the optional columns that are among `columns`."""
+    present = set(columns)
+    return pa.schema([*IMAGES, *(field for field in OPTIONAL_IMAGES if field.name in present)])
 
 
 def queries_schema(columns: Iterable[str]) -> pa.Schema:

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from cvsi.core.console import count, info
 from cvsi.core.errors import ChangedFile
-from cvsi.core.images import Unreadable, contents, use
+from cvsi.core.images import Unreadable, contents, image_digest, use
 from cvsi.core.params import Params
 from cvsi.core.schema import STORED_FACTS
 from cvsi.datasets.base import loose
@@ -34,6 +34,7 @@ from cvsi.store.rows import RowStore, Store
 FACTS_RECIPE = {"code": CODE_VERSIONS["files"]}
 BEFORE = ({"code": 2},)  # recipes of earlier versions, whose keys end with the modification time
 BLOCK = 512
+NO_PART = "the part that is used is outside of the image"
 STATUS_COLUMNS = {
     "path": pl.String, "file": pl.String, "size": pl.Int64, "modified": pl.Int64, "changed": pl.Int64,
     "inode": pl.UInt64, "refused": pl.String,
@@ -134,6 +135,25 @@ def read_facts(root: Path, files: pl.DataFrame, params: Params) -> pl.DataFrame:
             "that a stage found, or facts of an earlier version"
         )
     return pl.concat([files, facts], how="horizontal")
+
+
+def read_parts(root: Path, images: pl.DataFrame, params: Params) -> pl.DataFrame:
+    """The same of images that are parts of files, with a column `crop`; each file is read once.
+
+    Digests cover the crop, which is cut at the edges of the file; width and height are those of the file. A crop that
+    is outside of the file has a reason.
+    """
+    files = read_facts(root, images.unique("file", keep="first", maintain_order=True), params)
+    facts = files.select("file", "digest", "width", "height", "reason")
+    parts = images.join(facts, on="file", how="left", maintain_order="left")
+    x, y, width, height = (pl.col("crop").arr.get(index) for index in range(4))
+    left, top = x.clip(lower_bound=0), y.clip(lower_bound=0)
+    right, bottom = pl.min_horizontal(x + width, "width"), pl.min_horizontal(y + height, "height")
+    box = pl.concat_arr(side.cast(pl.Float32) for side in (left, top, right - left, bottom - top))
+    empty = (pl.col("reason") == "") & ((right - left < 1) | (bottom - top < 1))
+    parts = parts.with_columns(crop=box, reason=pl.when(empty).then(pl.lit(NO_PART)).otherwise("reason"))
+    digests = [image_digest(*row) for row in parts.select("digest", "crop").iter_rows()]
+    return parts.with_columns(digest=pl.Series(digests, dtype=pl.String))
 
 
 @contextmanager

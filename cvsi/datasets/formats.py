@@ -47,6 +47,7 @@ FORMATS: Registry[Format[FormatSettings]] = Registry(
         "cirr": "cvsi.datasets.cirr:FORMAT",
         "fashioniq": "cvsi.datasets.fashioniq:FORMAT",
         "folder": "cvsi.datasets.folder:FORMAT",
+        "genecis": "cvsi.datasets.genecis:FORMAT",
         "pinpoint": "cvsi.datasets.pinpoint:FORMAT",
     },
 )

@@ -13,12 +13,12 @@ import polars as pl
 from cvsi.core.console import count, info, warn
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import PATH, Dataset, Params
-from cvsi.core.schema import DROPPED, DROPPED_QUERIES, IMAGES, queries_schema
+from cvsi.core.schema import DROPPED, DROPPED_QUERIES, images_schema, queries_schema
 from cvsi.core.tables import output
 from cvsi.datasets import formats
 from cvsi.datasets.base import Listing, check_listing
 from cvsi.datasets.faults import absent_images, faults, links_outside, roots_advice
-from cvsi.datasets.files import FACTS_RECIPE, read_facts, stat_files
+from cvsi.datasets.files import FACTS_RECIPE, read_facts, read_parts, stat_files
 from cvsi.datasets.names import ids_are_paths, match_names, naming_columns, refuse_unlisted, unlisted_images
 from cvsi.datasets.roots import Roots, roots_of
 from cvsi.datasets.tags import with_tags
@@ -105,7 +105,7 @@ def _write(name: str, dataset: Dataset, index: Index) -> None:
     rules = dataset.model_dump(include={"bad_images", "missing_images", "format", "splits", "ignore"})
     rules |= formats.settings_of(dataset, name).model_dump(exclude_defaults=True)
     with output("index", name, recipe=rules | {"files": FACTS_RECIPE}) as out:
-        out.table("images.parquet", index.images.to_arrow(), IMAGES)
+        out.table("images.parquet", index.images.to_arrow(), images_schema(index.images.columns))
         out.table("queries.parquet", index.queries.to_arrow(), queries_schema(index.queries.columns))
         out.table("dropped.parquet", index.dropped.to_arrow(), DROPPED)
         out.table("dropped_queries.parquet", index.dropped_queries.to_arrow(), DROPPED_QUERIES)
@@ -138,10 +138,13 @@ def _examine(
     images = listing.images.join(status, on="path", how="left", maintain_order="left")
     _print_matched(listing, images)
     missing, links = absent_images(images), links_outside(images)
-    files = read_facts(roots.root, images.filter(pl.col("refused") == ""), params)
+    files = images.filter(pl.col("refused") == "")
+    files = read_parts(roots.root, files, params) if "crop" in files.columns else read_facts(roots.root, files, params)
     unnamed = pl.DataFrame(list(listing.refused.items()), schema=missing.schema, orient="row")
     unusable = files.filter(pl.col("reason") != "").select("path", "reason")
     unreadable = pl.concat([unnamed, links.select("path", "reason"), unusable])
+    if "crop" in images.columns:  # several images of one file
+        missing, unreadable = (rows.unique(maintain_order=True) for rows in (missing, unreadable))
     advice = roots_advice(links, name) if links.height else "repair them"
     if missing.height and dataset.missing_images == "stop":
         raise CvsiError(f"{roots.root}: {faults(missing, 'missing')}; repair them or set missing_images: drop")

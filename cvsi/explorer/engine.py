@@ -47,7 +47,8 @@ class Engine:
         self.root = Path(params.dataset(run.dataset).root)
         tables.schema_of("gallery_vectors", run.dataset, run.backbone)  # raises CvsiError where there are none
         images = pl.DataFrame(tables.read("index", run.dataset, "images.parquet"))
-        self.images = images.select("image_id", "path", "digest", "in_gallery")
+        columns = ("image_id", "path", "digest", "in_gallery", "crop")
+        self.images = images.select(name for name in columns if name in images.columns)
         self.gallery_images = self.images.filter("in_gallery").select("image_id", "path")
         self.models = NewQueries(run, params)
         self._fused: dict[object, list[np.ndarray]] = {}
@@ -95,8 +96,8 @@ class Engine:
         found = self.images.filter(pl.col("image_id") == request.image_id)
         if not found.height:
             raise CvsiError(f"{request.image_id[:200]}: no such file, and no such image of dataset {self.dataset}")
-        _, path, digest, _ = found.row(0)
-        return [request.image_id], NewImage.at(self.root / path, digest)
+        row = found.row(0, named=True)
+        return [request.image_id], NewImage.at(self.root / row["path"], row["digest"], row.get("crop"))
 
     def _known(self, ids: list[str], instruction: str) -> tuple[int, list[str]] | None:
         """The row of the dataset's query with one of these references and this instruction, and what it excludes."""

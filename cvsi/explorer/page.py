@@ -9,7 +9,7 @@ import polars as pl
 from cvsi.core import tables
 from cvsi.core.atomic import atomic_file
 from cvsi.core.errors import CvsiError
-from cvsi.evaluation.report.thumbnails import address, thumbnail
+from cvsi.evaluation.report.thumbnails import Box, address, pictures, thumbnail
 from cvsi.explorer.images import NewImage
 from cvsi.explorer.requests import Answer, Request
 
@@ -18,12 +18,9 @@ def write(target: Path, run: str, dataset: str, root: Path, request: Request, an
     """Write the page; raises CvsiError where it cannot be written. A file that is gone has no picture."""
     wanted = [result.image_id for result in answer.results] + [request.image_id]
     images = pl.DataFrame(tables.read("index", dataset, "images.parquet")).filter(pl.col("image_id").is_in(wanted))
-    pictures = {
-        image: _picture(root / path, digest)
-        for image, path, digest in images.select("image_id", "path", "digest").iter_rows()
-    }
-    reference = _own_picture(request.image) if request.image else pictures.get(request.image_id, "")
-    text = _template().render(run=run, request=request, answer=answer, pictures=pictures, reference=reference)
+    shown = pictures(root, images, _picture)
+    reference = _own_picture(request.image) if request.image else shown.get(request.image_id, "")
+    text = _template().render(run=run, request=request, answer=answer, pictures=shown, reference=reference)
     try:
         with atomic_file(target) as partial:
             partial.write_text(text, encoding="utf-8")
@@ -31,10 +28,10 @@ def write(target: Path, run: str, dataset: str, root: Path, request: Request, an
         raise CvsiError(f"{target}: {error.strerror or error}; name another file with --html") from None
 
 
-def _picture(path: Path, digest: str) -> str:
+def _picture(path: Path, digest: str, crop: Box | None = None) -> str:
     """A thumbnail as a `data:` address; empty where the file is gone or changed, which a page of results survives."""
     try:
-        return thumbnail(path, digest)
+        return thumbnail(path, digest, crop)
     except (CvsiError, OSError):
         return ""
 

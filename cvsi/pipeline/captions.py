@@ -23,7 +23,7 @@ from cvsi.models.editor import Answer, Unfinished
 from cvsi.models.engines import captioner_engine, captioner_of
 from cvsi.pipeline import caption_answers
 from cvsi.pipeline.edits import FAILED_ONCE, LONGEST_FINISH, storable
-from cvsi.pipeline.image_loader import ImageLoader
+from cvsi.pipeline.image_loader import ImageLoader, image_rows
 from cvsi.store.jobs import BlockWorker, Interrupted, RowJob, Words
 from cvsi.store.kinds import CODE_VERSIONS
 from cvsi.store.missing import compute_missing
@@ -81,9 +81,9 @@ class CaptionJob(RowJob):
         return facts | {"code": CODE_VERSIONS[self.kind]}
 
     def wanted(self) -> pl.DataFrame:
-        """Every image of the index: `key` (the file's digest) and `path`."""
+        """Every image of the index, as `image_rows`."""
         images = pl.DataFrame(tables.read("index", self.dataset, "images.parquet"))
-        return images.select(key="digest", path="path")
+        return image_rows(images)
 
     def permanent(self, rows: pa.Table) -> pa.Table:
         """The rows without a failure that may pass."""

@@ -1,6 +1,6 @@
 """A block's image files to prepared images, batch by batch, read and decoded by threads."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -15,6 +15,11 @@ from cvsi.models.batching import pool
 T = TypeVar("T")
 
 
+def image_rows(images: pl.DataFrame) -> pl.DataFrame:
+    """Images of an index as rows to load: `key` (their digest), `path`, and `crop` where they are parts of files."""
+    return images.select(key="digest", path="path", **({"crop": "crop"} if "crop" in images.columns else {}))
+
+
 class ImageLoader(Generic[T]):
     """A block's images, read and prepared by threads from the moment this is made.
 
@@ -24,7 +29,7 @@ class ImageLoader(Generic[T]):
     def __init__(
         self, root: Path, block: pl.DataFrame, size: int, prepare: Callable[[Image.Image], T], ahead: bool
     ) -> None:
-        """Start with a block that has columns `path` and `key` (the file's digest)."""
+        """Start with a block of `image_rows`."""
         self.block, self.size, self._root, self._prepare = block, size, root, prepare
         self._pending = self._submit() if ahead else []
 
@@ -41,7 +46,8 @@ class ImageLoader(Generic[T]):
             yield images, batch["key"].to_list()
 
     def _submit(self) -> list[Future[T]]:
-        return [pool().submit(self._read, *row) for row in self.block.select("path", "key").iter_rows()]
+        columns = [name for name in ("path", "key", "crop") if name in self.block.columns]
+        return [pool().submit(self._read, *row) for row in self.block.select(columns).iter_rows()]
 
-    def _read(self, path: str, digest: str) -> T:
-        return load(self._root / path, digest, self._prepare)
+    def _read(self, path: str, digest: str, crop: Sequence[float] | None = None) -> T:
+        return load(self._root / path, digest, self._prepare, crop)

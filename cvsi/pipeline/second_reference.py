@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 SECOND = "second_reference_id"
+FILE = ("digest", "path", "crop")  # columns that say which image a row has
 
 
 def with_second_captions(queries: pl.DataFrame, captions: pl.DataFrame) -> pl.DataFrame:
@@ -30,10 +31,14 @@ def with_second_captions(queries: pl.DataFrame, captions: pl.DataFrame) -> pl.Da
 
 
 def with_second_files(queries: pl.DataFrame, images: pl.DataFrame) -> pl.DataFrame:
-    """Queries with `second_digest` and `second_path`, null without a second image; `images` has their columns."""
+    """Queries with `second_digest`, `second_path` and, where images have it, `second_crop`; null without one.
+
+    `images` has `image_id` and these columns.
+    """
     if SECOND not in queries.columns:
         return queries
-    files = images.select(pl.col("image_id").alias(SECOND), second_digest="digest", second_path="path")
+    names = {"image_id": SECOND} | {name: f"second_{name}" for name in FILE if name in images.columns}
+    files = images.select(pl.col(name).alias(second) for name, second in names.items())
     return queries.join(files, on=SECOND, how="left", maintain_order="left")
 
 
@@ -42,7 +47,9 @@ def second_references(rows: pl.DataFrame) -> pl.DataFrame:
     if "second_digest" not in rows.columns:
         return rows.clear()
     second = rows.filter(pl.col("second_digest").is_not_null())
-    return second.with_columns(digest="second_digest", path="second_path")
+    return second.with_columns(
+        pl.col(f"second_{name}").alias(name) for name in FILE if f"second_{name}" in rows.columns
+    )
 
 
 def mean_of_references(rows: pl.DataFrame, vectors: Callable[[pl.DataFrame], np.ndarray]) -> np.ndarray:

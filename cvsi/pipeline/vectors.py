@@ -24,6 +24,7 @@ from cvsi.pipeline.embeddings import (
     pseudo_keys,
     text_rows,
 )
+from cvsi.pipeline.image_loader import image_rows
 from cvsi.pipeline.second_reference import second_references, with_second_captions, with_second_files
 from cvsi.store.missing import compute_missing
 from cvsi.store.rows import Store
@@ -95,9 +96,8 @@ def gallery_rows(name: str) -> pl.DataFrame:
 
 
 def gallery_images(name: str) -> pl.DataFrame:
-    """The wanted image rows of a gallery: `key`, `path`."""
-    images = pl.DataFrame(tables.read("index", name, "images.parquet")).filter("in_gallery")
-    return images.select(key="digest", path="path")
+    """The wanted image rows of a gallery, as `image_rows`."""
+    return image_rows(pl.DataFrame(tables.read("index", name, "images.parquet")).filter("in_gallery"))
 
 
 def gallery_texts(name: str) -> pl.DataFrame:
@@ -107,7 +107,8 @@ def gallery_texts(name: str) -> pl.DataFrame:
 
 def query_rows(name: str) -> pl.DataFrame:
     """The queries with the inputs of their components: the reference image's file and captions, and the edits."""
-    images = pl.DataFrame(tables.read("index", name, "images.parquet")).select("image_id", "digest", "path")
+    images = pl.DataFrame(tables.read("index", name, "images.parquet"))
+    images = images.select(name for name in ("image_id", "digest", "path", "crop") if name in images.columns)
     captions = pl.DataFrame(tables.whole("captions", name)).select("image_id", "captions")
     edits = pl.DataFrame(tables.whole("edits", name)).select("split", "query_id", "edited", "added")
     queries = pl.DataFrame(tables.read("index", name, "queries.parquet"))
@@ -118,9 +119,9 @@ def query_rows(name: str) -> pl.DataFrame:
 
 
 def query_images(name: str) -> pl.DataFrame:
-    """The wanted image rows of the queries' reference images: `key`, `path`."""
+    """The wanted image rows of the queries' reference images, as `image_rows`."""
     rows = query_rows(name)
-    return pl.concat([part.select(key="digest", path="path") for part in (rows, second_references(rows))])
+    return pl.concat([image_rows(part) for part in (rows, second_references(rows))])
 
 
 def query_texts(name: str) -> pl.DataFrame:

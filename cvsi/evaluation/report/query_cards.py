@@ -6,7 +6,7 @@ from typing import Any
 import polars as pl
 
 from cvsi.core import parquet, paths, tables
-from cvsi.evaluation.report.thumbnails import thumbnail
+from cvsi.evaluation.report.thumbnails import pictures
 
 SAMPLE = 36
 SHOWN = 10
@@ -25,11 +25,8 @@ def query_cards(
     named = pl.concat([shown["reference_id"], shown["results"].explode(), shown["target_ids"].explode()])
     images = pl.DataFrame(tables.read("index", name, "images.parquet"))
     images = images.filter(pl.col("image_id").is_in(named.drop_nulls().unique().implode()))
-    pictures = {
-        image: thumbnail(root / path, digest)
-        for image, path, digest in images.select("image_id", "path", "digest").iter_rows()
-    }
-    return [_card(row, pictures) for row in shown.iter_rows(named=True)]
+    shown_as = pictures(root, images)
+    return [_card(row, shown_as) for row in shown.iter_rows(named=True)]
 
 
 def _sample(name: str, backbone: str, queries: pl.DataFrame, values: pl.DataFrame) -> pl.DataFrame:
