@@ -11,6 +11,8 @@ import polars as pl
 import pytest
 from PIL import Image
 
+from cvsi.commands.changes import Changes, since_index
+from cvsi.commands.requirements import collect
 from cvsi.core import params
 from cvsi.core.digest import digest
 from cvsi.core.errors import ChangedFile, CvsiError
@@ -22,6 +24,9 @@ from cvsi.datasets.genecis import FORMAT, Part
 from cvsi.evaluation.queries import NamedImages, QueryTable
 from cvsi.evaluation.ranking import rank
 from cvsi.evaluation.scores import evaluate
+from cvsi.explorer import page
+from cvsi.explorer.engine import Engine
+from cvsi.explorer.requests import request
 from tests.conftest import Workspace, project_params
 
 OBJECT = {"reference": {"val_image_id": 7}, "target": {"val_image_id": 30}, "gallery": [{"val_image_id": 4}]}
@@ -193,9 +198,10 @@ def parts(toy: Workspace) -> Workspace:
          "gallery": [part(1, 10, 10, 20, 20), part(1, 0, 0, 5, 5)]},
     ]  # fmt: skip
     (root / "focus_attribute.json").write_text(json.dumps(queries))
+    captioner = project_params()["captioners"]["tiny"] | {"n": 2, "max_tokens": 8}
     toy.params(
         datasets__toy__format="genecis", datasets__toy__root="genecis", datasets__toy__task="focus_attribute",
-        datasets__toy__sizes={"images": 5, "val": 2},
+        datasets__toy__sizes={"images": 5, "val": 2}, datasets__toy__captioner=captioner,
     )  # fmt: skip
     return toy
 
@@ -264,6 +270,15 @@ def test_parts_from_file_to_report(parts: Workspace) -> None:
     expected = whole_picture_vector(parts, (0, 0, 34, 34))
     assert np.allclose(of_image[1], expected, atol=2e-3)
     assert "data:image" in Path("cache/toy/tiny/report/index.html").read_text()
+    like = request(kind="like", image_id="1 10,10,20,20", k=2)
+    answer = Engine("toy-tiny", params.load()).answer(like)
+    assert answer.results[0].image_id == "1 10,10,20,20" and answer.results[0].score == pytest.approx(1, abs=1e-2)
+    page.write(Path("found.html"), "toy-tiny", "toy", parts.path / "genecis", like, answer)
+    assert Path("found.html").read_text().count("data:image") == 3  # the query and two results
+    assert since_index("toy", params.load(), collect(params.load())) == Changes()
+    shutil.copy(parts.path / "photos/black.png", parts.path / "genecis/VG_100K/1.png")
+    changed = since_index("toy", params.load(), collect(params.load()))
+    assert (changed.new, changed.changed + changed.unread, changed.removed) == (0, 1, 0)
 
 
 def whole_picture_vector(parts: Workspace, crop: tuple[int, ...]) -> np.ndarray:

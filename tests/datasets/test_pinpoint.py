@@ -311,9 +311,10 @@ def test_from_files_to_metrics(toy: Workspace) -> None:
         for number, (text, second) in enumerate([("is green", "None"), ("green", "None"), ("is green", "black")])
     ]  # fmt: skip
     write(root, *rows, names=names.replace(" ", "\n"))
+    captioner = project_params()["captioners"]["tiny"] | {"n": 2, "max_tokens": 8}
     toy.params(
         datasets__toy__format="pinpoint", datasets__toy__root="pinpoint", datasets__toy__missing_images="drop",
-        datasets__toy__sizes={"images": 9, "test": 3},
+        datasets__toy__sizes={"images": 9, "test": 3}, datasets__toy__captioner=captioner,
     )  # fmt: skip
     printed = toy.run_all("toy", "tiny")
     assert "negative_candidates: 3 null and 0 repeated of 9 entries left out" in printed

@@ -47,6 +47,25 @@ COCO = near(images=st.lists(near(id=SMALL, file_name=TEXTS), max_size=4))
 CIRR = near(pairid=SMALL, reference=TEXTS, caption=TEXTS, img_set=near(members=st.lists(TEXTS)), target_hard=TEXTS)
 SPLIT = st.dictionaries(TEXTS, TEXTS | VALUES, max_size=4)
 FASHION = near(candidate=TEXTS, target=TEXTS, captions=st.lists(TEXTS, max_size=3))
+COCO_IMAGE = near(val_image_id=SMALL)
+BOX = st.lists(st.floats(allow_nan=False, allow_infinity=False) | st.integers(-5, 50), min_size=4, max_size=4)
+PART = near(image_id=SMALL, instance_bbox=BOX)
+OBJECTS = near(reference=COCO_IMAGE, target=COCO_IMAGE, gallery=st.lists(COCO_IMAGE, max_size=3), condition=TEXTS)
+PARTS = near(reference=PART, target=PART, gallery=st.lists(PART, max_size=3), condition=TEXTS)
+SIGNATURES = st.none() | TEXTS | st.sampled_from(["a", "b", "None", "nan"])
+CANDIDATES = st.none() | st.lists(SIGNATURES, max_size=4)
+PINPOINT = st.fixed_dictionaries(
+    {
+        "query_id": SIGNATURES, "query_image_signature": SIGNATURES, "query_image_signature2": SIGNATURES,
+        "instruction": SIGNATURES, "positive_candidates": CANDIDATES, "negative_candidates": CANDIDATES,
+    }
+)  # fmt: skip
+PINPOINT_COLUMNS = pl.Schema(
+    {
+        "query_id": pl.String, "query_image_signature": pl.String, "query_image_signature2": pl.String,
+        "instruction": pl.String, "positive_candidates": pl.List(pl.String), "negative_candidates": pl.List(pl.String),
+    }
+)  # fmt: skip
 FOLDER = near(reference=TEXTS, instruction=TEXTS, targets=st.lists(TEXTS, max_size=3))
 
 
@@ -98,6 +117,37 @@ def test_any_fashioniq(tmp_path: Path, names: Any, queries: Any) -> None:
     write(tmp_path, "captions/cap.dress.val.json", queries)
     (tmp_path / "images").mkdir(exist_ok=True)
     read("fashioniq", tmp_path, category="dress")
+
+
+@SLOW
+@given(task=st.sampled_from(["object", "attribute"]), queries=st.lists(OBJECTS | PARTS, max_size=4) | VALUES)
+def test_any_genecis(tmp_path: Path, task: str, queries: Any) -> None:
+    write(tmp_path, f"focus_{task}.json", queries)
+    read("genecis", tmp_path, task=f"focus_{task}")
+
+
+@SLOW
+@given(rows=st.lists(PINPOINT, max_size=4), names=st.lists(TEXTS, max_size=4), missing=st.none() | st.integers(0, 5))
+def test_any_pinpoint(tmp_path: Path, rows: list[dict[str, Any]], names: list[str], missing: int | None) -> None:
+    table = pl.DataFrame(rows, schema=PINPOINT_COLUMNS)
+    columns = [name for number, name in enumerate(table.columns) if number != missing]
+    table.select(columns).write_parquet(tmp_path / "pinpoint_licensed.parquet")
+    write(tmp_path, "index_signatures.txt", "a\nb\n" + "\n".join(names))
+    read("pinpoint", tmp_path)
+
+
+@SLOW
+@given(place=st.integers(0, 5000), byte=st.integers(0, 255), cut=st.booleans())
+def test_any_damage_to_a_parquet_file(tmp_path: Path, place: int, byte: int, cut: bool) -> None:
+    row = {"query_id": "q", "query_image_signature": "a", "query_image_signature2": "b", "instruction": "is green"}
+    table = pl.DataFrame([row | {"positive_candidates": ["a"], "negative_candidates": ["b"]}], PINPOINT_COLUMNS)
+    table.write_parquet(tmp_path / "pinpoint_licensed.parquet")
+    data = bytearray((tmp_path / "pinpoint_licensed.parquet").read_bytes())
+    place %= len(data)
+    data[place] = byte
+    (tmp_path / "pinpoint_licensed.parquet").write_bytes(data[:place] if cut else data)
+    write(tmp_path, "index_signatures.txt", "a\nb\n")
+    read("pinpoint", tmp_path)
 
 
 @SLOW
