@@ -7,6 +7,7 @@ import pytest
 from cvsi.datasets import metrics
 from cvsi.datasets.formats import FORMATS
 
+BENCHMARKS = ("circo", "cirr", "fashioniq", "genecis", "pinpoint")
 HITS = np.array([[1, 0, 1, 0, 0, 0], [0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 0]], dtype=bool)
 TABLE = pl.DataFrame(
     {
@@ -59,20 +60,27 @@ def test_a_query_without_a_target_rank_is_no_hit() -> None:
 
 
 def test_cut_offs_are_those_of_the_main_metric_and_of_its_kind_within_a_group() -> None:
-    cut_offs = {name: FORMATS.get(name, "test").protocol.cut_offs() for name in ("circo", "cirr", "fashioniq")}
+    cut_offs = {name: FORMATS.get(name, "test").protocol.cut_offs() for name in BENCHMARKS}
     assert cut_offs == {
         "circo": ["mAP@5", "mAP@25", "mAP@50"],
         "cirr": ["Recall@1", "Recall@10", "Recall@50", "Recall_subset@1", "Recall_subset@2", "Recall_subset@3"],
         "fashioniq": ["Recall@1", "Recall@5", "Recall@50"],
+        "genecis": ["Recall_subset@2", "Recall_subset@3"],
+        "pinpoint": ["mAP@1", "mAP@5", "mAP@50"],
     }
 
 
 def test_the_protocols_of_the_benchmarks() -> None:
-    protocols = {name: FORMATS.get(name, "test").protocol for name in ("circo", "cirr", "fashioniq")}
+    protocols = {name: FORMATS.get(name, "test").protocol for name in BENCHMARKS}
     assert {name: protocol.main for name, protocol in protocols.items()} == {
         "circo": "mAP@10", "cirr": "Recall@5", "fashioniq": "Recall@10",
+        "genecis": "Recall_subset@1", "pinpoint": "mAP@10",
     }  # fmt: skip
     assert protocols["circo"].names() == [f"{kind}@{k}" for kind in ("mAP", "Recall") for k in (5, 10, 25, 50)]
+    assert protocols["genecis"].names() == [f"Recall_subset@{k}" for k in (1, 2, 3)]
+    kinds = ("mAP@{}", "mAP@{} clean", "precision@{}", "recall@{}", "negative recall@{}")
+    assert protocols["pinpoint"].names() == [kind.format(k) for kind in kinds for k in (1, 5, 10, 50)]
+    assert [metric.name for metric in protocols["pinpoint"].groups] == ["precision@10 range"]
     assert protocols["fashioniq"].names() == [f"Recall@{k}" for k in (1, 5, 10, 50)]
     assert protocols["cirr"].names() == [
         *(f"Recall@{k}" for k in (1, 5, 10, 50)), *(f"Recall_subset@{k}" for k in (1, 2, 3)),

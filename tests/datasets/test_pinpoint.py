@@ -9,15 +9,20 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 
+from cvsi.commands import sweep
+from cvsi.core import params
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import Dataset
-from cvsi.datasets import formats
+from cvsi.core.schema import queries_schema
+from cvsi.datasets import formats, index
 from cvsi.datasets.base import Listing, check_listing
 from cvsi.datasets.pinpoint import CUT_OFFS, FORMAT
 from cvsi.evaluation.metrics import by_query, summarise, with_ranks
 from cvsi.evaluation.queries import NamedImages, QueryTable
+from cvsi.evaluation.queries import read as read_queries
 from cvsi.evaluation.ranking import PRODUCT, Combination, LinearScore, rank, rank_targets
 from cvsi.evaluation.scores import evaluate
 from tests.conftest import Workspace, draw_pictures, project_params
@@ -345,6 +350,41 @@ def test_from_files_to_metrics(toy: Workspace) -> None:
     assert np.allclose(np.linalg.norm(columns["pseudo"], axis=1), 1, atol=1e-5)
     assert not np.allclose(columns["pseudo"][0], columns["pseudo"][2], atol=1e-2)
     assert np.array_equal(columns["instruction"][0], columns["instruction"][2])
+
+    swept = sweep.build("toy", "tiny", params.load(), step=1.0).frame  # from products kept in memory
+    own = swept.row(by_predicate=pl.col("name").str.contains("cvsi"), named=True)
+    assert {name: own[name] for name in FORMAT.protocol.names()} == pytest.approx(
+        {name: values[name] for name in FORMAT.protocol.names()}
+    )
+
+
+@pytest.mark.parametrize(
+    ("gone", "reasons", "negatives"),
+    [
+        ("black", [("q2", "its second reference was dropped")], [["blue"], ["blue"]]),
+        ("blue", [], [[], [], []]),
+        ("green", [(f"q{number}", "its main target was dropped") for number in range(2)], [["blue"]]),
+    ],
+)
+def test_what_a_missing_image_takes_with_it(
+    toy: Workspace, gone: str, reasons: list[tuple[str, str]], negatives: list[list[str]]
+) -> None:
+    draw_pictures(toy.path / "pinpoint")
+    (toy.path / f"pinpoint/{gone}.png").unlink()
+    third = {"query_id": "q2", "query_image_signature2": "black", "positive_candidates": ["red"]}
+    write(toy.path / "pinpoint", {"query_id": "q0"}, {"query_id": "q1"}, third)
+    toy.params(
+        datasets__toy__format="pinpoint", datasets__toy__root="pinpoint", datasets__toy__missing_images="drop",
+        datasets__toy__sizes={},
+    )  # fmt: skip
+    index.build("toy", params.load())
+    dropped = pl.read_parquet("cache/toy/index/dropped_queries.parquet")
+    assert dropped.select("query_id", "reason").rows() == reasons
+    queries = pl.read_parquet("cache/toy/index/queries.parquet")
+    assert queries["negative_ids"].to_list() == negatives
+    assert pq.read_schema("cache/toy/index/queries.parquet").remove_metadata() == queries_schema(queries.columns)
+    table, gallery = read_queries("toy")
+    assert table.named.negatives == 1 and table.named.targets.shape == (queries.height, 2) and gallery.size == 3
 
 
 def test_negatives_change_no_rank_of_a_target() -> None:

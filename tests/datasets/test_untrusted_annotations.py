@@ -60,12 +60,10 @@ PINPOINT = st.fixed_dictionaries(
         "instruction": SIGNATURES, "positive_candidates": CANDIDATES, "negative_candidates": CANDIDATES,
     }
 )  # fmt: skip
-PINPOINT_COLUMNS = pl.Schema(
-    {
-        "query_id": pl.String, "query_image_signature": pl.String, "query_image_signature2": pl.String,
-        "instruction": pl.String, "positive_candidates": pl.List(pl.String), "negative_candidates": pl.List(pl.String),
-    }
-)  # fmt: skip
+TEXT_COLUMNS = ("query_id", "query_image_signature", "query_image_signature2", "instruction")
+PINPOINT_COLUMNS: dict[str, Any] = dict.fromkeys(TEXT_COLUMNS, pl.String) | dict.fromkeys(
+    ("positive_candidates", "negative_candidates"), pl.List(pl.String)
+)
 FOLDER = near(reference=TEXTS, instruction=TEXTS, targets=st.lists(TEXTS, max_size=3))
 
 
