@@ -12,7 +12,7 @@ from cvsi.core.schema import QUERIES, queries_schema
 from cvsi.evaluation.gallery import Gallery
 
 NAMING = ("exclude_ids", "group_ids", "target_ids", "negative_ids")  # the last one is optional
-EVALUATED = ("negative_ids", "variant_of")  # optional columns that metrics read
+OPTIONAL = ("negative_ids", "variant_of", "second_reference_id")  # columns that metrics or the report read
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,14 @@ def read(name: str) -> tuple[QueryTable, Gallery]:
 
 
 def read_frame(table: pa.Table, where: str) -> pl.DataFrame:
-    """The columns of `queries.parquet`, optional ones only if metrics read them.
+    """The columns of `queries.parquet`, optional ones only if metrics or the report read them.
 
     A query's tags are among its aspects, as metrics treat them alike.
     """
     frame = pl.DataFrame(parquet.fit(table, queries_schema(table.column_names), where))
     if "tags" in frame.columns:
         frame = frame.with_columns(aspects=pl.concat_list("aspects", "tags"))
-    return frame.select(*QUERIES.names, *(name for name in EVALUATED if name in frame.columns))
+    return frame.select(*QUERIES.names, *(name for name in OPTIONAL if name in frame.columns))
 
 
 def with_positions(frame: pl.DataFrame, gallery: Gallery) -> QueryTable:

@@ -351,6 +351,8 @@ def test_from_files_to_metrics(toy: Workspace) -> None:
     assert not np.allclose(columns["pseudo"][0], columns["pseudo"][2], atol=1e-2)
     assert np.array_equal(columns["instruction"][0], columns["instruction"][2])
 
+    page = Path("cache/toy/tiny/report/index.html").read_text()
+    assert page.count('alt="second reference image black"') == 1 and page.count(" negative</figcaption>") == 3
     swept = sweep.build("toy", "tiny", params.load(), step=1.0).frame  # from products kept in memory
     own = swept.row(by_predicate=pl.col("name").str.contains("cvsi"), named=True)
     assert {name: own[name] for name in FORMAT.protocol.names()} == pytest.approx(

@@ -23,6 +23,8 @@ def query_cards(
     """
     shown = _sample(name, backbone, queries, values)
     named = pl.concat([shown["reference_id"], shown["results"].explode(), shown["target_ids"].explode()])
+    if "second_reference_id" in shown.columns:
+        named = pl.concat([named, shown["second_reference_id"].alias(named.name)])
     images = pl.DataFrame(tables.read("index", name, "images.parquet"))
     images = images.filter(pl.col("image_id").is_in(named.drop_nulls().unique().implode()))
     shown_as = pictures(root, images)
@@ -50,9 +52,13 @@ def _card(row: dict[str, Any], pictures: dict[str, str]) -> dict[str, Any]:
             "id": image,
             "picture": pictures[image],
             "hit": image in row["target_ids"],
-            "own": image == row["reference_id"],
+            "own": image in (row["reference_id"], row.get("second_reference_id")),
+            "negative": image in row.get("negative_ids", ()),
         }
         for image in row["results"] or []
     ]
     answers = [{"id": image, "picture": pictures[image]} for image in row["target_ids"][:ANSWERS]]
-    return row | {"picture": pictures[row["reference_id"]], "results": results, "targets": answers}
+    second = pictures.get(row.get("second_reference_id", ""), "")
+    return row | {
+        "picture": pictures[row["reference_id"]], "second_picture": second, "results": results, "targets": answers,
+    }  # fmt: skip
