@@ -22,7 +22,7 @@ from cvsi.core import parquet, paths, provenance
 from cvsi.core.console import count
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import Params
-from cvsi.core.schema import RANKS
+from cvsi.core.schema import OPTIONAL_RANKS, RANKS
 from cvsi.evaluation.metrics import interval
 from cvsi.evaluation.queries import read_frame
 
@@ -219,7 +219,8 @@ def _paired(values: list[pl.DataFrame | None], split: str) -> dict[str, np.ndarr
     first, second = values
     if first is None or second is None:
         return {}
-    names = [name for name in first.columns if name in second.columns and name not in RANKS.names]
+    ranks = (*RANKS.names, *OPTIONAL_RANKS.names)
+    names = [name for name in first.columns if name in second.columns and name not in ranks]
     rows = first.filter(pl.col("split") == split).join(second, on=KEY, suffix=" second", maintain_order="left")
     paired = {name: (rows[f"{name} second"] - rows[name]).drop_nulls().to_numpy() for name in names}
     return {name: differences for name, differences in paired.items() if len(differences)}

@@ -77,6 +77,7 @@ RANKS = pa.schema(
         "group_rank": pa.int32(),
     }
 )
+OPTIONAL_RANKS = pa.schema({"negative_ranks": pa.list_(pa.int32())})  # where the index has `negative_ids`
 
 QUERY_PARTS = ("edited", "pseudo", "reference", "source", "instruction")
 PHI_PARTS = ("pseudo",)  # missing where the backbone has no phi
@@ -129,14 +130,19 @@ def with_later_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
     return table
 
 
-def per_query(metrics: Iterable[str]) -> pa.Schema:
-    """Ranks of a query's targets and one float64 per metric, in percent; null where the query does not count."""
-    return pa.schema([*RANKS, *(pa.field(name, pa.float64()) for name in metrics)])
+def per_query(metrics: Iterable[str], columns: Iterable[str] = ()) -> pa.Schema:
+    """Ranks of a query's targets and one float64 per metric, in percent; null where the query does not count.
+
+    Optional columns of ranks are there if they are among `columns`.
+    """
+    present = set(columns)
+    optional = [field for field in OPTIONAL_RANKS if field.name in present]
+    return pa.schema([*RANKS, *optional, *(pa.field(name, pa.float64()) for name in metrics)])
 
 
-def per_method(metrics: Iterable[str]) -> pa.Schema:
+def per_method(metrics: Iterable[str], columns: Iterable[str] = ()) -> pa.Schema:
     """`method`, then the columns of `per_query`."""
-    return pa.schema([pa.field("method", pa.string()), *per_query(metrics)])
+    return pa.schema([pa.field("method", pa.string()), *per_query(metrics, columns)])
 
 
 def vector(width: int, value: pa.DataType | None = None) -> pa.DataType:

@@ -158,14 +158,16 @@ def _recall(k: int, table: pl.DataFrame) -> np.ndarray:
 
 def _clean_average_precision(k: int, table: pl.DataFrame) -> np.ndarray:
     """AP@k of the ranking without the query's negatives; a target that is also a negative is no hit."""
+    if "negative_ranks" not in table.columns:
+        return np.full(table.height, np.nan)
     found = hits(without_negatives(table), k)
     return 100 * average_precision(found, table["target_ids"].list.len().to_numpy(), k)
 
 
 def _negative_recall(k: int, table: pl.DataFrame) -> np.ndarray:
-    """Negatives within the first k, over min(number of negatives, k); 0 for a query without negatives."""
+    """Negatives within the first k, over min(number of negatives, k); 0 for a query without any."""
     if "negative_ranks" not in table.columns:
-        return np.zeros(table.height)
+        return np.full(table.height, np.nan)
     ranks = table.select(row=pl.int_range(pl.len()), rank="negative_ranks").explode("rank")
     found = np.bincount(ranks.filter(pl.col("rank") <= k)["row"].to_numpy(), minlength=table.height)
     negatives = table["negative_ids"].list.len().to_numpy()
@@ -181,8 +183,6 @@ def without_negatives(table: pl.DataFrame) -> pl.DataFrame:
 
     A rank falls by the number of negatives before it. It is null for a target that is itself a negative.
     """
-    if "negative_ranks" not in table.columns:
-        return table
     targets = table.select(row=pl.int_range(pl.len()), rank="target_ranks").explode("rank")
     negatives = table.select(row=pl.int_range(pl.len()), rank="negative_ranks").explode("rank").drop_nulls()
     width = 1 + int(max(targets["rank"].max() or 0, negatives["rank"].max() or 0))  # type: ignore[arg-type]

@@ -36,9 +36,9 @@ def with_ranks(
 def by_query(protocol: Protocol, queries: pl.DataFrame) -> pl.DataFrame:
     """The table `per_query` of a protocol's metrics in percent, from the output of `with_ranks`."""
     columns = {name: pl.Series(name, values, nan_to_null=True) for name, values in protocol.values(queries).items()}
-    return pl.DataFrame(per_query(columns).empty_table()).vstack(
-        queries.select("query_id", "split", "target_ranks", "group_rank").with_columns(**columns)
-    )
+    empty = pl.DataFrame(per_query(columns, queries.columns).empty_table())
+    ranks = [name for name in empty.columns if name not in columns]
+    return empty.vstack(queries.select(ranks).with_columns(**columns))
 
 
 def summarise(

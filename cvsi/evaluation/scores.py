@@ -59,7 +59,8 @@ def build(name: str, backbone: str, params: Params) -> None:
         # DVC tracks each of these, so a run without groups, hidden splits or labels writes them, too, without content.
         out.table("group_rankings.parquet", in_groups.to_arrow(), GROUP_RANKINGS)
         names = dataset_format.protocol.names()
-        out.table("per_query.parquet", evaluation.per_query.to_arrow(), per_query(names))
+        values = evaluation.per_query
+        out.table("per_query.parquet", values.to_arrow(), per_query(names, values.columns))
         metrics = with_counts(name, evaluation.metrics, table, dropped)
         out.json("metrics.json", metrics)
         out.folder("submissions")
@@ -145,7 +146,8 @@ def with_counts(name: str, metrics: Metrics, table: QueryTable, dropped: pl.Data
 def read_values(name: str, backbone: str, protocol: Protocol) -> pl.DataFrame:
     """The table `per_query` that the stage wrote; raises CvsiError where it is missing or has other metrics."""
     path = paths.folder("scores", name, backbone) / "per_query.parquet"
-    return pl.DataFrame(parquet.read_file(path).select(per_query(protocol.names()).names))
+    table = parquet.read_file(path)
+    return pl.DataFrame(table.select(per_query(protocol.names(), table.column_names).names))
 
 
 def _report(protocol: Protocol, metrics: Metrics) -> None:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cvsi.commands import sweep
+from cvsi.commands.compare import compare as compare_runs
 from cvsi.core import params
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import Dataset
@@ -127,7 +128,7 @@ def compare(real: Listing, queries: pl.DataFrame, seed: int) -> None:
         reference([ids[place] for place in places], *of_query)
         for places, of_query in zip(ranking.positions.tolist(), lists, strict=True)
     ]
-    assert list(evaluation.per_query.columns[4:]) == FORMAT.protocol.names()
+    assert list(evaluation.per_query.columns[5:]) == FORMAT.protocol.names()
     for name in FORMAT.protocol.names():
         assert evaluation.per_query[name].to_list() == pytest.approx([values[name] for values in expected]), name
     metrics = evaluation.metrics["test"]
@@ -189,10 +190,11 @@ def test_negative_recall_by_hand() -> None:
     assert values["negative recall@50"].tolist() == pytest.approx([200 / 3, 0, 100])
 
 
-def test_an_index_without_negatives_has_none_in_the_ranking() -> None:
+def test_without_ranks_of_negatives_no_query_counts_in_their_metrics() -> None:
     queries = pl.DataFrame({"target_ids": [["a", "b"]]})
     values = FORMAT.protocol.values(with_ranks(queries, np.array([[2, 0]]), np.zeros(1, dtype=np.int64)))
-    assert values["mAP@10 clean"] == values["mAP@10"] and values["negative recall@10"].tolist() == [0]
+    nothing = {name for name, numbers in values.items() if np.isnan(numbers).all()}
+    assert nothing == {name for name in FORMAT.protocol.names() if "negative" in name or "clean" in name}
 
 
 @pytest.mark.parametrize(
@@ -351,6 +353,13 @@ def test_from_files_to_metrics(toy: Workspace) -> None:
     assert not np.allclose(columns["pseudo"][0], columns["pseudo"][2], atol=1e-2)
     assert np.array_equal(columns["instruction"][0], columns["instruction"][2])
 
+    written = pl.read_parquet("cache/toy/tiny/scores/per_query.parquet")
+    methods = pl.read_parquet("cache/toy/tiny/report/methods.parquet")
+    assert written.schema["negative_ranks"] == pl.List(pl.Int32) and written["negative_ranks"].list.len().sum() == 3
+    assert methods.filter(method="cvsi").drop("method").equals(written)
+    compared = compare_runs(params.load(), "toy-tiny", "toy-tiny")
+    differences = {row.name: row.difference for row in compared.splits["test"]}
+    assert differences["precision@10 range"] == differences["mAP@10 clean"] == 0
     page = Path("cache/toy/tiny/report/index.html").read_text()
     assert page.count('alt="second reference image black"') == 1 and page.count(" negative</figcaption>") == 3
     swept = sweep.build("toy", "tiny", params.load(), step=1.0).frame  # from products kept in memory
@@ -400,8 +409,11 @@ def test_negatives_change_no_rank_of_a_target() -> None:
     assert np.array_equal(wide.scores, alone.scores)
 
 
-def test_by_query_has_no_column_of_negatives() -> None:
-    frame = table([[1]], [[2]]).with_columns(
+def test_the_ranks_of_negatives_are_a_column_of_their_own() -> None:
+    frame = table([[1]], [[2, None]]).with_columns(
         query_id=pl.lit("a"), split=pl.lit("test"), group_rank=pl.lit(None, pl.Int32)
     )
-    assert by_query(FORMAT.protocol, frame).columns[:4] == ["query_id", "split", "target_ranks", "group_rank"]
+    values = by_query(FORMAT.protocol, frame)
+    assert values.columns[:5] == ["query_id", "split", "target_ranks", "group_rank", "negative_ranks"]
+    assert values["negative_ranks"].to_list() == [[2, None]]
+    assert "negative_ranks" not in by_query(FORMAT.protocol, frame.drop("negative_ranks")).columns

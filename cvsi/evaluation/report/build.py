@@ -60,7 +60,7 @@ def build(name: str, backbone: str, params: Params) -> None:
         content = {"metric": main, "own": own_name, "splits": table}
         out.json("weightings.json", content | ({"left_out": left_out} if left_out else {}))
         rows = method_table.values_table(evaluations)
-        out.table("methods.parquet", rows.to_arrow(), per_method(protocol.names()))
+        out.table("methods.parquet", rows.to_arrow(), per_method(protocol.names(), rows.columns))
         if published is not None:
             out.json("published.json", published)
         out.file("index.html").write_text(page, encoding="utf-8")
