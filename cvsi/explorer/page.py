@@ -28,10 +28,10 @@ def write(target: Path, run: str, dataset: str, root: Path, request: Request, an
         raise CvsiError(f"{target}: {error.strerror or error}; name another file with --html") from None
 
 
-def _picture(path: Path, digest: str, crop: Box | None = None) -> str:
+def _picture(path: Path, digest: str, side: int, crop: Box | None = None) -> str:
     """A thumbnail as a `data:` address; empty where the file is gone or changed, which a page of results survives."""
     try:
-        return thumbnail(path, digest, crop)
+        return thumbnail(path, digest, side, crop)
     except (CvsiError, OSError):
         return ""
 

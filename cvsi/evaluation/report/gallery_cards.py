@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from cvsi.core import tables
-from cvsi.evaluation.report.thumbnails import box_of, thumbnail
+from cvsi.evaluation.report.thumbnails import file_of, thumbnail
 
 SAMPLE = 48  # images
 SIDE = 320  # pixels
@@ -51,7 +51,7 @@ def _card(row: dict[str, Any], root: Path) -> dict[str, Any]:
     ratio = row["width"] / max(row["height"], 1)
     return {
         "id": row["image_id"],
-        "picture": thumbnail(root / row["path"], row["digest"], box_of(row.get("crop")), SIDE),
+        "picture": thumbnail(*file_of(row, root, SIDE)),
         "caption": caption if len(caption) <= LONGEST else f"{caption[:LONGEST].rstrip()}…",
         "ratio": round(min(max(ratio, RATIOS[0]), RATIOS[1]), 2),
     }

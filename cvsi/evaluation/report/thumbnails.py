@@ -2,9 +2,10 @@
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 from PIL import Image
@@ -17,21 +18,17 @@ Box = tuple[float, float, float, float]  # x, y, width, height
 
 def pictures(root: Path, images: pl.DataFrame, picture: Callable[..., str] | None = None) -> dict[str, str]:
     """The pictures of images of an index by their ids, made by `thumbnail` or a function of the same arguments."""
-    columns = [name for name in ("path", "digest", "crop") if name in images.columns]
-    rows = images.select("image_id", *columns).iter_rows()
-    return {
-        image: (picture or thumbnail)(root / path, digest, *(box_of(box) for box in crop))
-        for image, path, digest, *crop in rows
-    }
+    return {row["image_id"]: (picture or thumbnail)(*file_of(row, root)) for row in images.iter_rows(named=True)}
 
 
-def box_of(crop: Sequence[float] | None) -> Box | None:
-    """A value of the column `crop` as an argument of `thumbnail`."""
-    return None if crop is None else (crop[0], crop[1], crop[2], crop[3])
+def file_of(row: Mapping[str, Any], root: Path, side: int = SIDE) -> tuple[Any, ...]:
+    """The arguments of `thumbnail` for a row of an index's images."""
+    crop = row.get("crop")
+    return (root / row["path"], row["digest"], side, *(() if crop is None else (tuple(crop),)))
 
 
 @cache
-def thumbnail(path: Path, digest: str, crop: Box | None = None, side: int = SIDE) -> str:
+def thumbnail(path: Path, digest: str, side: int = SIDE, crop: Box | None = None) -> str:
     """A `data:` address of the image, at most `side` pixels a side: PNG where it is small already, else JPEG."""
     return load(path, digest, partial(address, side=side), crop)
 
