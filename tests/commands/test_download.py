@@ -63,7 +63,11 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     with serving() as server:
         server.add(
             CAPTIONER,
-            {"config.json": b'{"b": 2}', "tokenizer.json": b"[]", "model.safetensors": noise(300_000, 5)},
+            {
+                "config.json": b'{"model_type": "blip-2"}',
+                "tokenizer.json": b"[]",
+                "model.safetensors": noise(300_000, 5),
+            },
         )
         server.add(EDITOR, sharded(), "v1", commit_of(EDITOR)[:8])
         server.add(TOWER, {TOWER_FILE: noise(200_000, 6), "model.safetensors": b"timm's", "config.json": b"{}"})
