@@ -1,7 +1,7 @@
 """An index and random unit vectors of any size, written as the stages write them: what scores reads."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +27,9 @@ def column(matrix: np.ndarray) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), matrix.shape[1])
 
 
-def query_table(random: np.random.Generator, queries: int, width: int) -> pa.Table:
-    """The query parts that the fusion uses, float32."""
-    return pa.table({part: column(unit(random, queries, width)) for part in PARTS})
+def query_table(random: np.random.Generator, queries: int, width: int, parts: Sequence[str] = PARTS) -> pa.Table:
+    """The query parts that the fusion uses, or others, float32."""
+    return pa.table({part: column(unit(random, queries, width)) for part in parts})
 
 
 def gallery_table(random: np.random.Generator, images: int, width: int) -> pa.Table:
@@ -37,7 +37,10 @@ def gallery_table(random: np.random.Generator, images: int, width: int) -> pa.Ta
     return pa.table({part: column(unit(random, images, width).astype(np.float16)) for part in ("image", "caption")})
 
 
-def write(folder: Path, images: int, queries: int, width: int, form: str = "circo", excluded: bool = False) -> None:
+def write(
+    folder: Path, images: int, queries: int, width: int, form: str = "circo", excluded: bool = False,
+    parts: Sequence[str] = PARTS,
+) -> None:  # fmt: skip
     """A workspace with dataset `big`, backbone `tiny`: params.yaml, index, vectors; all queries are labelled.
 
     The gallery's vectors repeat after 65,536 images, their numbers moved by one position each time, so that ten
@@ -67,7 +70,7 @@ def write(folder: Path, images: int, queries: int, width: int, form: str = "circ
     shards = cache / "tiny" / "query_vectors"
     shards.mkdir(parents=True)
     keys = pa.table({name: columns[name] for name in ("query_id", "split")})
-    vectors = query_table(random, queries, width)
+    vectors = query_table(random, queries, width, parts)
     for name in vectors.column_names:
         keys = keys.append_column(name, vectors[name])
     parquet.write_parquet(keys, shards / "part-00000.parquet")

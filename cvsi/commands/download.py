@@ -58,7 +58,7 @@ class Plan:
 
 
 def download(params: Params) -> int:
-    """Download what the active datasets and runs need; how many models could not be had, each said in a line.
+    """Download what the active datasets and runs need; how many models could not be had, each named in a line.
 
     Raises CvsiError where none can be had: no network, no space, a cache that cannot be written.
     """
@@ -214,11 +214,11 @@ def _fetch(plan: Plan, meter: "_Bytes") -> None:
 def _report(plan: Plan) -> None:
     """What came of a repository, and how to pin it where it is not."""
     model, found = plan.wanted, plan.snapshot.listing
-    asked = f"revision {found.asked} asked" if found.asked else "no revision asked"
-    got = f"{asked} and got" if found.asked == found.commit else f"{asked}, {found.commit} got"
+    wanted = f"revision {found.revision} asked" if found.revision else "no revision asked"
+    got = f"{wanted} and got" if found.revision == found.commit else f"{wanted}, {found.commit} got"
     info(f"{model.noun} {model.repository}: {got}")
     info(f"  {count(len(plan.files), 'file')}, {words(plan.size)}, verified, in {plan.snapshot.path}")
-    if found.asked != found.commit:
+    if found.revision != found.commit:
         for key in model.keys:
             info(f"  to pin it: cvsi set {key} {found.commit}")
 

@@ -250,7 +250,7 @@ def check(
 def add(
     folder: str | None = typer.Argument(None, help="A folder of photos; without one, the presets are printed."),
     preset: str = typer.Option(
-        "", help="laptop, gpu-24gb, gpu-80gb or server; without it, chosen by the GPU's memory."
+        "", help="laptop, gpu-24gb, gpu-80gb, server or tiny; without it, chosen by the GPU's memory."
     ),
     name: str = typer.Option("", help="The dataset's name; without it, made from the folder's."),
     roots: Annotated[

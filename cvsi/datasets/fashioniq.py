@@ -67,8 +67,8 @@ def read(dataset: Dataset, settings: FashionIQSettings) -> Listing:
     wanted_splits(dataset.splits, ("val",), root)
     image_list = annotation_path(root, f"image_splits/split.{settings.category}.val.json", dataset.roots)
     source = annotation_path(root, f"captions/cap.{settings.category}.val.json", dataset.roots)
-    queries = load_json(source, list[Query])
     names = load_json(image_list, list[str])
+    queries = load_json(source, list[Query])
     if settings.gallery == "pairs":
         paired = {query.candidate for query in queries} | {query.target for query in queries}
         names = [name for name in names if name in paired]

@@ -12,7 +12,6 @@ from pydantic import ConfigDict, Field, FiniteFloat, model_validator
 
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import PATH, Name, Settings
-from cvsi.core.vector_columns import column, numbers_of
 
 if TYPE_CHECKING:  # torch takes seconds to import, and checking params.yaml does not need it
     from torch import Tensor
@@ -143,6 +142,8 @@ def described(operand: Operand) -> str:
 def with_parts(table: pa.Table, parts: Mapping[str, Part], where: str) -> pa.Table:
     """A table of query vectors with one more column per part; raises CvsiError for a column that is missing."""
     import torch
+
+    from cvsi.core.vector_columns import column, numbers_of
 
     for name, part in parts.items():
         columns: dict[str, Tensor] = {}

@@ -90,10 +90,10 @@ class HubFile:
 
 @dataclass(frozen=True)
 class Listing:
-    """A repository at a commit; `asked` is the revision of params.yaml. `files` are checked when they are chosen."""
+    """A repository at a commit; `revision` is that of params.yaml. `files` are checked when they are chosen."""
 
     repository: str
-    asked: str | None
+    revision: str | None
     commit: str
     files: Mapping[str, _Sibling] = field(repr=False)
 

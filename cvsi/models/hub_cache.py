@@ -100,11 +100,11 @@ class Snapshot:
                 self._point(file)
 
     def finish(self) -> None:
-        """Note which commit the asked revision is, once its files are here, so that it is found without the hub."""
-        asked = self.listing.asked or "main"
-        if COMMIT.fullmatch(asked):
+        """Note which commit the wanted revision is, once its files are here, so that it is found without the hub."""
+        revision = self.listing.revision or "main"
+        if COMMIT.fullmatch(revision):
             return
-        ref = self.folder / "refs" / asked
+        ref = self.folder / "refs" / revision
         with one_line(self.folder):
             if ref.is_file() and ref.read_text(encoding="utf-8") == self.listing.commit:
                 return

@@ -228,8 +228,8 @@ def _says_nothing(text: str) -> str:
     return bare if NOTHING.match(bare) else ""
 
 
-def _check_whole(text: str, query: Query) -> None:
-    """Raise Unusable for a text that is no answer at all."""
+def check_form(text: str) -> None:
+    """Raise Unusable for a text without words, of too many characters, with a tag, or cut at its end."""
     if not any(map(str.isalpha, text)):
         raise Unusable("refused: no words")
     if len(text) > LONGEST:
@@ -240,6 +240,11 @@ def _check_whole(text: str, query: Query) -> None:
         raise Unusable("refused: ends in a colon")
     if text.endswith(("...", "\u2026")):
         raise Unusable("refused: ends in an ellipsis")
+
+
+def _check_whole(text: str, query: Query) -> None:
+    """Raise Unusable for a text that is no answer at all."""
+    check_form(text)
     if _matches(NO_TEXT, text, query):
         raise Unusable("refused: an error, an address or a placeholder")
     if _matches(DECLINES, text, query):

@@ -12,11 +12,10 @@ from cvsi.models.editor import CUT, Answer
 from cvsi.pipeline.answer_forms import ANSWER_TAG, BULLET, POLITE, Unusable, fenced, json_value, text_of, unmarked
 from cvsi.pipeline.answers import (
     DECLINES,
-    LONGEST,
     NO_TEXT,
     SENTENCE_END,
-    TAG,
     Parsed,
+    check_form,
     content_of,
     repeats,
     words,
@@ -128,16 +127,7 @@ def _first_paragraph(text: str) -> tuple[list[str], bool]:
 
 def _check(text: str) -> None:
     """Raise Unusable for a text that describes no image."""
-    if not any(map(str.isalpha, text)):
-        raise Unusable("refused: no words")
-    if len(text) > LONGEST:
-        raise Unusable(f"refused: more than {LONGEST:,} characters")
-    if TAG.search(text):
-        raise Unusable("refused: a tag")
-    if text.rstrip(" *_").endswith((":", "\uff1a")):
-        raise Unusable("refused: ends in a colon")
-    if text.endswith(("...", "\u2026")):
-        raise Unusable("refused: ends in an ellipsis")
+    check_form(text)
     own = _straight(text)
     for pattern, reason in _REASONS:
         if pattern.search(own):

@@ -88,7 +88,7 @@ finally:
     missing = section(text, "missing: 11 things")
     for what in MISSING:
         assert missing.count(what) == 1, missing
-    assert "miccunifi/CIRCO" in missing and "hf download Qwen/Qwen2.5-7B-Instruct" in missing
+    assert "miccunifi/CIRCO" in missing and "Qwen/Qwen2.5-7B-Instruct" in missing
     assert "at most 123,403 of 123,403" in text and "at most 1,851,045 of 1,851,045" in text
     assert section(text, "terms of use").count("trained with LinCIR, which is for non-commercial use") == 1
 
@@ -445,7 +445,7 @@ def test_a_blip_is_known_with_its_counts_terms_and_size(
     assert "images to 7 captions" in text and "at most 8 of 8" in text
     missing = " ".join(section(text, "missing: 1 thing").split())
     assert "captioner Salesforce/blip-image-captioning-base" in missing
-    assert "hf download Salesforce/blip-image-captioning-base" in missing
+    assert "cvsi check --download, or set the captioner's model" in missing
     assert "BSD 3-Clause" in section(text, "terms of use")
     monkeypatch.setattr(forecast, "device_kind", lambda compute: "cuda")
     monkeypatch.setattr(forecast, "gpu_bytes", lambda: 1 << 28)

@@ -63,7 +63,11 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     with serving() as server:
         server.add(
             CAPTIONER,
-            {"config.json": b'{"b": 2}', "tokenizer.json": b"[]", "model.safetensors": noise(300_000, 5)},
+            {
+                "config.json": b'{"model_type": "blip-2"}',
+                "tokenizer.json": b"[]",
+                "model.safetensors": noise(300_000, 5),
+            },
         )
         server.add(EDITOR, sharded(), "v1", commit_of(EDITOR)[:8])
         server.add(TOWER, {TOWER_FILE: noise(200_000, 6), "model.safetensors": b"timm's", "config.json": b"{}"})
@@ -630,10 +634,11 @@ def test_local_models_need_no_hub(toy: Workspace, hub: HubServer, monkeypatch: p
     assert not hub.requests and not (toy.path / "hub").exists()
 
 
-def test_a_dataset_without_queries_needs_no_editor(place: Workspace, hub: HubServer) -> None:
+def test_the_editor_is_downloaded_without_queries_too(place: Workspace, hub: HubServer) -> None:
+    """A search with an image and a text needs it."""
     (place.path / "photos" / "queries.jsonl").unlink()
     download()
-    assert not hub.asked(EDITOR) and hub.asked(CAPTIONER)
+    assert hub.asked(EDITOR) and hub.asked(CAPTIONER)
 
 
 def test_the_line_that_pins_names_the_block_behind_anchors_and_merges() -> None:

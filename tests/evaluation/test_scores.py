@@ -385,7 +385,7 @@ def test_every_method_has_values_per_query_and_the_own_fusion_those_of_the_stage
     own = scores.read_values("toy", "tiny", protocol)
     table, gallery = queries.read("toy")
     evaluations = method_table.evaluate_all("toy", "tiny", settings, protocol, table, gallery, own)
-    assert list(evaluations) == ["cvsi", "edited", "pseudo", "image", "pdv", "same", "caption"]
+    assert list(evaluations) == ["cvsi", "edited", "pseudo", "image", "pdv", "adast", "seize", "same", "caption"]
     messages = capsys.readouterr().out
     for name in ("text", "image+text"):
         assert f"method {name} left out: cache/toy/tiny/query_vectors: no column 'instruction'" in messages

@@ -29,6 +29,7 @@ from tests.conftest import Workspace
 from tests.stage_inputs import DISC_CAPTIONS, write_captions, write_edits, write_index, write_vectors
 
 WITHOUT_PHI = [part for part in schema.QUERY_PARTS if part != "pseudo"]
+OF_ROLES = {"soft", "osrcir", "sdr", "roles"}  # methods that need a reader
 PLAIN = {"query": {"edited": 0.7, "reference": 0.3}, "gallery": {"image": 0.8, "caption": 0.2}}
 
 
@@ -227,11 +228,11 @@ def test_labelled_queries_without_phi_have_metrics_and_name_the_methods_left_out
     page = reported(params.load())
     folder = paths.folder("report", "toy", "tiny")
     content = json.loads((folder / "weightings.json").read_text())
-    needing = {name for name, fusion in methods.table(params.load(), "toy").items()
-               if any("pseudo" in form.query for form in fusion.forms.values())}  # fmt: skip
-    assert needing and set(content["left_out"]) == needing
-    assert set(content["left_out"].values()) == {"no column pseudo; the backbone has no phi"}
-    assert set(content["splits"]["val"]) == set(methods.table(params.load(), "toy")) - needing
+    fusions = methods.table(params.load(), "toy")
+    needing = {name for name, fusion in fusions.items() if "pseudo" in fusion.query_columns}
+    assert needing and set(content["left_out"]) == needing | OF_ROLES
+    assert {content["left_out"][name] for name in needing} == {"no column pseudo; the backbone has no phi"}
+    assert set(content["splits"]["val"]) == set(fusions) - needing - OF_ROLES
     assert set(pq.read_table(folder / "methods.parquet")["method"].to_pylist()).isdisjoint(needing)
     for name in needing:
         assert f"<b>{name}</b> (no column pseudo; the backbone has no phi)" in page
@@ -244,12 +245,12 @@ def test_labelled_queries_without_phi_have_metrics_and_name_the_methods_left_out
     assert "'pseudo'" in one_line(lambda: sweep.build("toy", "tiny", params.load(), ["edited", "pseudo"], 0.5))
 
 
-def test_the_page_of_a_backbone_with_phi_leaves_nothing_out(toy: Workspace) -> None:
+def test_the_page_of_a_backbone_with_phi_leaves_out_what_needs_a_reader(toy: Workspace) -> None:
     toy.params(datasets__toy__fusion=PLAIN)
     computed(toy)
     page = reported(params.load())
-    assert "left_out" not in json.loads((paths.folder("report", "toy", "tiny") / "weightings.json").read_text())
-    assert "Left out" not in page and "no phi" not in page
+    content = json.loads((paths.folder("report", "toy", "tiny") / "weightings.json").read_text())
+    assert set(content["left_out"]) == OF_ROLES and "no phi" not in page
 
 
 WITH_PSEUDO: dict[str, object] = {

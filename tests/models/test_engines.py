@@ -63,7 +63,10 @@ def test_each_engine_has_its_own_settings_and_one_is_the_default() -> None:
         ({"decoding": "beam-sample", "beams": 4}, ": beams is 4, but n captions are 5; beams must be at least n"),
         ({"decoding": "greedy"}, ".decoding: Input should be 'nucleus' or 'beam-sample' (got 'greedy')"),
         ({"engine": "tensorrt"}, ".engine: unknown captioner engine 'tensorrt'; there are: transformers, vllm"),
-        ({"engine": "servers"}, ".engine: unknown captioner engine 'servers'; there are: transformers, vllm, server"),
+        (
+            {"engine": "servers"},
+            ".engine: unknown captioner engine 'servers'; there are: transformers, vllm, blip, server",
+        ),
         ({"engine": "server"}, ".address: key is missing"),
         ({"engine": ["vllm"]}, ".engine: unknown captioner engine '['vllm']'; there are: transformers, vllm"),
         ({"engine": None}, ".engine: unknown captioner engine 'None'; there are: transformers, vllm"),

@@ -79,7 +79,8 @@ def test_the_table_of_weightings_is_from_the_same_vectors(project: Workspace) ->
     table = json.loads((project.path / "cache/demo/tiny/report/weightings.json").read_text())
     metrics = json.loads((project.path / "cache/demo/tiny/scores/metrics.json").read_text())
     rows = table["splits"]["val"]
-    assert list(sorted(rows)) == sorted(["cvsi", "edited", "pseudo", "image", "text", "image+text", "pdv"])
+    weights = ["cvsi", "edited", "pseudo", "image", "text", "image+text", "pdv"]
+    assert list(sorted(rows)) == sorted([*weights, "product", "adast", "seize"])
     assert rows["cvsi"]["mAP@10"] == metrics["val"]["mAP@10"]
     assert len({round(values["mAP@10"], 6) for values in rows.values()}) > 4
 

@@ -62,7 +62,9 @@ def test_every_old_value_keeps_its_meaning() -> None:
         dataset = content.dataset(name)
         assert captioner_of(dataset, name).model_dump().items() >= block["captioner"].items()
         assert editor_of(dataset, name).model_dump().items() >= block["editor"].items()
-        assert formats.settings_of(dataset, name).model_dump() == {key: block[key] for key in dataset.own}
+        assert formats.settings_of(dataset, name).model_dump(exclude_defaults=True) == {
+            key: block[key] for key in dataset.own
+        }
         form = methods.fusion_of(content, name)
         assert form == read_fusion(block["fusion"], name)
 
