@@ -13,6 +13,7 @@ from cvsi.core.params import PATH, Block, Compute, Dataset, Precision, Settings,
 from cvsi.core.registry import Registry
 from cvsi.models.captioner import Captioner, CaptionerSettings
 from cvsi.models.editor import Editor, EditorSettings
+from cvsi.models.judge import Judge, JudgeSettings
 from cvsi.store.rows import Store
 
 S = TypeVar("S", bound=Settings)
@@ -82,7 +83,16 @@ EDITORS: Registry[Engine[Any, Editor]] = Registry(
         "server": "cvsi.models.llm_server:ENGINE",
     },
 )
+JUDGES: Registry[Engine[Any, Judge[Any]]] = Registry(
+    "judge engine",
+    "cvsi.judges",
+    {
+        "vllm": "cvsi.models.judge_vllm:ENGINE",
+        "server": "cvsi.models.judge_server:ENGINE",
+    },
+)
 DEFAULT_CAPTIONER, DEFAULT_EDITOR = "transformers", "vllm"  # of a block without the key `engine`
+DEFAULT_JUDGE = "vllm"
 
 
 def captioner_settings(block: Block, where: str) -> CaptionerSettings:
@@ -94,6 +104,12 @@ def captioner_settings(block: Block, where: str) -> CaptionerSettings:
 def editor_settings(block: Block, where: str) -> EditorSettings:
     """An editor's block as its engine's settings; raises CvsiError for an unknown engine, key or value."""
     settings: EditorSettings = _settings(EDITORS, {"engine": DEFAULT_EDITOR} | block, where)
+    return settings
+
+
+def judge_settings(block: Block, where: str) -> JudgeSettings:
+    """A judge's block as its engine's settings; raises CvsiError for an unknown engine, key or value."""
+    settings: JudgeSettings = _settings(JUDGES, {"engine": DEFAULT_JUDGE} | block, where)
     return settings
 
 
@@ -115,6 +131,11 @@ def captioner_engine(settings: CaptionerSettings) -> Engine[Any, Captioner[Any]]
 def editor_engine(settings: EditorSettings) -> Engine[Any, Editor]:
     """The engine that checked settings belong to."""
     return EDITORS.get(settings.engine, f"{PATH}: editor")
+
+
+def judge_engine(settings: JudgeSettings) -> Engine[Any, Judge[Any]]:
+    """The engine that checked settings belong to."""
+    return JUDGES.get(settings.engine, f"{PATH}: judge")
 
 
 def facts_of(settings: Settings, *left_out: str) -> dict[str, Any]:
