@@ -50,6 +50,7 @@ def make_world(toy: Workspace, groups: bool = False, queries: int = 30, hidden: 
         out.table("queries.parquet", pa.Table.from_pylist(rows, QUERIES), QUERIES)
     write_vectors(["edited", "pseudo"])
     toy.params(datasets__toy__format="cirr" if groups else "circo", datasets__toy__root="plain")
+    toy.params(compute={"device": "cpu", "requests": 4})  # more at once would overflow the small server's queue
     settings = params.load()
     scores.build("toy", "tiny", settings)
     return settings

@@ -209,16 +209,20 @@ def verdicts(stored: pl.DataFrame, answers: Sequence[str]) -> pl.DataFrame:
     """
     token = pl.col("tokens").str.strip_chars().str.to_lowercase()
     probability = pl.col("logprobs").cast(pl.Float64).clip(upper_bound=0).exp().fill_nan(0).fill_null(0)
-    reported = stored.select("tokens", "logprobs").with_row_index("row").explode("tokens", "logprobs")
-    sums = reported.group_by("row", maintain_order=True).agg(
-        positive=probability.filter(token == normalised(answers[0])).sum(),
-        negative=probability.filter(token == normalised(answers[1])).sum(),
+    rows = stored.with_row_index("row")
+    sums = (
+        rows.select("row", "tokens", "logprobs")
+        .explode("tokens", "logprobs")
+        .group_by("row")
+        .agg(
+            positive=probability.filter(token == normalised(answers[0])).sum(),
+            negative=probability.filter(token == normalised(answers[1])).sum(),
+        )
     )
     both = pl.col("positive") + pl.col("negative")
-    share = pl.when(both > 0).then(pl.col("positive") / both)
-    reason = pl.concat([stored.select("finish"), sums.select(share=share)], how="horizontal").select(
-        "share", status=_status(pl.col("finish"), pl.col("share"))
-    )
+    shares = rows.select("row", "finish").join(sums, on="row", how="left", maintain_order="left")
+    shares = shares.select("finish", share=pl.when(both > 0).then(pl.col("positive") / both))
+    reason = shares.select("share", status=_status(pl.col("finish"), pl.col("share")))
     ok = pl.col("status") == "ok"
     return reason.select(yes=pl.when(ok).then("share").cast(pl.Float32), status="status")
 

@@ -13,6 +13,7 @@ from cvsi.evaluation import scores
 from cvsi.models import server_client
 from cvsi.models.engines import judge_settings
 from cvsi.pipeline import verdicts as stage
+from cvsi.pipeline.prompting import few_shot
 from cvsi.store.rows import Store
 from tests.conftest import Workspace
 from tests.rerank_world import IDS, Distribution, first_token, judging, make_world, oracle, pair_of, with_rerank
@@ -23,6 +24,12 @@ BLOCK = {"engine": "server", "address": "http://localhost:1/v1", "model": "m"}
 
 def fair(reference: str, candidate: str, instruction: str) -> Distribution:
     return [("yes", 0.6), ("no", 0.2)]
+
+
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retry once, at once."""
+    monkeypatch.setattr(server_client, "RETRIES", 1)
+    monkeypatch.setattr(server_client, "FIRST_PAUSE", 0.01)
 
 
 def table() -> pl.DataFrame:
@@ -185,7 +192,7 @@ BROKEN = {
 def test_a_failure_that_may_pass_is_null_in_the_table_and_asked_again(
     toy: Workspace, kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(server_client, "RETRIES", 0)
+    impatient(monkeypatch)
     make_world(toy, queries=4, hidden=0)
     failing = IDS[::5]
 
@@ -220,7 +227,7 @@ def test_a_failure_that_may_pass_is_null_in_the_table_and_asked_again(
 def test_what_concerns_every_request_ends_the_run_in_one_line(
     toy: Workspace, reply: Reply, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_client, "RETRIES", 0)
+    impatient(monkeypatch)
     make_world(toy, queries=4, hidden=0)
     with serving(lambda seen, before: reply) as server, pytest.raises(CvsiError) as raised:
         stage.write("second", with_rerank(toy, server.address, top=12))
@@ -243,7 +250,7 @@ def test_a_canvas_has_both_images_on_one_and_names_their_sides(toy: Workspace) -
 @pytest.mark.parametrize("instruction", ["make it {candidate}", "{reference} {yes}", "a\nCandidate: b", "{}", "%s {0}"])
 def test_an_instruction_is_text_alone(instruction: str) -> None:
     settings = judge_settings(BLOCK, "judge")
-    before, between = stage.question_texts(stage.few_shot("match"), instruction, settings)
+    before, between = stage.question_texts(few_shot("match"), instruction, settings)
     assert before.endswith("Reference:") and between.endswith("Candidate:")
     assert f"Instruction: {' '.join(instruction.split())}\n" in between and "{yes}" not in before
 
@@ -296,8 +303,13 @@ def test_each_setting_is_in_the_recipe_but_those_that_change_no_verdict(toy: Wor
     def recipe(**change: Any) -> dict[str, Any]:
         return stage.verdict_job("second", with_rerank(toy, BLOCK["address"], **change)).recipe()
 
-    same = [{"top": 3}, {"mix": 0.5}, {"max_tokens_as": "max_completion_tokens"}, {"precision": "bf16"}]
-    other = [
+    same: list[dict[str, Any]] = [
+        {"top": 3},
+        {"mix": 0.5},
+        {"max_tokens_as": "max_completion_tokens"},
+        {"precision": "bf16"},
+    ]
+    other: list[dict[str, Any]] = [
         {"model": "n"}, {"revision": "r"}, {"answers": ["ja", "nein"]}, {"images": "canvas"}, {"image_size": 64},
         {"top_logprobs": 5}, {"send_temperature": False}, {"chat_template_kwargs": {"a": 1}},
     ]  # fmt: skip
@@ -326,7 +338,7 @@ def test_without_rankings_nothing_is_judged(toy: Workspace) -> None:
 
 
 def test_a_run_that_was_stopped_keeps_its_verdicts(toy: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_client, "RETRIES", 0)
+    impatient(monkeypatch)
     make_world(toy, queries=6, hidden=0)
     toy.params(compute={"device": "cpu", "verdict_batch": 8, "requests": 1})
     known = oracle()
