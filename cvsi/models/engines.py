@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from typing import Any, Generic, TypeVar
 
-from cvsi.core.params import PATH, Block, Compute, Dataset, Precision, Settings, checked
+from cvsi.core.params import PATH, Block, Compute, Dataset, Precision, Rerank, Settings, checked
 from cvsi.core.registry import Registry
 from cvsi.models.captioner import Captioner, CaptionerSettings
 from cvsi.models.editor import Editor, EditorSettings
@@ -121,6 +121,11 @@ def captioner_of(dataset: Dataset, name: str) -> CaptionerSettings:
 def editor_of(dataset: Dataset, name: str) -> EditorSettings:
     """The editor of a dataset by the dataset's name; raises CvsiError for an unknown engine, key or value."""
     return editor_settings(dataset.editor, f"datasets.{name}.editor")
+
+
+def judge_of(rerank: Rerank, name: str) -> JudgeSettings:
+    """The judge of a rerank by the rerank's name; raises CvsiError for an unknown engine, key or value."""
+    return judge_settings(rerank.judge, f"reranks.{name}.judge")
 
 
 def captioner_engine(settings: CaptionerSettings) -> Engine[Any, Captioner[Any]]:

@@ -23,7 +23,7 @@ from cvsi.core.params import PATH, Params
 from cvsi.core.schema import IMAGES, QUERIES, RANKINGS, STORED_VERDICTS, VERDICTS
 from cvsi.core.statuses import counts
 from cvsi.models.editor import FAILED, FILTERED, REFUSED, TOO_LONG, Answer, Unfinished
-from cvsi.models.engines import judge_engine, judge_settings
+from cvsi.models.engines import judge_engine, judge_of
 from cvsi.models.judge import Judge, JudgeSettings, Question, Verdict, normalised
 from cvsi.pipeline.edits import LONGEST_FINISH, storable
 from cvsi.pipeline.image_loader import ImageLoader
@@ -146,9 +146,8 @@ class VerdictJob(RowJob):
 def verdict_job(name: str, params: Params) -> VerdictJob:
     """The job of a rerank's verdicts; raises CvsiError for a judge's block or a prompt that is wrong."""
     rerank = params.rerank(name)
-    settings = judge_settings(rerank.judge, f"reranks.{name}.judge")
-    prompt, root = few_shot(settings.prompt), Path(params.dataset(rerank.run.dataset).root)
-    question_texts(prompt, "", settings)
+    settings = judge_of(rerank, name)
+    prompt, root = check_prompt(settings), Path(params.dataset(rerank.run.dataset).root)
     run, store = (rerank.run.dataset, rerank.run.backbone), Store(Path(params.store))
     return VerdictJob(params.compute, store, *run, root, settings, prompt, rerank.top)
 
@@ -225,6 +224,13 @@ def verdicts(stored: pl.DataFrame, answers: Sequence[str]) -> pl.DataFrame:
     reason = shares.select("share", status=_status(pl.col("finish"), pl.col("share")))
     ok = pl.col("status") == "ok"
     return reason.select(yes=pl.when(ok).then("share").cast(pl.Float32), status="status")
+
+
+def check_prompt(settings: JudgeSettings) -> str:
+    """The text of a judge's prompt; raises CvsiError where there is none of that name, or it is no judge's."""
+    prompt = few_shot(settings.prompt)
+    question_texts(prompt, "", settings)
+    return prompt
 
 
 def question_texts(prompt: str, instruction: str, settings: JudgeSettings) -> Texts:
