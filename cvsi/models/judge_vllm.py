@@ -16,11 +16,11 @@ from cvsi.models.editor import TOO_LONG, Answer
 from cvsi.models.engines import Engine, Model, Requirements, facts_of
 from cvsi.models.judge import JudgeSettings, Question, Verdict, canvas, normalised, scaled
 from cvsi.models.model_id import identify, require
+from cvsi.models.server_errors import CONTEXT
 from cvsi.models.vllm_engine import loading, start
 from cvsi.store.rows import Store
 
 NO_REASONING = {"enable_thinking": False}  # the first token must be the answer
-TOO_LONG_WORDS = ("longer than", "max_model_len", "maximum model length", "context length")
 
 
 class VllmJudgeSettings(JudgeSettings):
@@ -58,12 +58,22 @@ class VllmJudge:
         """A verdict per question, in order; one that is longer than the context gets the finish reason `too long`."""
         try:
             return [_verdict(output) for output in self._outputs(questions)]
-        except ValueError as error:
-            if not any(words in str(error) for words in TOO_LONG_WORDS):
-                raise
-            if len(questions) == 1:
-                return [Answer("", TOO_LONG)]
-        return [answer for question in questions for answer in self.verdicts([question])]
+        except CvsiError:
+            raise
+        except Exception as error:  # of a template, which raises what it likes, or of the engine
+            self._require_too_long(error)
+        if len(questions) == 1:
+            return [Answer("", TOO_LONG)]
+        half = len(questions) // 2
+        return [*self.verdicts(questions[:half]), *self.verdicts(questions[half:])]
+
+    def _require_too_long(self, error: Exception) -> None:
+        """Raise CvsiError for an error other than a prompt that is longer than the context."""
+        if not CONTEXT.search(str(error)):
+            raise CvsiError(
+                f"params.yaml: judge model '{self.settings.model}' fails on a question ({cause(error)}); if it takes a "
+                "single image, set images: canvas"
+            ) from None
 
     def _outputs(self, questions: Sequence[Question[Image.Image]]) -> Any:
         if not getattr(self.tokenizer, "chat_template", None):
@@ -76,15 +86,7 @@ class VllmJudge:
             ]
             return self.engine.generate(prompts, self.sampling, use_tqdm=False)
         conversations = [[{"role": "user", "content": self._content(question)}] for question in questions]
-        try:
-            return self.engine.chat(conversations, self.sampling, use_tqdm=False, chat_template_kwargs=NO_REASONING)
-        except ValueError:  # a prompt that is too long, or broken
-            raise
-        except Exception as error:  # a template is a program of the model's author and raises what it likes
-            raise CvsiError(
-                f"params.yaml: judge model '{self.settings.model}' does not take the question ({cause(error)}); name "
-                "another model, or set images: canvas for one that takes a single image"
-            ) from None
+        return self.engine.chat(conversations, self.sampling, use_tqdm=False, chat_template_kwargs=NO_REASONING)
 
     def _content(self, question: Question[Image.Image]) -> list[dict[str, Any]]:
         if self.settings.images == "canvas":
