@@ -27,7 +27,7 @@ class VllmJudgeSettings(JudgeSettings):
     """A vision-language model on this machine, by hub name or folder; `context` is the longest prompt, in tokens."""
 
     engine: Literal["vllm"] = "vllm"
-    context: Annotated[int, Field(ge=64, le=1 << 20)] = 8192
+    context: Annotated[int, Field(ge=16, le=1 << 20)] = 8192
 
 
 class VllmJudge:

@@ -12,6 +12,7 @@ from cvsi.models.editor import TOO_LONG, Answer
 from cvsi.models.engines import judge_settings
 from cvsi.models.judge import Question, Verdict, normalised
 from cvsi.models.judge_vllm import VllmJudge
+from tests.imports import ROOT
 from tests.models.tiny_vision_language import make
 
 # In processes of their own at `make test-slow`: each setting loads vLLM once more.
@@ -125,3 +126,20 @@ def test_a_failure_of_the_engine_is_one_line(judge: VllmJudge, monkeypatch: pyte
     ) as raised:
         judge.verdicts(questions(judge))
     assert "\n" not in str(raised.value)
+
+
+def test_blip2_which_takes_one_image_judges_a_canvas() -> None:
+    blip2, answers = ROOT / "demo" / "weights" / "blip2", ["blue", "two"]
+    with pytest.raises(CvsiError, match="has no chat template, which says where two images go; set images: canvas"):
+        judge_of(blip2, context=64, answers=answers)
+    judge = judge_of(blip2, context=64, answers=answers, images="canvas", image_size=128)
+    made = judge.verdicts([Question("two circles", one, "", other) for one, other in pairs(judge)])
+    assert all(isinstance(verdict, Verdict) for verdict in made)
+    assert {normalised(token) for verdict in made for token in verdict.tokens} >= set(answers)  # type: ignore[attr-defined]
+    assert len({verdict.logprobs for verdict in made}) == len(made)  # type: ignore[attr-defined]
+
+
+def pairs(judge: VllmJudge) -> list[tuple[Image.Image, Image.Image]]:
+    """Pairs of prepared pictures."""
+    first, *others = [judge.prepare(picture(colour)) for colour in COLOURS]
+    return [(first, other) for other in others]

@@ -28,13 +28,11 @@ def test_a_change_of_mix_runs_rerank_alone_and_one_of_top_both(toy: Workspace) -
     make_world(toy)
     for name in ("stages", "cvsi"):
         shutil.copytree(ROOT / name, toy.path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "dvc.yaml", toy.path)
-    (toy.path / "cache/toy/edits").mkdir()
-    shutil.copy(toy.path / "cache/toy/index/queries.parquet", toy.path / "cache/toy/edits")
-    edits = pl.read_parquet(toy.path / "cache/toy/edits/queries.parquet").select(
-        "query_id", "split", status=pl.lit("ok")
-    )
-    edits.write_parquet(toy.path / "cache/toy/edits/queries.parquet")
+    for name in ("dvc.yaml", ".dvcignore"):
+        shutil.copy(ROOT / name, toy.path)
+    queries, edits = pl.read_parquet("cache/toy/index/queries.parquet"), toy.path / "cache/toy/edits"
+    edits.mkdir()
+    queries.select("query_id", "split", status=pl.lit("ok")).write_parquet(edits / "part-00000.parquet")
     for command in (["git", "init", "-q"], ["dvc", "init", "-q"], ["dvc", "config", "core.analytics", "false"]):
         subprocess.run(command, cwd=toy.path, check=True, env=environment(toy.path), capture_output=True)
     both = ["verdicts@second", "rerank@second"]
