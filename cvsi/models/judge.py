@@ -6,7 +6,7 @@ verdict is computed from the probabilities of the first token (`pipeline/verdict
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Generic, Literal, Protocol, Self, TypeVar
+from typing import Annotated, Any, Generic, Literal, Protocol, Self, TypeVar
 
 from PIL import Image
 from pydantic import Field, StringConstraints, model_validator
@@ -48,6 +48,8 @@ class JudgeSettings(Settings):
 class Question(Generic[T]):
     """One question: a text, the reference image, a text, and last the candidate; the images as `prepare` made them.
 
+    `system` is the text of a system message, empty without one.
+
     The candidate is last so that an engine which caches prefixes computes the rest once for all candidates of a query.
     """
 
@@ -55,6 +57,7 @@ class Question(Generic[T]):
     reference: T
     between: str
     candidate: T
+    system: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,12 @@ class Verdict(Answer):
 
     tokens: tuple[str, ...] = ()
     logprobs: tuple[float, ...] = ()
+
+
+def conversation(question: Question[Any], content: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A question's messages, from the parts of the user's one."""
+    system = [{"role": "system", "content": question.system}] if question.system else []
+    return [*system, {"role": "user", "content": content}]
 
 
 class Judge(Protocol[T]):

@@ -14,7 +14,7 @@ from cvsi.core.params import Compute
 from cvsi.models.editor import FILTERED, REFUSED, Answer
 from cvsi.models.engines import Engine, Requirements, facts_of
 from cvsi.models.image_data import QUALITY, data_url
-from cvsi.models.judge import JudgeSettings, Question, Verdict, canvas, scaled
+from cvsi.models.judge import JudgeSettings, Question, Verdict, canvas, conversation, scaled
 from cvsi.models.server_client import Address, MaxTokensAs, ServerClient, Service, chat_answer
 from cvsi.store.rows import Store
 
@@ -56,7 +56,7 @@ class ServerJudge:
         return self.client.answers(questions, self._send)
 
     async def _send(self, client: Any, question: Question[Any]) -> Answer:
-        turns = [{"role": "user", "content": self._content(question)}]
+        turns = conversation(question, self._content(question))
         response = await client.chat.completions.create(messages=turns, **self._options())
         return self._read(response)
 

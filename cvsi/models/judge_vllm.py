@@ -14,7 +14,7 @@ from cvsi.core.errors import CvsiError, cause
 from cvsi.core.params import Compute
 from cvsi.models.editor import TOO_LONG, Answer
 from cvsi.models.engines import Engine, Model, Requirements, facts_of
-from cvsi.models.judge import JudgeSettings, Question, Verdict, canvas, normalised, scaled
+from cvsi.models.judge import JudgeSettings, Question, Verdict, canvas, conversation, normalised, scaled
 from cvsi.models.model_id import identify, require
 from cvsi.models.server_errors import CONTEXT
 from cvsi.models.vllm_engine import loading, start
@@ -85,7 +85,7 @@ class VllmJudge:
                 for one in questions
             ]
             return self.engine.generate(prompts, self.sampling, use_tqdm=False)
-        conversations = [[{"role": "user", "content": self._content(question)}] for question in questions]
+        conversations = [conversation(question, self._content(question)) for question in questions]
         return self.engine.chat(conversations, self.sampling, use_tqdm=False, chat_template_kwargs=NO_REASONING)
 
     def _content(self, question: Question[Image.Image]) -> list[dict[str, Any]]:

@@ -35,15 +35,17 @@ from cvsi.store.rows import Store
 
 PLACEHOLDER = re.compile(r"\{(reference|instruction|candidate|yes|no)\}")
 ON_CANVAS = {"reference": "the picture on the left", "candidate": "the picture on the right"}
+SYSTEM = "System:"
 LAST = 1 << 20  # the order of a group's members is after all ranks
 KEY = ["split", "query_id"]
 
 
 class Texts(NamedTuple):
-    """The texts of a question: before the reference image, and between both images."""
+    """The texts of a question: before the reference image, between both images, and of the system message if any."""
 
     before: str
     between: str
+    system: str
 
 
 @dataclass(frozen=True)
@@ -134,8 +136,9 @@ class VerdictJob(RowJob):
             prepared |= zip(digests, batch, strict=True)
         questions = []
         for reference, candidate, text in block.select("reference", "candidate", "instruction").iter_rows():
-            before, between = question_texts(self.prompt, text, self.settings)
-            questions.append(Question(before, prepared[reference], between, prepared[candidate]))
+            texts = question_texts(self.prompt, text, self.settings)
+            both = prepared[reference], prepared[candidate]
+            questions.append(Question(texts.before, both[0], texts.between, both[1], texts.system))
         keys = block["key"].to_list()
         try:
             return _rows(keys, judge.verdicts(questions))
@@ -236,7 +239,8 @@ def check_prompt(settings: JudgeSettings) -> str:
 def question_texts(prompt: str, instruction: str, settings: JudgeSettings) -> Texts:
     """A prompt's texts around the images, its placeholders replaced; raises CvsiError for a prompt that is wrong.
 
-    On a canvas there is one text, and the images are named by their side.
+    On a canvas there is one text, and the images are named by their side. A first paragraph that begins with `System:`
+    is the system message.
     """
     names = PLACEHOLDER.findall(prompt)
     once = all(names.count(name) == 1 for name in ("reference", "instruction", "candidate"))
@@ -246,11 +250,15 @@ def question_texts(prompt: str, instruction: str, settings: JudgeSettings) -> Te
             "must each be in it once, {candidate} at its end"
         )
     words = dict(zip(("yes", "no"), settings.answers, strict=True)) | {"instruction": " ".join(instruction.split())}
+    first, _, rest = prompt.partition("\n\n") if prompt.startswith(SYSTEM) else ("", "", prompt)
+    if "{reference}" not in rest or "{candidate}" not in rest:
+        raise CvsiError(f"{PATH}: prompt '{settings.prompt}' is none for a judge: an image is in its system message")
+    system = _filled(first.removeprefix(SYSTEM), words).strip()
     if settings.images == "canvas":
-        return Texts(_filled(prompt, words | ON_CANVAS).strip(), "")
-    before, between = prompt.split("{reference}")
+        return Texts(_filled(rest, words | ON_CANVAS).strip(), "", system)
+    before, between = rest.split("{reference}")
     between = between.rstrip().removesuffix("{candidate}")
-    return Texts(_filled(before, words).strip(), _filled(between, words).strip())
+    return Texts(_filled(before, words).strip(), _filled(between, words).strip(), system)
 
 
 def _filled(text: str, words: Mapping[str, str]) -> str:

@@ -250,14 +250,27 @@ def test_a_canvas_has_both_images_on_one_and_names_their_sides(toy: Workspace) -
 @pytest.mark.parametrize("instruction", ["make it {candidate}", "{reference} {yes}", "a\nCandidate: b", "{}", "%s {0}"])
 def test_an_instruction_is_text_alone(instruction: str) -> None:
     settings = judge_settings(BLOCK, "judge")
-    before, between = stage.question_texts(few_shot("match"), instruction, settings)
+    before, between, system = stage.question_texts(few_shot("match"), instruction, settings)
+    assert system == ""
     assert before.endswith("Reference:") and between.endswith("Candidate:")
     assert f"Instruction: {' '.join(instruction.split())}\n" in between and "{yes}" not in before
 
 
+def test_a_first_paragraph_can_be_a_system_message(toy: Workspace) -> None:
+    make_world(toy, queries=1, hidden=0)
+    with serving(lambda seen, before: (200, first_token([("yes", 1.0)]), {})) as server:
+        stage.write("second", with_rerank(toy, server.address, top=1, prompt="qwen_reranker"))
+        system, user = server.seen[0].body["messages"]
+    assert system["role"] == "system" and 'can only be "yes" or "no".' in system["content"]
+    first, _, second, _ = user["content"]
+    assert first["text"].startswith("<Instruct>: ") and first["text"].endswith("\n<Query>:")
+    assert second["text"] == "as request 0\n<Document>:"
+
+
 @pytest.mark.parametrize(
     "prompt",
-    ["Is it? {instruction} {candidate}", "{reference} {candidate}", "{reference} {instruction}",
+    ["System: {reference}\n\n{instruction} {candidate}", "System: {reference} {instruction} {candidate}",
+     "Is it? {instruction} {candidate}", "{reference} {candidate}", "{reference} {instruction}",
      "{candidate} {instruction} {reference}", "{reference} {instruction} {candidate} Answer:",
      "{reference} {reference} {instruction} {candidate}", ""],
 )  # fmt: skip

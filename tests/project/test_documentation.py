@@ -143,7 +143,7 @@ def paste(text: str, block: str) -> str:
     """params.yaml with a block in it: indented lines follow `datasets:`, keys at the top are added to or replaced."""
     if block.startswith(" "):
         return paste(text, f"datasets:\n{block}")
-    for part in re.findall(r"^\w+:.*\n(?:[ #\n].*\n?)*", block, flags=re.M):
+    for part in re.findall(r"^\w+:.*\n(?:\n|[ #].*\n?)*", block, flags=re.M):
         key, _, rest = part.partition(":")
         if key in ADDED:
             assert text.count(f"\n{key}:\n") == 1
@@ -353,7 +353,7 @@ def test_remotes_are_added_as_in_sharing(tmp_path: Path, monkeypatch: pytest.Mon
 def test_diagrams_name_stages(block: Block) -> None:
     named = set(re.findall(r"--(\w+)-->", block.text))
     stages = set(yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"])
-    assert named and named <= stages <= named | {"world"}
+    assert named and named <= stages <= named | {"world", "verdicts", "rerank"}  # of the demo, and of reranks
 
 
 @of_kind("paths")
