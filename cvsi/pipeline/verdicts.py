@@ -25,9 +25,9 @@ from cvsi.core.statuses import counts
 from cvsi.models.editor import FAILED, FILTERED, REFUSED, TOO_LONG, Answer, Unfinished
 from cvsi.models.engines import judge_engine, judge_of
 from cvsi.models.judge import Judge, JudgeSettings, Question, Verdict, normalised
-from cvsi.pipeline.edits import LONGEST_FINISH, storable
 from cvsi.pipeline.image_loader import ImageLoader
 from cvsi.pipeline.prompting import few_shot
+from cvsi.pipeline.stored_answers import LONGEST_FINISH, storable
 from cvsi.store.jobs import BlockWorker, Interrupted, RowJob, Words
 from cvsi.store.kinds import CODE_VERSIONS
 from cvsi.store.missing import compute_missing

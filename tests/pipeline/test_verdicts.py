@@ -1,5 +1,6 @@
 """The stage verdicts: which pairs are judged, what is stored and asked again, and the table."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -372,3 +373,11 @@ def test_a_run_that_was_stopped_keeps_its_verdicts(toy: Workspace, monkeypatch: 
         stage.write("second", params.load())
         assert len(server.seen) == 36 - 19
     assert files() == expected
+
+
+def test_a_pickled_job_is_the_same(toy: Workspace) -> None:
+    make_world(toy, groups=True, queries=3, hidden=0)
+    job = stage.verdict_job("second", with_rerank(toy, BLOCK["address"], top=3))
+    copy = pickle.loads(pickle.dumps(job))
+    assert copy == job and copy is not job
+    assert copy.recipe() == job.recipe() and copy.wanted().equals(job.wanted()) and copy.schema.equals(job.schema)
