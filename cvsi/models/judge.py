@@ -87,6 +87,12 @@ class Judge(Protocol[T]):
         """
 
 
+def judge_facts(settings: JudgeSettings, *left_out: str) -> dict[str, Any]:
+    """The settings that belong in a recipe, flat as in a pack; the prompt's text, not its name, is part of it, too."""
+    facts = settings.model_dump(exclude={"model", "revision", "precision", "prompt", "answers", *left_out})
+    return facts | {"answers": dict(zip(("positive", "negative"), settings.answers, strict=True))}
+
+
 def normalised(token: str) -> str:
     """A token's text as it is compared with the answers."""
     return token.strip().lower()

@@ -12,9 +12,9 @@ from pydantic import Field
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import Compute
 from cvsi.models.editor import FILTERED, REFUSED, Answer
-from cvsi.models.engines import Engine, Requirements, facts_of
+from cvsi.models.engines import Engine, Requirements
 from cvsi.models.image_data import QUALITY, data_url
-from cvsi.models.judge import JudgeSettings, Question, Verdict, canvas, conversation, scaled
+from cvsi.models.judge import JudgeSettings, Question, Verdict, canvas, conversation, judge_facts, scaled
 from cvsi.models.server_client import Address, MaxTokensAs, ServerClient, Service, chat_answer
 from cvsi.store.rows import Store
 
@@ -123,7 +123,8 @@ def _sent(settings: ServerJudgeSettings) -> set[str]:
 
 def _recipe(settings: ServerJudgeSettings, precision: str, store: Store) -> dict[str, Any]:
     # The address is left out: another server with the same model gives the same rows. Its precision is unknown.
-    facts = facts_of(settings, "address", "max_tokens_as", "prompt")
+    facts = judge_facts(settings, "address", "max_tokens_as", "chat_template_kwargs")
+    facts |= {f"chat_template_kwargs.{name}": value for name, value in settings.chat_template_kwargs.items()}
     return facts | {"model": settings.model, "revision": settings.revision, "encoding": f"JPEG {QUALITY}"}
 
 

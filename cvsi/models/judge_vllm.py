@@ -13,8 +13,8 @@ from pydantic import Field
 from cvsi.core.errors import CvsiError, cause
 from cvsi.core.params import Compute
 from cvsi.models.editor import TOO_LONG, Answer
-from cvsi.models.engines import Engine, Model, Requirements, facts_of
-from cvsi.models.judge import JudgeSettings, Question, Verdict, canvas, conversation, normalised, scaled
+from cvsi.models.engines import Engine, Model, Requirements
+from cvsi.models.judge import JudgeSettings, Question, Verdict, canvas, conversation, judge_facts, normalised, scaled
 from cvsi.models.model_id import identify, require
 from cvsi.models.server_errors import CONTEXT
 from cvsi.models.vllm_engine import loading, start
@@ -127,7 +127,7 @@ def _verdict(output: Any) -> Verdict:
 
 
 def _recipe(settings: VllmJudgeSettings, precision: str, store: Store) -> dict[str, Any]:
-    facts = facts_of(settings, "prompt")
+    facts = judge_facts(settings)
     return facts | identify(settings.model, settings.revision, store) | {"precision": precision}
 
 

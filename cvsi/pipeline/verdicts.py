@@ -169,7 +169,7 @@ def write(name: str, params: Params) -> None:
             out.shards(VERDICTS.empty_table(), VERDICTS)
         return
     rows, statuses, again = compute_missing(job), list[pl.Series](), 0
-    with tables.output("verdicts", job.dataset, job.backbone, rows.recipe | facts, name) as out:
+    with tables.output("verdicts", job.dataset, job.backbone, {"judge": rows.recipe} | facts, name) as out:
         for part in pairs.iter_slices(parquet.SHARD_ROWS):
             stored = pl.DataFrame(rows.get(part["key"]))
             table = pl.concat([part, verdicts(stored, job.settings.answers)], how="horizontal")

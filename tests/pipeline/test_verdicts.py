@@ -7,12 +7,13 @@ from typing import Any
 import polars as pl
 import pytest
 
+from cvsi.commands.store import survey
 from cvsi.core import params, tables
 from cvsi.core.errors import CvsiError
 from cvsi.core.schema import IMAGES, QUERIES, STORED_VERDICTS, VERDICTS
 from cvsi.evaluation import scores
 from cvsi.models import server_client
-from cvsi.models.engines import judge_settings
+from cvsi.models.engines import judge_engine, judge_settings
 from cvsi.pipeline import verdicts as stage
 from cvsi.pipeline.prompting import few_shot
 from cvsi.store.rows import Store
@@ -245,7 +246,7 @@ def test_a_canvas_has_both_images_on_one_and_names_their_sides(toy: Workspace) -
         assert "Reference: the picture on the left" in content[0]["text"]
         assert server.seen[0].image.size == (24 + 16 + 24, 16)
     recipe = tables.provenance(Path("cache/toy/tiny/verdicts/second"))
-    assert recipe["images"] == "canvas" and recipe["top"] == 3
+    assert recipe["judge"]["images"] == "canvas" and recipe["top"] == 3
 
 
 @pytest.mark.parametrize("instruction", ["make it {candidate}", "{reference} {yes}", "a\nCandidate: b", "{}", "%s {0}"])
@@ -330,6 +331,17 @@ def test_each_setting_is_in_the_recipe_but_those_that_change_no_verdict(toy: Wor
     assert all(recipe(**change) == recipe() for change in same)
     recipes = [str(recipe(**change)) for change in other]
     assert len({*recipes, str(recipe())}) == len(other) + 1
+    flat = recipe(chat_template_kwargs={"enable_thinking": False})
+    assert all(isinstance(value, str | int | float | bool | dict | None) for value in flat.values())
+    assert [name for name, value in flat.items() if isinstance(value, dict)] == ["answers"]
+
+
+def test_the_store_knows_which_output_uses_the_verdicts(toy: Workspace) -> None:
+    make_world(toy, queries=2, hidden=0)
+    with serving(judging(fair)) as server:
+        stage.write("second", with_rerank(toy, server.address, top=2))
+    (part,) = [part for part in survey(Path("cache/store")) if part.kind == "verdicts"]
+    assert part.by == ("toy/tiny/verdicts/second",) and not part.unused(0)
 
 
 def test_rankings_of_other_queries_are_one_line(toy: Workspace) -> None:
@@ -381,3 +393,16 @@ def test_a_pickled_job_is_the_same(toy: Workspace) -> None:
     copy = pickle.loads(pickle.dumps(job))
     assert copy == job and copy is not job
     assert copy.recipe() == job.recipe() and copy.wanted().equals(job.wanted()) and copy.schema.equals(job.schema)
+
+
+def test_the_recipe_of_a_model_on_this_machine() -> None:
+    def recipe(**change: Any) -> str:
+        settings = judge_settings({"engine": "vllm", "model": "a/b"} | change, "judge")
+        return str(judge_engine(settings).recipe(settings, "fp32", Store(Path("none"))))
+
+    changes: list[dict[str, Any]] = [
+        {"model": "a/c"}, {"revision": "r"}, {"answers": ["a", "b"]}, {"images": "canvas"}, {"image_size": 64},
+        {"context": 512},
+    ]  # fmt: skip
+    assert len({recipe(), *(recipe(**change) for change in changes)}) == len(changes) + 1
+    assert recipe(prompt="qwen_reranker") == recipe()  # the job adds the text

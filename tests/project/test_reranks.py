@@ -6,7 +6,9 @@ import subprocess
 from pathlib import Path
 
 import polars as pl
+import yaml
 
+from cvsi.core import params
 from tests.conftest import Workspace, environment
 from tests.imports import ROOT
 from tests.rerank_world import judging, make_world, oracle, with_rerank
@@ -52,3 +54,16 @@ def test_a_change_of_mix_runs_rerank_alone_and_one_of_top_both(toy: Workspace) -
         ["dvc", "metrics", "show", "--json"], cwd=toy.path, env=environment(toy.path), text=True, capture_output=True
     )
     assert f"{RUN}/rerank/second/metrics.json" in json.loads(shown.stdout)[""]["data"]
+
+
+def test_a_file_without_the_new_key_reranks_is_one_line_of_dvc(toy: Workspace) -> None:
+    """`cvsi` reads the file without it, but DVC needs it to list the stages."""
+    content = toy.params()
+    del content["reranks"]
+    (toy.path / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    assert params.load().reranks == {}
+    shutil.copy(ROOT / "dvc.yaml", toy.path)
+    subprocess.run(["dvc", "init", "-q", "--no-scm"], cwd=toy.path, check=True, env=environment(toy.path))
+    command = ["dvc", "stage", "list"]
+    done = subprocess.run(command, cwd=toy.path, env=environment(toy.path), text=True, capture_output=True)
+    assert done.returncode != 0 and "Could not find 'reranks'" in done.stderr and "Traceback" not in done.stderr
