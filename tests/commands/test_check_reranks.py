@@ -1,4 +1,4 @@
-"""`cvsi check` on reranks: their blocks, what their judges lack, and how many pairs are left to judge."""
+"""`cvsi check` and `cvsi summary` on reranks: their blocks, what their judges lack, pairs to judge, and metrics."""
 
 from pathlib import Path
 from typing import Any
@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from cvsi.commands import check, forecast, requirements
+from cvsi.commands import check, forecast, requirements, summary
 from cvsi.core import params
 from cvsi.core.errors import CvsiError
+from cvsi.evaluation import rerank
 from cvsi.pipeline import verdicts
 from tests.conftest import Workspace
 from tests.rerank_world import judging, make_world, with_rerank
@@ -54,8 +55,8 @@ def test_what_a_judge_lacks_is_named(toy: Workspace) -> None:
     inventory = requirements.collect(settings)
     assert "start it, or change the judge's address" in inventory.missing[f"server {server.address}"]
     block = {"engine": "vllm", "model": "nobody/not-in-the-cache"}
-    rerank = {"run": {"dataset": "toy", "backbone": "tiny"}, "judge": block, "top": 5, "mix": 1}
-    toy.params(reranks={"second": rerank})
+    entry = {"run": {"dataset": "toy", "backbone": "tiny"}, "judge": block, "top": 5, "mix": 1}
+    toy.params(reranks={"second": entry})
     assert "judge nobody/not-in-the-cache" in requirements.collect(params.load()).missing
     lines = Console(width=80, record=True, file=(toy.path / "out.txt").open("w"))
     check.report(params.load(), lines)
@@ -126,3 +127,24 @@ def test_a_name_that_is_no_folder_is_refused(toy: Workspace, name: str) -> None:
     toy.params(reranks={name: RERANK})
     with pytest.raises(CvsiError, match="reranks"):
         params.load()
+
+
+def test_the_summary_has_a_row_per_rerank_below_the_runs(toy: Workspace) -> None:
+    make_world(toy)
+    with serving(judging(lambda *pair: [("yes", 0.5), ("no", 0.5)])) as server:
+        settings = with_rerank(toy, server.address, top=3)
+        assert not summary.collect(settings).reranks
+        verdicts.write("second", settings)
+        rerank.build("second", settings)
+    made = summary.collect(settings)
+    (run,), (line,) = made.runs, made.reranks
+    assert (run.run, line.run) == ("toy-tiny", "rerank second")
+    assert line.metrics == run.metrics | {"judged": 90, "failed": 0}
+    shown = Console(width=80, record=True, file=(toy.path / "out.txt").open("w"))
+    for table in summary.tables(made):
+        shown.print(table)
+    rows = [text.split("  ")[0] for text in shown.export_text().splitlines()]
+    assert rows.index("toy-tiny") < rows.index("rerank second")
+    Path("cache/toy/tiny/rerank/second/metrics.json").write_text("[]")
+    with pytest.raises(CvsiError, match="run the stage rerank again"):
+        summary.collect(settings)
