@@ -16,8 +16,9 @@ from cvsi.core.schema import ROLES
 from cvsi.datasets import formats
 from cvsi.evaluation import methods, published
 from cvsi.evaluation.fusion import Fusion
-from cvsi.models.engines import captioner_of, captioner_settings, editor_of, editor_settings
+from cvsi.models.engines import captioner_of, captioner_settings, editor_of, editor_settings, judge_of, judge_settings
 from cvsi.pipeline.components import GALLERY_COMPONENTS, QUERY_COMPONENTS
+from cvsi.pipeline.verdicts import check_prompt
 from cvsi.store.executors import check_executor
 
 
@@ -73,6 +74,10 @@ def check_blocks(params: Params) -> None:
         captioner_settings(block, f"captioners.{name}")
     for name, block in params.editors.items():
         editor_settings(block, f"editors.{name}")
+    for name, block in params.judges.items():
+        check_prompt(judge_settings(block, f"judges.{name}"))
+    for name, rerank in params.reranks.items():
+        check_prompt(judge_of(rerank, name))
     for name, dataset in params.datasets.items():
         formats.settings_of(dataset, name)
         captioner_of(dataset, name)

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from cvsi.commands.changes import Changes, since_index
-from cvsi.commands.requirements import Inventory, engines
+from cvsi.commands.requirements import Inventory, engines, judges
 from cvsi.commands.times import rate_of
 from cvsi.core import paths
 from cvsi.core.console import seconds
@@ -28,6 +28,7 @@ from cvsi.models import catalogue
 from cvsi.pipeline.captions import caption_job
 from cvsi.pipeline.edits import edit_job
 from cvsi.pipeline.vectors import gallery_jobs
+from cvsi.pipeline.verdicts import verdict_job
 from cvsi.store.jobs import RowJob
 
 GIB = 1 << 30
@@ -70,7 +71,23 @@ def tasks(params: Params, inventory: Inventory, changes: Mapping[str, Changes] =
             listed += _of_dataset(name, params, inventory, changes.get(name, Changes()))
         except CvsiError:  # something is missing, which the inventory lists
             listed.append(Task(name, "cannot be counted: something is missing", 0, 0, False))
+    for name in params.reranks:
+        try:
+            listed.append(_of_rerank(name, params, inventory, changes))
+        except CvsiError:
+            listed.append(Task(name, "cannot be counted: something is missing", 0, 0, False))
     return listed
+
+
+def _of_rerank(name: str, params: Params, inventory: Inventory, changes: Mapping[str, Changes]) -> Task:
+    """The pairs that a rerank's judge is shown: exact where its run is ranked, else `top` per query and its group."""
+    job = verdict_job(name, params)
+    queries, changed = _queries(job.dataset, params, inventory), changes.get(job.dataset, Changes())
+    ranked = exists("scores", job.dataset, job.backbone) and not (changed.files or changed.queries)
+    known = _rate(catalogue.of_model(job.settings.model), "verdicts", device_kind(params.compute))
+    groups = read("index", job.dataset, "queries.parquet")["group_ids"] if exists("index", job.dataset) else []
+    most = queries * job.top + sum(map(len, groups))
+    return _task(job, name, "pairs to judge", most, ranked, _More(0, 0), known)
 
 
 def _of_dataset(name: str, params: Params, inventory: Inventory, changes: Changes) -> list[Task]:
@@ -171,6 +188,8 @@ def memory(params: Params, inventory: Inventory) -> list[str]:
     for name in params.used_datasets:
         for _, requirements in engines(name, params.dataset(name), inventory.without_queries(name)):
             models |= {model.name: (catalogue.of_model(model.name), model.precision) for model in requirements.models}
+    for _, requirements in judges(params):
+        models |= {model.name: (catalogue.of_model(model.name), model.precision) for model in requirements.models}
     for name in params.used_backbones:
         backbone = params.backbone(name)
         models[backbone.model] = (catalogue.of_backbone(backbone), backbone.precision)

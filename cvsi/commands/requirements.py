@@ -29,7 +29,16 @@ from cvsi.datasets.walk import skipped_lines
 from cvsi.models import catalogue
 from cvsi.models.captioner_family import CONFIG, FAMILIES, refusal_of_file
 from cvsi.models.clip_checkpoint import FOLDER, PICKLE, hub_file
-from cvsi.models.engines import Model, Requirements, captioner_engine, captioner_of, editor_engine, editor_of
+from cvsi.models.engines import (
+    Model,
+    Requirements,
+    captioner_engine,
+    captioner_of,
+    editor_engine,
+    editor_of,
+    judge_engine,
+    judge_of,
+)
 from cvsi.models.model_id import is_hub_name, recorded
 from cvsi.store.rows import Store
 
@@ -86,6 +95,13 @@ def engines(name: str, dataset: Dataset, without_queries: bool = False) -> Itera
         yield "editor", editor_engine(editor).requirements(editor)
 
 
+def judges(params: Params) -> Iterator[tuple[str, Requirements]]:
+    """What the judge of each rerank needs, with the rerank's name; raises CvsiError for a wrong block."""
+    for name, rerank in params.reranks.items():
+        judge = judge_of(rerank, name)
+        yield name, judge_engine(judge).requirements(judge)
+
+
 def collect(params: Params) -> Inventory:
     """Look for everything that the active datasets and the runs need."""
     inventory, store = Inventory(), Store(Path(params.store))
@@ -96,13 +112,9 @@ def collect(params: Params) -> Inventory:
         if inventory.without_queries(name):
             _editor_of_searches(inventory, name, dataset)
         for noun, requirements in engines(name, dataset, inventory.without_queries(name)):
-            for model in requirements.models:
-                _model(inventory, noun, model, store)
-            for address in requirements.servers:
-                _server(inventory, noun, address)
-            for package in requirements.packages:
-                if find_spec(package) is None:
-                    inventory.add_missing(f"package {package}", "make setup")
+            _engine(inventory, noun, requirements, store)
+    for _, requirements in judges(params):
+        _engine(inventory, "judge", requirements, store)
     for name in params.used_backbones:
         _backbone(inventory, params.backbone(name))
     return inventory
@@ -183,6 +195,16 @@ def _dataset(inventory: Inventory, name: str, dataset: Dataset) -> None:
             inventory.add_note(f"{what}: {name} drops them; to read them, {roots_advice(links, name)}")
         else:
             inventory.add_missing(what, f"{roots_advice(links, name)}, or set bad_images: drop")
+
+
+def _engine(inventory: Inventory, noun: str, requirements: Requirements, store: Store) -> None:
+    for model in requirements.models:
+        _model(inventory, noun, model, store)
+    for address in requirements.servers:
+        _server(inventory, noun, address)
+    for package in requirements.packages:
+        if find_spec(package) is None:
+            inventory.add_missing(f"package {package}", "make setup")
 
 
 def _model(inventory: Inventory, noun: str, model: Model, store: Store) -> None:

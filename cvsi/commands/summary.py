@@ -47,7 +47,7 @@ class Unscored(BaseModel):
 
 
 class Summary(BaseModel):
-    """All runs: those with metrics, averages over categories, those without, submissions, and warnings.
+    """All runs: those with metrics, their reranks, averages over categories, those without, submissions, and warnings.
 
     `doubts` are about the comparison, `fallbacks` about datasets of which too many edits fell back.
     """
@@ -58,6 +58,7 @@ class Summary(BaseModel):
     submissions: dict[str, list[str]]
     doubts: list[str]
     fallbacks: list[str]
+    reranks: list[Line] = []
 
 
 def collect(settings: Params) -> Summary:
@@ -77,7 +78,7 @@ def collect(settings: Params) -> Summary:
             where = f"its submission is in {folder / 'submissions'}" if files else f"its rankings are in {folder}"
             without.append(Unscored(run=name, why=f"no labelled split; {where}"))
         else:
-            lines += _lines(name, run, settings, metrics)
+            lines += _lines(name, run, settings, metrics, folder / "metrics.json")
     averages, left_out = _averages(lines)
     averaged = [names for average in averages if (names := _behind(average, lines))]
     datasets = dict.fromkeys(run.dataset for run in settings.runs.values())
@@ -85,7 +86,18 @@ def collect(settings: Params) -> Summary:
     return Summary(
         runs=lines, averages=averages, without=without + left_out, submissions=submissions, doubts=warnings,
         fallbacks=[line for name in datasets if (line := fallback_warning(name, settings))],
+        reranks=_reranks(settings),
     )  # fmt: skip
+
+
+def _reranks(settings: Params) -> list[Line]:
+    """The lines of every rerank that has metrics, by its name; they are part of no average."""
+    lines = []
+    for name, rerank in settings.reranks.items():
+        folder = paths.folder("rerank", rerank.run.dataset, rerank.run.backbone, name)
+        metrics = read(folder / "metrics.json", "rerank") or {}
+        lines += _lines(f"rerank {name}", rerank.run, settings, metrics, folder / "metrics.json", "rerank")
+    return lines
 
 
 def without_queries(dataset: str) -> bool:
@@ -101,36 +113,36 @@ def _page(run: Run) -> Path:
 def tables(summary: Summary) -> Iterator[Table]:
     """A table for each protocol among the runs: its main metric with interval, other cut-offs, and counts."""
     groups: dict[tuple[str, ...], list[Line]] = {}
-    for line in summary.runs + summary.averages:
+    for line in summary.runs + summary.reranks + summary.averages:
         protocol = _protocol(line.format)
         groups.setdefault((protocol.main, *protocol.names()), []).append(line)
     for lines in groups.values():
         yield _table(_protocol(lines[0].format), lines, summary.averages)
 
 
-def read(path: Path) -> Metrics | None:
+def read(path: Path, stage: str = "scores") -> Metrics | None:
     """`{split: {name: number}}`, or None where there is no such file."""
     try:
         return METRICS.validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
     except ValidationError as error:
-        raise CvsiError(f"{path}: {explain(error)}; run the stage scores again (dvc repro)") from None
+        raise CvsiError(f"{path}: {explain(error)}; run the stage {stage} again (dvc repro)") from None
 
 
 def _protocol(dataset_format: str) -> Protocol:
     return FORMATS.get(dataset_format, "summary").protocol
 
 
-def _lines(name: str, run: Run, settings: Params, metrics: Metrics) -> list[Line]:
-    dataset, path = settings.dataset(run.dataset), paths.folder("scores", run.dataset, run.backbone) / "metrics.json"
+def _lines(name: str, run: Run, settings: Params, metrics: Metrics, path: Path, stage: str = "scores") -> list[Line]:
+    dataset = settings.dataset(run.dataset)
     wanted = [format_of(dataset, run.dataset).protocol.main, *COUNTS]
     category = settings_of(dataset, run.dataset).averaged_as
     lines = []
     for split, values in metrics.items():
         if missing := [metric for metric in wanted if metric not in values]:
             names = ", ".join(missing)
-            raise CvsiError(f"{path}: split {split} without {names}; run the stage scores again (dvc repro)")
+            raise CvsiError(f"{path}: split {split} without {names}; run the stage {stage} again (dvc repro)")
         lines.append(
             Line(
                 run=name,

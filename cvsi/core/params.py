@@ -88,6 +88,18 @@ class Run(Settings):
     backbone: str
 
 
+class Rerank(Settings):
+    """A second pass over a run: a judge's verdicts on the first `top` images of each query, which then order these.
+
+    `mix` is the weight of the verdict beside the score. No key has a default, since DVC tracks each by its name.
+    """
+
+    run: Run
+    judge: Block
+    top: Annotated[int, Field(ge=1, le=100)]
+    mix: Annotated[float, Field(ge=0, le=1)]
+
+
 class Backbone(Settings):
     """A CLIP of open_clip (a name with `pretrained`, or `local-dir:FOLDER`) and, if any, the phi that belongs to it.
 
@@ -151,6 +163,7 @@ class Compute(Settings):
     requests: PositiveInt = 32
     caption_batch: PositiveInt = 32
     edit_batch: PositiveInt = 1024
+    verdict_batch: PositiveInt = 256
     image_batch: PositiveInt = 64
     text_batch: PositiveInt = 64
     block_batches: PositiveInt = 4
@@ -172,9 +185,11 @@ class Params(Settings):
     runs: dict[Name, Run]
     captioners: dict[Name, Block] = Field(default={})
     editors: dict[Name, Block] = Field(default={})
+    judges: dict[Name, Block] = Field(default={})
     datasets: dict[Name, Dataset]
     backbones: dict[Name, Backbone]
     phis: dict[Name, PhiTraining] = Field(default={})
+    reranks: dict[Name, Rerank] = Field(default={})
     methods: dict[Name, Block] = Field(default={})
     world: World = World()
     compute: Compute = Compute()
@@ -194,11 +209,13 @@ class Params(Settings):
         for dataset in self.active:
             if dataset not in self.datasets:
                 raise ValueError(f"active names '{dataset}', which is not among the datasets")
-        for name, run in self.runs.items():
+        runs = {f"runs.{name}": run for name, run in self.runs.items()}
+        runs |= {f"reranks.{name}.run": rerank.run for name, rerank in self.reranks.items()}
+        for where, run in runs.items():
             if run.dataset not in self.datasets:
-                raise ValueError(f"runs.{name} names dataset '{run.dataset}', which is not among the datasets")
+                raise ValueError(f"{where} names dataset '{run.dataset}', which is not among the datasets")
             if run.backbone not in self.backbones:
-                raise ValueError(f"runs.{name} names backbone '{run.backbone}', which is not among the backbones")
+                raise ValueError(f"{where} names backbone '{run.backbone}', which is not among the backbones")
         for name, phi in self.phis.items():
             if phi.backbone not in self.backbones:
                 raise ValueError(f"phis.{name} names backbone '{phi.backbone}', which is not among the backbones")
@@ -207,7 +224,10 @@ class Params(Settings):
     @model_validator(mode="after")
     def names_have_folders_of_their_own(self) -> Self:
         """Refuse names and a store by which two outputs, or an output and the store, would share a folder."""
-        folders = (("datasets", [*self.datasets]), ("backbones", [*self.backbones]), ("phis", [*self.phis]))
+        folders = (
+            ("datasets", [*self.datasets]), ("backbones", [*self.backbones]), ("phis", [*self.phis]),
+            ("reranks", [*self.reranks]),
+        )  # fmt: skip
         for noun, names in folders[:2]:
             for name in names:
                 if what := paths.reserved().get(paths.comparable(name)):
@@ -246,6 +266,10 @@ class Params(Settings):
     def run(self, name: str) -> Run:
         """A run, or a CvsiError that lists the names there are."""
         return _named(self.runs, name, "run")
+
+    def rerank(self, name: str) -> Rerank:
+        """A rerank, or a CvsiError that lists the names there are."""
+        return _named(self.reranks, name, "rerank")
 
     @property
     def used_datasets(self) -> list[str]:
@@ -355,5 +379,5 @@ def explain(error: ValidationError, where: str = "") -> str:
 
 def _named(table: dict[str, T], name: str, noun: str) -> T:
     if name not in table:
-        raise CvsiError(f"{PATH}: no {noun} '{name}'; there are: {', '.join(sorted(table))}")
+        raise CvsiError(f"{PATH}: no {noun} '{name}'; there are: {', '.join(sorted(table)) or 'none'}")
     return table[name]

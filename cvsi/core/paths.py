@@ -18,9 +18,10 @@ OTHER_STAGES = ("world", "train_phi", "demo_captions")
 DVC_CACHE = Path(".dvc/cache")  # DVC's own, where its settings (their section has the same name) name no other
 
 
-def folder(stage: str, dataset: str, backbone: str | None = None) -> Path:
-    """The folder of a stage's output: `cache/<dataset>/[<backbone>/]<stage>`."""
-    return CACHE.joinpath(*([dataset, backbone, stage] if backbone else [dataset, stage]))
+def folder(stage: str, dataset: str, backbone: str | None = None, rerank: str | None = None) -> Path:
+    """The folder of a stage's output: `cache/<dataset>/[<backbone>/]<stage>[/<rerank>]`."""
+    names = [dataset, backbone, stage, rerank] if backbone else [dataset, stage]
+    return CACHE.joinpath(*filter(None, names))
 
 
 def runs_folder() -> Path:

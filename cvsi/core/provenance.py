@@ -30,6 +30,14 @@ def inputs(stage: str, dataset: str, backbone: str) -> dict[str, dict[str, str]]
     return {"from": digests | ({"queries": queries_digest(dataset)} if stage == "scores" else {})}
 
 
+def digests(stages: Mapping[str, str | None], dataset: str, backbone: str) -> dict[str, str]:
+    """The digest of the recipe of each of these outputs of a run; the value is the name of a rerank, if any."""
+    return {
+        stage: digest(tables.provenance(paths.folder(stage, dataset, backbone, rerank)))
+        for stage, rerank in stages.items()
+    }
+
+
 def queries_digest(dataset: str, cache: Path = paths.CACHE) -> str:
     """SHA-256 of the bytes of a dataset's `queries.parquet`; empty where there is none."""
     path = output_path("index", dataset, "", cache) / "queries.parquet"

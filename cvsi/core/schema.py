@@ -69,6 +69,18 @@ RANKINGS = pa.schema(
     }
 )
 GROUP_RANKINGS = pa.schema([RANKINGS.field(name) for name in ("query_id", "split", "rank", "image_id")])
+# As it is written where queries have groups; a rerank needs the scores of images past the rankings' last rank.
+SCORED_GROUP_RANKINGS = RANKINGS
+VERDICTS = pa.schema(
+    {
+        "query_id": pa.string(),
+        "split": pa.string(),
+        "image_id": pa.string(),
+        "rank": pa.int32(),
+        "yes": pa.float32(),
+        "status": pa.string(),
+    }
+)
 RANKS = pa.schema(
     {
         "query_id": pa.string(),
@@ -104,6 +116,10 @@ STORED_EDITS = pa.schema(
         "answers": STRINGS,
         "finish": STRINGS,
     }
+)
+# The first token's reported alternatives, as texts and logarithms of probabilities; the verdict is computed from them.
+STORED_VERDICTS = pa.schema(
+    {"key": pa.string(), "tokens": STRINGS, "logprobs": pa.list_(pa.float32()), "finish": pa.string()}
 )
 LATER_COLUMNS = ("finish", "raw")  # lists of the store that files of earlier versions and packs lack: empty there
 STORED_WEIGHTS = pa.schema({"key": pa.string(), "weights": pa.string()})

@@ -62,10 +62,11 @@ class Output:
 
 @contextmanager
 def output(
-    stage: str, dataset: str, backbone: str | None = None, recipe: Mapping[str, Any] = MappingProxyType({})
-) -> Iterator[Output]:
+    stage: str, dataset: str, backbone: str | None = None, recipe: Mapping[str, Any] = MappingProxyType({}),
+    rerank: str | None = None,
+) -> Iterator[Output]:  # fmt: skip
     """Make a stage's output folder, completely or not at all, with the recipe beside its rows."""
-    with atomic_dir(folder(stage, dataset, backbone)) as partial:
+    with atomic_dir(folder(stage, dataset, backbone, rerank)) as partial:
         out = Output(partial)
         yield out
         out.recipe(recipe)
@@ -99,19 +100,19 @@ def optional(stage: str, dataset: str, name: str, schema: pa.Schema) -> pa.Table
     return read(stage, dataset, name) if (folder(stage, dataset) / name).exists() else schema.empty_table()
 
 
-def shards(stage: str, dataset: str, backbone: str | None = None) -> Iterator[pa.Table]:
+def shards(stage: str, dataset: str, backbone: str | None = None, rerank: str | None = None) -> Iterator[pa.Table]:
     """A stage's output in row order, at most 4,096 rows at a time, however large its files are."""
-    for file in _files(stage, dataset, backbone):
+    for file in _files(stage, dataset, backbone, rerank):
         yield from parquet.parts(file, size=parquet.SHARD_ROWS)
 
 
-def whole(stage: str, dataset: str, backbone: str | None = None) -> pa.Table:
+def whole(stage: str, dataset: str, backbone: str | None = None, rerank: str | None = None) -> pa.Table:
     """All shards of a small output as one table."""
     try:
-        return pa.concat_tables(shards(stage, dataset, backbone), promote_options="none")
+        return pa.concat_tables(shards(stage, dataset, backbone, rerank), promote_options="none")
     except pa.ArrowInvalid as error:
         raise CvsiError(
-            f"{folder(stage, dataset, backbone)}: files that differ in their columns ({cause(error)})"
+            f"{folder(stage, dataset, backbone, rerank)}: files that differ in their columns ({cause(error)})"
         ) from None
 
 
@@ -125,8 +126,8 @@ def exists(stage: str, dataset: str, backbone: str | None = None) -> bool:
     return folder(stage, dataset, backbone).is_dir()
 
 
-def _files(stage: str, dataset: str, backbone: str | None) -> list[Path]:
-    path = folder(stage, dataset, backbone)
+def _files(stage: str, dataset: str, backbone: str | None, rerank: str | None = None) -> list[Path]:
+    path = folder(stage, dataset, backbone, rerank)
     files = sorted(path.glob("*.parquet"))
     if not files:
         raise CvsiError(f"{path}: no Parquet files; run the stage {stage} first (dvc repro)")

@@ -14,7 +14,7 @@ from cvsi.core.console import count, info, warn
 from cvsi.core.devices import device
 from cvsi.core.params import Params
 from cvsi.core.run_log import timed
-from cvsi.core.schema import DROPPED, DROPPED_QUERIES, EDITS, GROUP_RANKINGS, RANKINGS, per_query
+from cvsi.core.schema import DROPPED, DROPPED_QUERIES, EDITS, GROUP_RANKINGS, RANKINGS, SCORED_GROUP_RANKINGS, per_query
 from cvsi.core.statuses import fell_back
 from cvsi.datasets.formats import format_of
 from cvsi.datasets.metrics import Protocol
@@ -57,7 +57,11 @@ def build(name: str, backbone: str, params: Params) -> None:
     with tables.output("scores", name, backbone, recipe) as out:
         out.table("rankings.parquet", rankings.to_arrow(), RANKINGS)
         # DVC tracks each of these, so a run without groups, hidden splits or labels writes them, too, without content.
-        out.table("group_rankings.parquet", in_groups.to_arrow(), GROUP_RANKINGS)
+        out.table(
+            "group_rankings.parquet",
+            in_groups.to_arrow(),
+            SCORED_GROUP_RANKINGS if in_groups.height else GROUP_RANKINGS,
+        )
         names = dataset_format.protocol.names()
         values = evaluation.per_query
         out.table("per_query.parquet", values.to_arrow(), per_query(names, values.columns))
@@ -68,8 +72,8 @@ def build(name: str, backbone: str, params: Params) -> None:
             out.file(f"submissions/{file}").write_text(text, encoding="utf-8")
         for file, text in plots.pictures(dataset_format.protocol, metrics, evaluation.per_query).items():
             out.file(f"plots/{file}").write_text(text, encoding="utf-8")
-    _report(dataset_format.protocol, evaluation.metrics)
-    _warn_of_dropped(dataset_format.submissions, table, dropped)
+    print_main_metric(dataset_format.protocol, evaluation.metrics)
+    warn_of_dropped(dataset_format.submissions, table, dropped)
 
 
 def evaluate(protocol: Protocol, table: QueryTable, target_ranks: np.ndarray, group_scores: np.ndarray) -> Evaluation:
@@ -107,14 +111,16 @@ def rankings_table(ranking: Ranking, table: QueryTable, gallery: Gallery) -> pl.
 
 
 def group_rankings_table(ranking: Ranking, table: QueryTable, gallery: Gallery) -> pl.DataFrame:
-    """Each query's group ranked by score, equal scores by position, as rows of `GROUP_RANKINGS`."""
+    """Each query's group ranked by score, equal scores by position, as rows of `SCORED_GROUP_RANKINGS`."""
     groups = table.named.groups
     rows, columns = np.nonzero((groups >= 0) & (ranking.group_scores > -np.inf))
     positions, scores = groups[rows, columns], ranking.group_scores[rows, columns]
     order = np.lexsort((positions, -scores, rows))
     ids = gallery.ids(positions[order])
     keys: pl.DataFrame = table.frame.select("query_id", "split")[rows[order]]
-    return keys.with_columns(pl.int_range(1, pl.len() + 1).over("split", "query_id").alias("rank"), image_id=ids)
+    return keys.with_columns(
+        pl.int_range(1, pl.len() + 1).over("split", "query_id").alias("rank"), image_id=ids, score=scores[order]
+    )
 
 
 def submission_texts(
@@ -150,7 +156,8 @@ def read_values(name: str, backbone: str, protocol: Protocol) -> pl.DataFrame:
     return pl.DataFrame(table.select(per_query(protocol.names(), table.column_names).names))
 
 
-def _report(protocol: Protocol, metrics: Metrics) -> None:
+def print_main_metric(protocol: Protocol, metrics: Metrics) -> None:
+    """Print the main metric of each labelled split with its interval."""
     main = protocol.main
     for split, values in metrics.items():
         if main in values:
@@ -158,7 +165,8 @@ def _report(protocol: Protocol, metrics: Metrics) -> None:
             info(f"{split}: {main} {values[main]:.2f} ({low:.2f} to {high:.2f})")
 
 
-def _warn_of_dropped(kinds: tuple[Submission, ...], table: QueryTable, dropped: pl.DataFrame) -> None:
+def warn_of_dropped(kinds: tuple[Submission, ...], table: QueryTable, dropped: pl.DataFrame) -> None:
+    """Warn of hidden splits with dropped queries: the server wants all of them."""
     for split in table.splits if kinds else ():
         number = dropped.filter(pl.col("split") == split).height
         if number and split not in table.labelled:

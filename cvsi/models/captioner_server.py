@@ -5,9 +5,7 @@ digest and the caption's number, so that a caption depends on nothing else. `ser
 several at once, retries, refusals, the key.
 """
 
-import base64
 import hashlib
-import io
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
@@ -18,6 +16,7 @@ from cvsi.core.params import Compute
 from cvsi.models.captioner import CaptionerSettings
 from cvsi.models.editor import Answer
 from cvsi.models.engines import Engine, Requirements, facts_of
+from cvsi.models.image_data import QUALITY, data_url
 from cvsi.models.server_client import Address, MaxTokensAs, ServerClient, Service, chat_answer
 from cvsi.store.rows import Store
 
@@ -26,7 +25,6 @@ PROMPT = (
     "Describe this image in one sentence of at most 30 words: what it shows, the colours, and where it is. "
     "Answer with the sentence alone."
 )
-QUALITY = 90  # of the JPEGs that are sent, with colours at full size; part of the recipe
 SEED_BITS = 31  # what every server takes: some want 32 bits, signed
 
 
@@ -113,17 +111,6 @@ class ServerCaptioner:
         if settings.send_seed:
             options["seed"] = seed
         return options
-
-
-def data_url(image: Image.Image, size: int) -> str:
-    """An image (RGB) as the data URL of a JPEG: scaled down to `size` pixels on its longer side, without metadata."""
-    scale = min(1.0, size / max(image.size))
-    wide, high = (max(1, round(side * scale)) for side in image.size)
-    picture = image.resize((wide, high), Image.Resampling.LANCZOS)  # a copy, also at the same size
-    picture.info = {}  # Pillow would write comments and the like
-    sink = io.BytesIO()
-    picture.save(sink, "JPEG", quality=QUALITY, subsampling=0)
-    return "data:image/jpeg;base64," + base64.b64encode(sink.getvalue()).decode("ascii")
 
 
 def seed_of(seed: int, digest: str, number: int) -> int:

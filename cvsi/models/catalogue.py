@@ -36,7 +36,7 @@ class Terms(Fact[Words]):
 class Rate(Settings):
     """Rows a second of one kind, measured on a device; `captions` counts single captions."""
 
-    rows: Literal["captions", "edits", "image_vectors", "text_vectors"]
+    rows: Literal["captions", "edits", "verdicts", "image_vectors", "text_vectors"]
     device: Literal["cpu", "cuda"]
     per_second: Positive
     source: Words

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from typing import Any, Generic, TypeVar
 
-from cvsi.core.params import PATH, Block, Compute, Dataset, Precision, Settings, checked
+from cvsi.core.params import PATH, Block, Compute, Dataset, Precision, Rerank, Settings, checked
 from cvsi.core.registry import Registry
 from cvsi.models.captioner import Captioner, CaptionerSettings
 from cvsi.models.editor import Editor, EditorSettings
+from cvsi.models.judge import Judge, JudgeSettings
 from cvsi.store.rows import Store
 
 S = TypeVar("S", bound=Settings)
@@ -82,7 +83,16 @@ EDITORS: Registry[Engine[Any, Editor]] = Registry(
         "server": "cvsi.models.llm_server:ENGINE",
     },
 )
+JUDGES: Registry[Engine[Any, Judge[Any]]] = Registry(
+    "judge engine",
+    "cvsi.judges",
+    {
+        "vllm": "cvsi.models.judge_vllm:ENGINE",
+        "server": "cvsi.models.judge_server:ENGINE",
+    },
+)
 DEFAULT_CAPTIONER, DEFAULT_EDITOR = "transformers", "vllm"  # of a block without the key `engine`
+DEFAULT_JUDGE = "vllm"
 
 
 def captioner_settings(block: Block, where: str) -> CaptionerSettings:
@@ -97,6 +107,12 @@ def editor_settings(block: Block, where: str) -> EditorSettings:
     return settings
 
 
+def judge_settings(block: Block, where: str) -> JudgeSettings:
+    """A judge's block as its engine's settings; raises CvsiError for an unknown engine, key or value."""
+    settings: JudgeSettings = _settings(JUDGES, {"engine": DEFAULT_JUDGE} | block, where)
+    return settings
+
+
 def captioner_of(dataset: Dataset, name: str) -> CaptionerSettings:
     """The captioner of a dataset by the dataset's name; raises CvsiError for an unknown engine, key or value."""
     return captioner_settings(dataset.captioner, f"datasets.{name}.captioner")
@@ -107,6 +123,11 @@ def editor_of(dataset: Dataset, name: str) -> EditorSettings:
     return editor_settings(dataset.editor, f"datasets.{name}.editor")
 
 
+def judge_of(rerank: Rerank, name: str) -> JudgeSettings:
+    """The judge of a rerank by the rerank's name; raises CvsiError for an unknown engine, key or value."""
+    return judge_settings(rerank.judge, f"reranks.{name}.judge")
+
+
 def captioner_engine(settings: CaptionerSettings) -> Engine[Any, Captioner[Any]]:
     """The engine that checked settings belong to."""
     return CAPTIONERS.get(settings.engine, f"{PATH}: captioner")
@@ -115,6 +136,11 @@ def captioner_engine(settings: CaptionerSettings) -> Engine[Any, Captioner[Any]]
 def editor_engine(settings: EditorSettings) -> Engine[Any, Editor]:
     """The engine that checked settings belong to."""
     return EDITORS.get(settings.engine, f"{PATH}: editor")
+
+
+def judge_engine(settings: JudgeSettings) -> Engine[Any, Judge[Any]]:
+    """The engine that checked settings belong to."""
+    return JUDGES.get(settings.engine, f"{PATH}: judge")
 
 
 def facts_of(settings: Settings, *left_out: str) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class Service:
 
     address: str
     model: str
-    noun: Literal["captioner", "editor"]
+    noun: Literal["captioner", "editor", "reader", "judge"]
     key: str
     sent: frozenset[str]
     template: str

@@ -40,6 +40,8 @@ PARAMETERS = {  # the setting that avoids a complaint, and the complaint
     "send_top_p: false": rf"top_p{UNSUPPORTED}",
     "send_seed: false": rf"\bseed\b{UNSUPPORTED}",
     "send_stop: false": rf"\bstop\b{UNSUPPORTED}",
+    "top_logprobs: 5": rf"top_logprobs(?:{UNSUPPORTED}|.{{0,60}}(?:between|at most|less|greater|maximum))"
+    r"|logprobs of \d+, which is greater",
     "chat_template_kwargs: {}": "chat_template_kwargs",
     "output: text": rf"(?:response_format|json_schema){UNSUPPORTED}",
 }

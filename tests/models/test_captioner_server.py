@@ -15,9 +15,10 @@ from cvsi.core.digest import digest
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import Compute
 from cvsi.models import server_client
-from cvsi.models.captioner_server import ENGINE, PROMPT, ServerCaptioner, ServerCaptionerSettings, data_url, seed_of
+from cvsi.models.captioner_server import ENGINE, PROMPT, ServerCaptioner, ServerCaptionerSettings, seed_of
 from cvsi.models.editor import STOPPED, Answer, Unfinished
 from cvsi.models.engines import captioner_settings
+from cvsi.models.image_data import data_url
 from cvsi.pipeline.captions import CaptionJob
 from cvsi.store.rows import Store
 from tests.vision_server import ADJECTIVES, Reply, Seen, choice, error, good, serving

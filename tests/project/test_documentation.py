@@ -48,8 +48,9 @@ from tests.imports import ROOT
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BUILTINS = ("source", "umask", "wait")  # of a shell
 PROGRAMS = ("make", "cvsi", "dvc", "git", "python", "python3", "mkdir", "chgrp", "chmod", "cp", *BUILTINS)
-# docs/phi.md: the loss, which tests/training/test_train.py computes; docs/methods.md: tests/evaluation/test_forms.py
-FORMULAS = ("noise = U(0, 1)", "a = ((x.y)")
+# docs/phi.md: the loss, which tests/training/test_train.py computes; docs/methods.md: tests/evaluation/test_forms.py;
+# docs/reranking.md: tests/evaluation/test_rerank.py
+FORMULAS = ("noise = U(0, 1)", "a = ((x.y)", "value = mix * yes")
 NOT_IN_THE_PROJECT = ("data/", "models/", "published-demo", "cache/", ".venv/", "~/")  # named, and made by a command
 
 
@@ -142,7 +143,7 @@ def paste(text: str, block: str) -> str:
     """params.yaml with a block in it: indented lines follow `datasets:`, keys at the top are added to or replaced."""
     if block.startswith(" "):
         return paste(text, f"datasets:\n{block}")
-    for part in re.findall(r"^\w+:.*\n(?:[ #\n].*\n?)*", block, flags=re.M):
+    for part in re.findall(r"^\w+:.*\n(?:\n|[ #].*\n?)*", block, flags=re.M):
         key, _, rest = part.partition(":")
         if key in ADDED:
             assert text.count(f"\n{key}:\n") == 1
@@ -352,7 +353,7 @@ def test_remotes_are_added_as_in_sharing(tmp_path: Path, monkeypatch: pytest.Mon
 def test_diagrams_name_stages(block: Block) -> None:
     named = set(re.findall(r"--(\w+)-->", block.text))
     stages = set(yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"])
-    assert named and named <= stages <= named | {"world"}
+    assert named and named <= stages <= named | {"world", "verdicts", "rerank"}  # of the demo, and of reranks
 
 
 @of_kind("paths")

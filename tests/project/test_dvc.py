@@ -55,7 +55,7 @@ def test_no_stage_lists_code_for_people(stage: str) -> None:
 
 
 def test_dvc_yaml_is_short() -> None:
-    assert len((ROOT / "dvc.yaml").read_text(encoding="utf-8").splitlines()) <= 170
+    assert len((ROOT / "dvc.yaml").read_text(encoding="utf-8").splitlines()) <= 220
 
 
 def test_dvc_ignores_files_that_are_not_code() -> None:

@@ -1,0 +1,137 @@
+"""The judge engine `server`: what a judge sends to any server with OpenAI's interface and vision, and reads from it.
+
+`server_client` has the requests themselves: several at once, retries, refusals, the key.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from PIL import Image
+from pydantic import Field
+
+from cvsi.core.errors import CvsiError
+from cvsi.core.params import Compute
+from cvsi.models.editor import FILTERED, REFUSED, Answer
+from cvsi.models.engines import Engine, Requirements
+from cvsi.models.image_data import QUALITY, data_url
+from cvsi.models.judge import JudgeSettings, Question, Verdict, canvas, conversation, judge_facts, scaled
+from cvsi.models.server_client import Address, MaxTokensAs, ServerClient, Service, chat_answer
+from cvsi.store.rows import Store
+
+KEY = "CVSI_JUDGE_KEY"  # not OPENAI_API_KEY: a teammate's params.yaml must not send that one to another address
+REPORTED = 20  # the most alternatives that OpenAI's interface reports
+LARGEST_CANVAS = 1 << 16  # pixels: a canvas is not scaled again
+
+
+class ServerJudgeSettings(JudgeSettings):
+    """A vision model behind an OpenAI-compatible server; the last four keys are for models and servers that differ."""
+
+    engine: Literal["server"]
+    address: Address
+    top_logprobs: Annotated[int, Field(ge=2, le=REPORTED)] = REPORTED
+    max_tokens_as: MaxTokensAs = "max_tokens"
+    send_temperature: bool = True
+    chat_template_kwargs: dict[str, bool | int | float | str | None] = Field(default={})
+
+
+class ServerJudge:
+    """Questions to verdicts, by requests to the server."""
+
+    def __init__(self, settings: ServerJudgeSettings, compute: Compute, worker: int = 0) -> None:
+        """Prepare requests; nothing is sent yet."""
+        self.settings = settings
+        service = Service(
+            settings.address, settings.model, "judge", KEY, frozenset(_sent(settings)),
+            template="start the server with a chat template", images=True,
+        )  # fmt: skip
+        self.client = ServerClient(service, compute.requests)
+
+    def prepare(self, image: Image.Image) -> str | Image.Image:
+        """An image (RGB) as a data URL, or scaled down where it becomes a part of a canvas."""
+        size = self.settings.image_size
+        return scaled(image, size) if self.settings.images == "canvas" else data_url(image, size)
+
+    def verdicts(self, questions: Sequence[Question[Any]]) -> list[Answer]:
+        """A verdict per question, or the reason why there is none; raises Unfinished, see `ServerClient.answers`."""
+        return self.client.answers(questions, self._send)
+
+    async def _send(self, client: Any, question: Question[Any]) -> Answer:
+        turns = conversation(question, self._content(question))
+        response = await client.chat.completions.create(messages=turns, **self._options())
+        return self._read(response)
+
+    def _content(self, question: Question[Any]) -> list[dict[str, Any]]:
+        if self.settings.images == "canvas":
+            both = canvas(question.reference, question.candidate)
+            return [_text(question.before + question.between), _image(data_url(both, LARGEST_CANVAS))]
+        return [
+            *([_text(question.before)] if question.before else []), _image(question.reference),
+            *([_text(question.between)] if question.between else []), _image(question.candidate),
+        ]  # fmt: skip
+
+    def _options(self) -> dict[str, Any]:
+        settings = self.settings
+        body: dict[str, Any] = {settings.max_tokens_as: 1}
+        if settings.chat_template_kwargs:
+            body["chat_template_kwargs"] = settings.chat_template_kwargs
+        options: dict[str, Any] = {"model": settings.model, "extra_body": body}
+        options |= {"logprobs": True, "top_logprobs": settings.top_logprobs}
+        if settings.send_temperature:
+            options["temperature"] = 0.0
+        return options
+
+    def _read(self, response: Any) -> Answer:
+        """A response's first token; raises CvsiError where the server reports no probabilities at all.
+
+        Other exceptions mean a response that is not in OpenAI's format.
+        """
+        answer, choice = chat_answer(response), response.choices[0]
+        if answer.finish == FILTERED or answer.finish.startswith(REFUSED):
+            return answer
+        if getattr(choice, "logprobs", None) is None or choice.logprobs.content is None:
+            raise CvsiError(
+                f"{self.settings.address}: the answers have no logprobs, from which verdicts are computed; use a "
+                "server or a model that reports them (vLLM, llama.cpp and OpenAI do)"
+            )
+        first = choice.logprobs.content[0]
+        given = list(first.top_logprobs)
+        if first.token not in [one.token for one in given]:  # at a temperature of the server, any token may be drawn
+            given.append(first)
+        tokens, logprobs = (str(one.token) for one in given), (float(one.logprob) for one in given)
+        return Verdict(answer.text, answer.finish, tuple(tokens), tuple(logprobs))
+
+
+def _text(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
+
+
+def _image(url: str) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def _sent(settings: ServerJudgeSettings) -> set[str]:
+    """The settings that would change what is sent."""
+    other = {"max_tokens", "max_completion_tokens"} - {settings.max_tokens_as}
+    sent = {
+        f"max_tokens_as: {other.pop()}": True,
+        "send_temperature: false": settings.send_temperature,
+        "top_logprobs: 5": settings.top_logprobs > 5,
+        "chat_template_kwargs: {}": bool(settings.chat_template_kwargs),
+    }
+    return {setting for setting, is_sent in sent.items() if is_sent}
+
+
+def _recipe(settings: ServerJudgeSettings, precision: str, store: Store) -> dict[str, Any]:
+    # The address is left out: another server with the same model gives the same rows. Its precision is unknown.
+    facts = judge_facts(settings, "address", "max_tokens_as", "chat_template_kwargs")
+    facts |= {f"chat_template_kwargs.{name}": value for name, value in settings.chat_template_kwargs.items()}
+    return facts | {"model": settings.model, "revision": settings.revision, "encoding": f"JPEG {QUALITY}"}
+
+
+ENGINE = Engine(
+    settings=ServerJudgeSettings,
+    requirements=lambda settings: Requirements(servers=(settings.address,)),
+    recipe=_recipe,
+    load=ServerJudge,
+    one_worker=True,
+)
