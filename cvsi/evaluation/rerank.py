@@ -15,6 +15,7 @@ from cvsi.core.params import Params
 from cvsi.core.schema import (
     DROPPED_QUERIES,
     GROUP_RANKINGS,
+    OPTIONAL_RANKS,
     RANKINGS,
     RANKS,
     SCORED_GROUP_RANKINGS,
@@ -36,6 +37,7 @@ from cvsi.evaluation.scores import (
 )
 
 KEY = ["split", "query_id"]
+LISTS = ("target_ranks", "negative_ranks")  # columns of ranks; the second one is optional
 
 
 def build(rerank: str, params: Params) -> None:
@@ -57,7 +59,11 @@ def build(rerank: str, params: Params) -> None:
     ordered, of_groups = in_order(ranked, RANKINGS.names), in_order(in_groups, GROUP_RANKINGS.names)
     with tables.output("rerank", name, backbone, recipe, rerank) as out:
         out.table("rankings.parquet", ordered.to_arrow(), RANKINGS)
-        out.table("per_query.parquet", per_query_table.to_arrow(), per_query(dataset_format.protocol.names()))
+        out.table(
+            "per_query.parquet",
+            per_query_table.to_arrow(),
+            per_query(dataset_format.protocol.names(), per_query_table.columns),
+        )
         out.json("metrics.json", with_judged(with_counts(name, metrics, table, dropped), verdicts))
         out.folder("submissions")
         for file, text in submission_texts(dataset_format.submissions, table, ordered, of_groups).items():
@@ -108,19 +114,25 @@ def values(
         raise CvsiError(
             "scores/per_query.parquet: not the queries of the index; run the stage scores again (dvc repro)"
         )
-    changed = ranked.select(*KEY, target_ranks="rank", new="new")
-    listed = ranks.select(*KEY, "target_ranks").with_row_index("row").explode("target_ranks")
-    listed = listed.join(changed, on=[*KEY, "target_ranks"], how="left", maintain_order="left")
-    lists = listed.group_by("row", maintain_order=True).agg(pl.coalesce("new", "target_ranks"))
+    lists = [_moved(ranks, name, ranked) for name in LISTS if name in ranks.columns]
     within = in_groups.select(*KEY, group_rank="rank", new="new")
     group = ranks.select(*KEY, "group_rank").join(within, on=[*KEY, "group_rank"], how="left", maintain_order="left")
-    return by_query(
-        protocol,
-        labelled.with_columns(
-            target_ranks=lists["new"] if lists.height else pl.Series([], dtype=pl.List(pl.Int32)),
-            group_rank=group.select(pl.coalesce("new", "group_rank")).to_series(),
-        ),
-    )
+    group_rank = group.select(group_rank=pl.coalesce("new", "group_rank")).to_series()
+    return by_query(protocol, labelled.with_columns(*lists, group_rank))
+
+
+def _moved(ranks: pl.DataFrame, column: str, ranked: pl.DataFrame) -> pl.Series:
+    """Lists of ranks after reordering; ranks that are in no ranking, and nulls, stay as they are."""
+    changed = ranked.select(*KEY, pl.col("rank").alias(column), "new")
+    listed = ranks.select(*KEY, column).with_row_index("row").explode(column)
+    listed = listed.join(changed, on=[*KEY, column], how="left", maintain_order="left")
+    lists = listed.group_by("row", maintain_order=True).agg(pl.coalesce("new", column).alias(column))
+    # An empty list became one null.
+    empty = (ranks[column].list.len() == 0) if lists.height else pl.Series([], dtype=pl.Boolean)
+    none = pl.lit([], dtype=pl.List(pl.Int32))
+    return lists.select(pl.when(empty).then(none).otherwise(pl.col(column)).alias(column).cast(pl.List(pl.Int32)))[
+        column
+    ]
 
 
 def with_judged(metrics: Metrics, verdicts: pl.DataFrame) -> Metrics:
@@ -181,7 +193,8 @@ def _ranks(name: str, backbone: str) -> pl.DataFrame:
     table = parquet.read_file(path)
     if missing := [column for column in RANKS.names if column not in table.column_names]:
         raise CvsiError(f"{path}: no column '{missing[0]}'; run the stage scores again (dvc repro)")
-    return pl.DataFrame(table.select(RANKS.names).cast(RANKS))
+    schema = pa.schema([*RANKS, *(field for field in OPTIONAL_RANKS if field.name in table.column_names)])
+    return pl.DataFrame(table.select(schema.names).cast(schema))
 
 
 def _require_verdicts(ranked: pl.DataFrame, in_groups: pl.DataFrame, top: int, rerank: str) -> None:
