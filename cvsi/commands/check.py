@@ -16,7 +16,8 @@ from cvsi.core.schema import ROLES
 from cvsi.datasets import formats
 from cvsi.evaluation import methods, published
 from cvsi.evaluation.fusion import Fusion
-from cvsi.models.engines import captioner_of, captioner_settings, editor_of, editor_settings
+from cvsi.models.engines import captioner_of, captioner_settings, editor_of, editor_settings, reader_of, reader_settings
+from cvsi.pipeline import prompting, readings
 from cvsi.pipeline.components import GALLERY_COMPONENTS, QUERY_COMPONENTS
 from cvsi.store.executors import check_executor
 
@@ -73,35 +74,48 @@ def check_blocks(params: Params) -> None:
         captioner_settings(block, f"captioners.{name}")
     for name, block in params.editors.items():
         editor_settings(block, f"editors.{name}")
+    roles = _check_readers(params)
     for name, dataset in params.datasets.items():
         formats.settings_of(dataset, name)
         captioner_of(dataset, name)
         editor_of(dataset, name)
         published.check_benchmark(dataset.benchmark, name)
-        _check_components(methods.fusion_of(params, name), f"datasets.{name}.fusion")
+        _check_components(methods.fusion_of(params, name), f"datasets.{name}.fusion", roles)
     for run in params.runs.values():
-        _check_phi(methods.fusion_of(params, run.dataset), run, params)
+        _check_phi(methods.fusion_of(params, run.dataset), run, params, roles)
     for name, method in methods.methods(params).items():
         for fusion in method.fusions.values():
-            _check_components(fusion, f"methods.{name}")
+            _check_components(fusion, f"methods.{name}", roles)
     check_executor(params.compute)
 
 
-def _check_components(fusion: Fusion, where: str) -> None:
+def _check_readers(params: Params) -> frozenset[str]:
+    """Check every reader; the roles that there are, which methods may name besides the components."""
+    blocks = {f"readers.{name}": reader_settings(block, f"readers.{name}") for name, block in params.readers.items()}
+    for name, dataset in params.datasets.items():
+        if (of_dataset := reader_of(dataset, name)) is not None:
+            blocks[f"datasets.{name}.reader"] = of_dataset
+    for where, settings in blocks.items():
+        readings.check_roles(settings, where)
+        prompting.few_shot(settings.prompt)
+    return frozenset(ROLES).union(*(settings.roles for settings in blocks.values()))
+
+
+def _check_components(fusion: Fusion, where: str, roles: frozenset[str]) -> None:
     """Raise CvsiError for a weight of a component that does not exist."""
     for component in fusion.query_columns:
-        if component not in ROLES:
+        if component not in roles:
             QUERY_COMPONENTS.get(component, f"{PATH}: {where}.query")
     for component in fusion.gallery_columns:
         GALLERY_COMPONENTS.get(component, f"{PATH}: {where}.gallery")
 
 
-def _check_phi(fusion: Fusion, run: Run, params: Params) -> None:
+def _check_phi(fusion: Fusion, run: Run, params: Params, roles: frozenset[str]) -> None:
     """Raise CvsiError for a weight of a component that needs phi, on a backbone without one."""
     if params.backbone(run.backbone).phi is not None:
         return
     where = f"{PATH}: datasets.{run.dataset}"
-    components = [name for name in fusion.query_columns if name not in ROLES]
+    components = [name for name in fusion.query_columns if name not in roles]
     if needing := [name for name in components if QUERY_COMPONENTS.get(name, where).uses_phi]:
         raise CvsiError(
             f"{PATH}: datasets.{run.dataset}.fusion has a weight for {', '.join(needing)}, but "

@@ -29,7 +29,16 @@ from cvsi.datasets.walk import skipped_lines
 from cvsi.models import catalogue
 from cvsi.models.captioner_family import CONFIG, FAMILIES, refusal_of_file
 from cvsi.models.clip_checkpoint import FOLDER, PICKLE, hub_file
-from cvsi.models.engines import Model, Requirements, captioner_engine, captioner_of, editor_engine, editor_of
+from cvsi.models.engines import (
+    Model,
+    Requirements,
+    captioner_engine,
+    captioner_of,
+    editor_engine,
+    editor_of,
+    reader_engine,
+    reader_of,
+)
 from cvsi.models.model_id import is_hub_name, recorded
 from cvsi.store.rows import Store
 
@@ -76,14 +85,16 @@ class Inventory:
 
 
 def engines(name: str, dataset: Dataset, without_queries: bool = False) -> Iterator[tuple[str, Requirements]]:
-    """What a dataset's captioner and editor need, each with its noun; raises CvsiError for a wrong block.
+    """What a dataset's captioner, editor and reader need, each with its noun; raises CvsiError for a wrong block.
 
-    A dataset without queries needs no editor.
+    A dataset without queries needs no editor and no reader.
     """
     captioner, editor = captioner_of(dataset, name), editor_of(dataset, name)
     yield "captioner", captioner_engine(captioner).requirements(captioner)
     if not without_queries:
         yield "editor", editor_engine(editor).requirements(editor)
+        if (reader := reader_of(dataset, name)) is not None:
+            yield "reader", reader_engine(reader).requirements(reader)
 
 
 def collect(params: Params) -> Inventory:

@@ -10,13 +10,20 @@ from pathlib import Path
 from cvsi.commands.store import Part
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import Params
-from cvsi.models.engines import captioner_engine, captioner_settings, editor_engine, editor_settings
+from cvsi.models.engines import (
+    captioner_engine,
+    captioner_settings,
+    editor_engine,
+    editor_settings,
+    reader_engine,
+    reader_settings,
+)
 from cvsi.models.model_id import content_digest
 from cvsi.models.transformers_keys import checked_prefix
 
 
 def misfits(params: Params, parts: Sequence[Part]) -> Iterator[str]:
-    """A line for each local captioner or editor whose checkpoint does not fit its model, with the rows to remove."""
+    """A line for each local model of params.yaml whose checkpoint does not fit, with the rows to remove."""
     for model in _folders(params):
         try:
             checked_prefix(model, None)
@@ -28,14 +35,16 @@ def misfits(params: Params, parts: Sequence[Part]) -> Iterator[str]:
 
 
 def _folders(params: Params) -> list[str]:
-    """The folders that captioners and editors of params.yaml name, in their blocks and in those of the datasets."""
+    """The folders that captioners, editors and readers name, in their blocks and in those of the datasets."""
     captioners = [*params.captioners.values(), *(dataset.captioner for dataset in params.datasets.values())]
     editors = [*params.editors.values(), *(dataset.editor for dataset in params.datasets.values())]
+    readers = [*params.readers.values(), *(dataset.reader for dataset in params.datasets.values() if dataset.reader)]
     models = [
         model.name
         for blocks, settings_of, engine_of in (
             (captioners, captioner_settings, captioner_engine),
             (editors, editor_settings, editor_engine),
+            (readers, reader_settings, reader_engine),
         )
         for settings in (settings_of(block, "block") for block in blocks)
         for model in engine_of(settings).requirements(settings).models  # type: ignore[arg-type]

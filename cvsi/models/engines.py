@@ -13,6 +13,7 @@ from cvsi.core.params import PATH, Block, Compute, Dataset, Precision, Settings,
 from cvsi.core.registry import Registry
 from cvsi.models.captioner import Captioner, CaptionerSettings
 from cvsi.models.editor import Editor, EditorSettings
+from cvsi.models.reader import Reader, ReaderSettings
 from cvsi.store.rows import Store
 
 S = TypeVar("S", bound=Settings)
@@ -82,7 +83,19 @@ EDITORS: Registry[Engine[Any, Editor]] = Registry(
         "server": "cvsi.models.llm_server:ENGINE",
     },
 )
-DEFAULT_CAPTIONER, DEFAULT_EDITOR = "transformers", "vllm"  # of a block without the key `engine`
+READERS: Registry[Engine[Any, Reader]] = Registry(
+    "reader engine",
+    "cvsi.readers",
+    {
+        "vllm": "cvsi.models.reader_vllm:ENGINE",
+        "server": "cvsi.models.reader_server:ENGINE",
+    },
+)
+DEFAULT_CAPTIONER, DEFAULT_EDITOR, DEFAULT_READER = (
+    "transformers",
+    "vllm",
+    "vllm",
+)  # of a block without the key `engine`
 
 
 def captioner_settings(block: Block, where: str) -> CaptionerSettings:
@@ -97,6 +110,12 @@ def editor_settings(block: Block, where: str) -> EditorSettings:
     return settings
 
 
+def reader_settings(block: Block, where: str) -> ReaderSettings:
+    """A reader's block as its engine's settings; raises CvsiError for an unknown engine, key or value."""
+    settings: ReaderSettings = _settings(READERS, {"engine": DEFAULT_READER} | block, where)
+    return settings
+
+
 def captioner_of(dataset: Dataset, name: str) -> CaptionerSettings:
     """The captioner of a dataset by the dataset's name; raises CvsiError for an unknown engine, key or value."""
     return captioner_settings(dataset.captioner, f"datasets.{name}.captioner")
@@ -107,6 +126,11 @@ def editor_of(dataset: Dataset, name: str) -> EditorSettings:
     return editor_settings(dataset.editor, f"datasets.{name}.editor")
 
 
+def reader_of(dataset: Dataset, name: str) -> ReaderSettings | None:
+    """The reader of a dataset by the dataset's name, None without one; raises CvsiError for a wrong block."""
+    return None if dataset.reader is None else reader_settings(dataset.reader, f"datasets.{name}.reader")
+
+
 def captioner_engine(settings: CaptionerSettings) -> Engine[Any, Captioner[Any]]:
     """The engine that checked settings belong to."""
     return CAPTIONERS.get(settings.engine, f"{PATH}: captioner")
@@ -115,6 +139,11 @@ def captioner_engine(settings: CaptionerSettings) -> Engine[Any, Captioner[Any]]
 def editor_engine(settings: EditorSettings) -> Engine[Any, Editor]:
     """The engine that checked settings belong to."""
     return EDITORS.get(settings.engine, f"{PATH}: editor")
+
+
+def reader_engine(settings: ReaderSettings) -> Engine[Any, Reader]:
+    """The engine that checked settings belong to."""
+    return READERS.get(settings.engine, f"{PATH}: reader")
 
 
 def facts_of(settings: Settings, *left_out: str) -> dict[str, Any]:

@@ -41,6 +41,7 @@ PARAMETERS = {  # the setting that avoids a complaint, and the complaint
     "send_seed: false": rf"\bseed\b{UNSUPPORTED}",
     "send_stop: false": rf"\bstop\b{UNSUPPORTED}",
     "chat_template_kwargs: {}": "chat_template_kwargs",
+    "output: json": rf"(?:response_format|json_schema){UNSUPPORTED}",
     "output: text": rf"(?:response_format|json_schema){UNSUPPORTED}",
 }
 

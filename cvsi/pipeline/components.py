@@ -123,6 +123,19 @@ class PseudoToken(Component):
         return embeddings.pseudo_tokens(rows["digest"], self.sentences(rows))
 
 
+@dataclass(frozen=True)
+class Role(MeanOfTexts):
+    """The mean of the unit vectors of a reader's texts of one role; zeros for a query without one.
+
+    Roles are no entries of the registry: each dataset's reader has its own.
+    """
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The role's texts."""
+        return frozenset({self.column})
+
+
 EDITED = MeanOfTexts("edited")
 PSEUDO = PseudoToken()
 REFERENCE = ImageVector()

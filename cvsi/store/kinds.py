@@ -9,6 +9,7 @@ CODE_VERSIONS = {
     "changed_files": 1,  # files that changed although nothing that the index compares had changed
     "captions": 1,
     "edits": 2,
+    "readings": 1,  # raw answers of readers
     "image_vectors": 1,
     "text_vectors": 1,
     "pseudo_vectors": 1,
