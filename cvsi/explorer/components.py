@@ -4,8 +4,9 @@ The inputs of a component decide which models run: a fusion without captions and
 is computed here is kept in memory; nothing is written.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,6 @@ from cvsi.core.console import redirect_output
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import Params, Run
 from cvsi.core.paths import libraries_log
-from cvsi.core.statuses import worst
 from cvsi.explorer.images import NewImage
 from cvsi.models.captioner import Captioner
 from cvsi.models.engines import captioner_engine, reader_engine
@@ -47,13 +47,14 @@ CAPTIONS = pl.Schema([("captions", pl.List(pl.String)), ("instruction", pl.Strin
 class Edit(NamedTuple):
     """The edited texts, the added objects, and the status of the answers (empty where no model was called).
 
-    `roles` are the texts by role, where the fusion uses a reader; the status is then the worse of both.
+    `roles` are the texts by role and `reader_status` is their status, where the fusion uses those of a reader.
     """
 
     edited: list[str]
     added: str = ""
     status: str = ""
-    roles: dict[str, list[str]] = {}
+    roles: Mapping[str, list[str]] = MappingProxyType({})
+    reader_status: str = ""
 
 
 class KeptRows(RowStore):
@@ -178,9 +179,7 @@ class NewQueries:
         if not job.permanent(stored).num_rows:
             self._reading_rows.forget(0)  # a failure that may pass: the next query asks again
         row = job.parsed(stored.select(["answers", "finish"]).to_pylist()[0] | query)
-        of_reader = row["reader_status"]
-        status = worst([edit.status, of_reader]) if edit.status else of_reader
-        return edit._replace(roles={role: row[role] for role in job.roles}, status=status)
+        return edit._replace(roles={role: row[role] for role in job.roles}, reader_status=row["reader_status"])
 
     def _component(self, name: str) -> Component:
         if name in self._roles:

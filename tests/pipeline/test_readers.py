@@ -1,6 +1,7 @@
 """Readers through the stages: a server that sees the image answers with roles, which become columns and methods."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,15 @@ import numpy as np
 import polars as pl
 import pytest
 
+from cvsi.commands import check, forecast, pack, requirements, search, unpack
 from cvsi.core import params, tables
 from cvsi.core.errors import CvsiError
+from cvsi.datasets import index
 from cvsi.evaluation import scores
 from cvsi.evaluation.report import build as report
+from cvsi.explorer.components import Edit, NewQueries
+from cvsi.explorer.images import NewImage
+from cvsi.explorer.requests import Answer
 from cvsi.models import server_client
 from cvsi.models.engines import EDITORS
 from cvsi.models.reader_server import KEY
@@ -262,7 +268,7 @@ def test_a_wrong_reader_is_one_line(case: Case, changes: dict[str, Any], line: s
 
 def test_a_text_model_reads_captions_and_sends_no_image(case: Case) -> None:
     case.reader(sees="captions", captions=2)
-    table = case.run(lambda seen, _: (200, choice(json.dumps(dict.fromkeys(ROLES, ["a green circle"]))), {}))
+    table = case.run(lambda seen, _: (200, choice(json.dumps({role: ["a green circle"] for role in ROLES})), {}))
     assert table["reader_status"].to_list() == ["ok"] * 3 and table["target"].to_list() == [["a green circle"]] * 3
     contents = [seen.body["messages"][-1]["content"] for seen in case.server.seen]
     assert contents[0] == "Image Content: a red circle on a grey background, a red circle\nInstruction: is green"
@@ -272,8 +278,116 @@ def test_a_text_model_reads_captions_and_sends_no_image(case: Case) -> None:
 def test_a_reading_is_found_by_what_the_reader_sees(case: Case, sees: str) -> None:
     """Other captions are another reference for a reader of captions, and the same one for a reader of images."""
     case.reader(sees=sees)
-    answer = json.dumps(dict.fromkeys(ROLES, ["a green circle"]))
+    answer = json.dumps({role: ["a green circle"] for role in ROLES})
     case.run(lambda seen, _: (200, choice(answer), {}))
     write_captions({f"{colour}.png": [f"one {colour} disc"] for colour in COLOURS})
     case.run(lambda seen, _: (200, choice(answer), {}))
     assert len(case.server.seen) == (0 if sees == "image" else QUERIES)
+
+
+def searched(toy: Workspace, colour: str, instruction: str, columns: list[str]) -> Edit:
+    content = (toy.path / "photos" / f"{colour}.png").read_bytes()
+    queries = NewQueries(params.load().run("toy-tiny"), params.load())
+    return queries.vectors(columns, NewImage.of(content), instruction)[1]
+
+
+def test_a_new_query_asks_the_reader_alone_where_the_fusion_needs_nothing_else(case: Case) -> None:
+    case.server.run(reading)
+    edit = searched(case.toy, "purple", "is orange", ["target", "forbidden", "reference"])
+    assert edit.roles["target"] == ["a orange circle on grey"] and edit.roles["forbidden"] == ["a purple circle"]
+    assert (edit.status, edit.reader_status, edit.edited) == ("", "ok", []) and len(case.server.seen) == 1
+    assert case.stored() == 0
+
+
+def test_a_query_of_the_dataset_is_read_from_the_store(case: Case) -> None:
+    case.run()
+    case.server.run(reading)
+    assert searched(case.toy, "red", "is green", ["target"]).roles["forbidden"] == ["a red circle"]
+    assert case.server.seen == []
+
+
+def test_a_search_prints_what_was_read(case: Case) -> None:
+    answer = Answer(
+        results=(), roles={"target": ("a cat",), "desired": (), "forbidden": ("a", "b")}, reader_status="ok"
+    )
+    assert next(iter(search.remarks(answer))) == "read: target: a cat; forbidden: a, b"
+    none = Answer(results=(), roles={"target": ()}, reader_status="cut: max_tokens reached")
+    assert "no usable texts (cut: max_tokens reached)" in next(iter(search.remarks(none)))
+
+
+@pytest.mark.parametrize("sees", ["image", "captions"])
+def test_a_pack_brings_the_readings_to_another_folder(
+    case: Case, sees: str, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case.reader(sees=sees)
+    case.run(lambda seen, _: (200, choice(json.dumps({role: ["a circle"] for role in ROLES})), {}))
+    table = pl.read_parquet("cache/toy/edits/*.parquet")
+    out = tmp_path_factory.mktemp("pack") / "pack"
+    pack.write("toy", out, params.load(), ["edits", "readings"])
+    assert "**Readings**: 3 answers" in (out / "README.md").read_text()
+    shutil.rmtree(case.toy.path / "cache/store")
+    unpack.unpack(out, params.load())
+    fit = "complete: 3 distinct queries" if sees == "image" else "fit; how many are used is known once all references"
+    assert f"readings {fit}" in capsys.readouterr().out
+    case.server.run(lambda seen, _: error(500, "down"))
+    edits.write("toy", params.load())
+    assert case.server.seen == [] and pl.read_parquet("cache/toy/edits/*.parquet").equals(table)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (
+            {"roles": {"target": 1}},
+            "roles is target: 1 here, target: 1, desired: 3, preserve: 3, forbidden: 3 in the pack",
+        ),
+        ({"model": "other"}, "the reader is other at no revision here, m at no revision in the pack"),
+        ({"sees": "captions"}, "sees is captions here, image in the pack: set sees: image for the reader"),
+        (None, "datasets.toy: no reader; name one in params.yaml to use readings"),
+    ],
+)
+def test_a_pack_that_does_not_fit_says_what_to_set(
+    case: Case, changes: dict[str, Any] | None, line: str, tmp_path_factory: pytest.TempPathFactory,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    case.run()
+    out = tmp_path_factory.mktemp("pack") / "pack"
+    pack.write("toy", out, params.load(), ["readings"])
+    case.toy.params(datasets__toy__reader=None) if changes is None else case.reader(**changes)
+    unpack.unpack(out, params.load())
+    assert line in capsys.readouterr().out
+
+
+def test_check_lists_the_reader_and_what_it_has_to_read(case: Case) -> None:
+    case.server.run(reading)
+    forecasts = {task.kind: task for task in forecast.tasks(params.load(), requirements.collect(params.load()))}
+    assert (forecasts["queries to read"].todo, forecasts["queries to read"].total) == (QUERIES, QUERIES)
+    case.reader(address="http://127.0.0.1:9/v1")
+    missing = requirements.collect(params.load()).missing
+    assert "change the reader's address" in missing["server http://127.0.0.1:9/v1"]
+    case.reader()
+    case.run()
+    forecasts = {task.kind: task for task in forecast.tasks(params.load(), requirements.collect(params.load()))}
+    assert forecasts["queries to read"].todo == 0
+
+
+def test_check_knows_the_roles_of_every_reader(case: Case) -> None:
+    case.reader(roles={"mood": 2})
+    case.toy.params(datasets__toy__fusion={"query": {"mood": 1.0}, "gallery": {"image": 1.0}})
+    check.check_blocks(params.load())
+    case.toy.params(datasets__toy__fusion={"query": {"moods": 1.0}, "gallery": {"image": 1.0}})
+    with pytest.raises(CvsiError, match="moods"):
+        check.check_blocks(params.load())
+    case.toy.params(datasets__toy__fusion="sdr", readers={"a": {"engine": "no", "model": "m", "roles": {"target": 1}}})
+    with pytest.raises(CvsiError, match=r"readers\.a\.engine: unknown reader engine 'no'"):
+        check.check_blocks(params.load())
+
+
+def test_dvc_sees_the_reader_in_the_options_of_the_index_and_nothing_without_one(toy: Workspace) -> None:
+    index.build("toy", params.load())
+    options = Path("cache/toy/index/options/edits.json")
+    assert json.loads(options.read_text()) == {"prompts": {"edited": "demo_edited", "added": "demo_added"}}
+    block = {"engine": "server", "address": "http://localhost/v1", "model": "m", "roles": {"target": 1}}
+    toy.params(datasets__toy__reader=block)
+    index.build("toy", params.load())
+    assert json.loads(options.read_text())["reader"] == block
