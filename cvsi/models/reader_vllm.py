@@ -14,6 +14,9 @@ from cvsi.models.vllm_engine import loading, start
 from cvsi.store.rows import Store
 
 NO_REASONING = {"enable_thinking": False}  # templates that do not know the key ignore it
+# Small models write white space until the answer is cut, where a grammar allows it. The key of a request's own
+# parameters does nothing in vLLM 0.32.
+COMPACT = {"backend": "xgrammar", "disable_any_whitespace": True}
 PROBE = "probe"  # a system message by which a template shows whether it has the role
 
 
@@ -32,14 +35,15 @@ class VllmReader:
         from vllm import SamplingParams  # seconds of imports, needed only when a row is missing
         from vllm.sampling_params import StructuredOutputsParams
 
-        images: dict[str, Any] = {"limit_mm_per_prompt": {"image": 1}} if settings.sees == "image" else {}
+        images = int(settings.sees == "image")
         with loading("reader", settings.model, "lower the reader's context or compute.gpu_memory"):
             self.engine: Any = start(
-                settings.model, settings.revision, settings.precision, compute, max_model_len=settings.context, **images
-            )
+                settings.model, settings.revision, settings.precision, compute, max_model_len=settings.context,
+                limit_mm_per_prompt={"image": images, "video": 0, "audio": 0}, structured_outputs_config=dict(COMPACT),
+            )  # fmt: skip
         self.settings = settings
         self.tokenizer = self.engine.get_tokenizer()
-        structured = StructuredOutputsParams(json=schema_of(settings), disable_any_whitespace=True)
+        structured = StructuredOutputsParams(json=schema_of(settings))
         self.sampling = SamplingParams(
             temperature=0.0, max_tokens=settings.max_tokens,
             structured_outputs=structured if settings.output == "schema" else None,

@@ -73,4 +73,4 @@ def _written(settings: ReaderSettings, answer: dict[str, list[str]]) -> str:
     texts = {role: answer.get(role, [])[:most] for role, most in settings.roles.items()}
     if settings.output == "lines":
         return "\n".join(f"{role}: {'; '.join(items)}".rstrip() for role, items in texts.items())
-    return json.dumps(texts, ensure_ascii=False)
+    return json.dumps(texts, ensure_ascii=False, separators=(",", ":"))  # as engines enforce it

@@ -100,7 +100,7 @@ def _object(text: str, roles: Mapping[str, int], cut: bool) -> tuple[dict[str, A
 
 def _objects(text: str) -> Iterator[tuple[dict[str, Any], bool]]:
     """Every JSON object of a text that is not within another one, and whether the text is nothing else."""
-    decoder, at = json.JSONDecoder(), text.find("{")
+    decoder, at = json.JSONDecoder(strict=False), text.find("{")  # grammars allow line breaks within texts
     for _ in range(TRIES):
         if at < 0:
             return
@@ -133,7 +133,7 @@ def _closed(text: str) -> dict[str, Any] | None:
             ends.append((number + 1, "".join(reversed(closers))))
     for end, closing in reversed(ends[-TRIES:]):
         try:
-            value = json.loads(text[start:end] + closing)
+            value = json.loads(text[start:end] + closing, strict=False)
         except (ValueError, RecursionError):
             continue
         return value if isinstance(value, dict) else None

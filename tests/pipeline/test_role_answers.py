@@ -60,6 +60,7 @@ def test_an_answer_in_the_asked_form_is_ok() -> None:
         (with_(forbidden=["red", "red"]), "forbidden: duplicates"),
         (with_(forbidden=["red", "RED "]), "forbidden: duplicates"),
         (with_(target="a blue ball on grass"), "target is no list"),
+        (WHOLE.replace("a blue ball on grass", "a blue\nball on\tgrass"), ""),
         (with_(desired=["- **a blue ball**"]), "desired: markup"),
         (with_(desired=['"a blue ball"']), "desired: markup"),
         (with_(preserve=["grass", "", "none", "N/A"]), "preserve: nothing"),
