@@ -48,7 +48,7 @@ class ReaderSettings(Settings):
     def facts(self, *left_out: str) -> dict[str, Any]:
         """The settings that decide an answer, as flat facts of a recipe; of image and captions those that are used."""
         unused = {"captions"} if self.sees == "image" else {"image_size"}
-        apart = {"model", "revision", "precision", "prompt", "roles", "context", "chat_template_kwargs"}
+        apart = {"model", "revision", "precision", "prompt", "roles", "chat_template_kwargs"}
         facts = self.model_dump(exclude={*unused, *apart, *left_out})
         facts |= {"encoding": ENCODING} if self.sees == "image" else {}
         facts |= {f"chat_template_kwargs.{name}": value for name, value in self.chat_template_kwargs.items()}
