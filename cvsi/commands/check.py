@@ -9,6 +9,7 @@ from rich.console import Console
 
 from cvsi.commands import downloads, forecast, requirements
 from cvsi.commands.layout import Table, say
+from cvsi.core import paths, tables
 from cvsi.core.console import count
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import PATH, Params, Run
@@ -26,6 +27,7 @@ def report(params: Params, console: Console) -> int:
     """Check every block of params.yaml and print the preflight of the active datasets and runs; how much is missing."""
     check_blocks(params)
     inventory = requirements.collect(params)
+    _missing_roles(params, inventory)
     changes = forecast.changes_of(params, inventory)
     used = f"datasets {', '.join(params.used_datasets)}; runs {', '.join(params.runs) or 'none'}"
     stale = [line for name, changed in changes.items() if (line := changed.line(name))]
@@ -108,6 +110,19 @@ def _check_components(fusion: Fusion, where: str, roles: frozenset[str]) -> None
             QUERY_COMPONENTS.get(component, f"{PATH}: {where}.query")
     for component in fusion.gallery_columns:
         GALLERY_COMPONENTS.get(component, f"{PATH}: {where}.gallery")
+
+
+def _missing_roles(params: Params, inventory: requirements.Inventory) -> None:
+    """Add the roles that a run's fusion needs, and that neither the dataset's reader nor the query vectors have."""
+    for run in params.runs.values():
+        components = {*QUERY_COMPONENTS.names(), *readings.roles_of(params.dataset(run.dataset), run.dataset)}
+        needed = [name for name in methods.fusion_of(params, run.dataset).query_columns if name not in components]
+        if needed and any(paths.folder("query_vectors", run.dataset, run.backbone).glob("*.parquet")):
+            columns = tables.schema_of("query_vectors", run.dataset, run.backbone).names  # of another program, say
+            needed = [name for name in needed if name not in columns]
+        for name in needed:
+            advice = "name a reader with this role for the dataset (docs/readers.md), or choose another fusion"
+            inventory.add_missing(f"role {name} in the fusion of {run.dataset}", advice)
 
 
 def _check_phi(fusion: Fusion, run: Run, params: Params, roles: frozenset[str]) -> None:

@@ -89,7 +89,10 @@ def _sent(settings: ServerReaderSettings) -> set[str]:
 
 def _recipe(settings: ServerReaderSettings, precision: str, store: Store) -> dict[str, Any]:
     # The address is left out: another server with the same model gives the same rows. Its precision is unknown.
-    return settings.facts("address", "max_tokens_as", "context") | {"model": settings.model, "revision": settings.revision}
+    return settings.facts("address", "max_tokens_as", "context") | {
+        "model": settings.model,
+        "revision": settings.revision,
+    }
 
 
 ENGINE = Engine(

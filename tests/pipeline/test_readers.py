@@ -1,14 +1,17 @@
 """Readers through the stages: a server that sees the image answers with roles, which become columns and methods."""
 
+import io
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+from rich.console import Console
 
 from cvsi.commands import check, forecast, pack, requirements, search, unpack
 from cvsi.core import params, tables
@@ -391,3 +394,38 @@ def test_dvc_sees_the_reader_in_the_options_of_the_index_and_nothing_without_one
     toy.params(datasets__toy__reader=block)
     index.build("toy", params.load())
     assert json.loads(options.read_text())["reader"] == block
+
+
+@pytest.mark.parametrize("fusion", ["sdr", "roles", "soft", {"query": {"target": 1.0}, "gallery": {"image": 1.0}}])
+def test_check_names_the_role_that_no_reader_gives(case: Case, fusion: Any) -> None:
+    case.toy.params(datasets__toy__fusion=fusion)
+    with console_text() as printed:
+        check.report(params.load(), printed)
+    assert "name a reader" not in printed.export_text()
+    case.toy.params(datasets__toy__reader=None)
+    with console_text() as printed:
+        assert check.report(params.load(), printed) >= 1
+    text = " ".join(printed.export_text().split())
+    assert "name a reader with this role" in text and "in the fusion of toy" in text
+
+
+@contextmanager
+def console_text() -> Iterator[Console]:
+    yield Console(record=True, width=200, file=io.StringIO())
+
+
+def test_answers_before_a_failure_of_the_server_are_kept(case: Case) -> None:
+    def script(seen: Seen, before: int) -> Reply:
+        return reading(seen) if len(case.server.seen) <= 2 else error(401, "the key has expired")
+
+    with pytest.raises(CvsiError, match="the key was refused"):
+        case.run(script)
+    assert case.stored() == 2
+    case.run()
+    assert len(case.server.seen) == 1 and case.stored() == QUERIES
+
+
+def test_an_image_that_changed_after_the_index_is_one_line(case: Case) -> None:
+    (case.toy.path / "photos" / "red.png").write_bytes((case.toy.path / "photos" / "blue.png").read_bytes())
+    with pytest.raises(CvsiError, match=r"red\.png"):
+        case.run()
