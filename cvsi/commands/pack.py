@@ -97,7 +97,7 @@ def _edits(name: str, recipe: dict[str, Any], params: Params) -> pl.DataFrame:
 def _readings(name: str, recipe: dict[str, Any], params: Params) -> pl.DataFrame:
     """The readings by the key of their query, compared with the store where it has them.
 
-    Failures that may pass are left out: whoever unpacks them would not get an answer any more.
+    Failures that may pass are left out, so that a clone that unpacks the rows sends these queries again.
     """
     path, job = folder("edits", name), reading_job(name, params)
     assert job is not None  # `_recipe` found one

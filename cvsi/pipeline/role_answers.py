@@ -65,8 +65,8 @@ def _lists(answer: Answer, roles: Mapping[str, int], lines: bool) -> tuple[dict[
     if lines and (by_line := _by_line(content, roles)):
         return _whole_lines(by_line, cut), [*repairs, *_cut_line(cut), *_missing(by_line, roles)]
     for text in dict.fromkeys((content, without_tokens(body))):
-        if found := _object(text, roles, cut):
-            values, more = found
+        if with_repairs := _object(text, roles, cut):
+            values, more = with_repairs
             return values, [*repairs, *more, *_missing(values, roles)]
     if by_line := _by_line(without_tokens(content), roles):
         repairs += ["lines instead of JSON", *_cut_line(cut)]
@@ -76,9 +76,9 @@ def _lists(answer: Answer, roles: Mapping[str, int], lines: bool) -> tuple[dict[
 
 def _object(text: str, roles: Mapping[str, int], cut: bool) -> tuple[dict[str, Any], list[str]] | None:
     """The last object of a text that has a role, as values by role, and what was repaired; None without one."""
-    found = [(value, alone) for value, alone in _objects(text) if _has_role(value, roles)]
-    if found:
-        values, alone = found[-1]
+    objects = [(value, alone) for value, alone in _objects(text) if _has_role(value, roles)]
+    if objects:
+        values, alone = objects[-1]
         repairs = [] if alone else ["text around the JSON"]
     elif (
         (start := text.find("{")) >= 0
@@ -165,26 +165,26 @@ def _by_line(text: str, roles: Mapping[str, int]) -> dict[str, Any]:
         rf"^[\s>#*_`\"'\[(-]*({'|'.join(map(re.escape, roles))})[\s*_`\"'\])]*(?:[:\uff1a=]|-\s)[\s*_`]*(.*)$",
         re.IGNORECASE,
     )
-    found, current = dict[str, list[str]](), ""
+    texts, current = dict[str, list[str]](), ""
     for line in text.split("\n"):
         if match := label.match(line):
             current = match[1].casefold()
-            found.setdefault(current, []).extend(_items(match[2]))
+            texts.setdefault(current, []).extend(_items(match[2]))
         elif current and BULLET.match(line.strip()):
-            found[current] += _items(line)
+            texts[current] += _items(line)
         elif line.strip():
             current = ""
-    return dict(found)
+    return dict(texts)
 
 
 def _items(line: str) -> list[str]:
     return [item.strip() for item in line.strip().strip("[]").split(";") if item.strip()]
 
 
-def _whole_lines(found: dict[str, Any], cut: bool) -> dict[str, Any]:
+def _whole_lines(texts: dict[str, Any], cut: bool) -> dict[str, Any]:
     """The texts of lines without the last one, where the answer was cut."""
-    last = next(reversed(found))
-    return found | {last: found[last][:-1]} if cut else found
+    last = next(reversed(texts))
+    return texts | {last: texts[last][:-1]} if cut else texts
 
 
 def _cut_line(cut: bool) -> list[str]:

@@ -42,7 +42,7 @@ def server() -> Iterator[VisionServer]:
         yield running
 
 
-def asked(seen: Seen) -> str:
+def instruction_of(seen: Seen) -> str:
     """The instruction of a request, which stands beside the image."""
     text = next(part["text"] for part in seen.body["messages"][-1]["content"] if part["type"] == "text")
     return str(text).removeprefix("Instruction: ")
@@ -50,7 +50,7 @@ def asked(seen: Seen) -> str:
 
 def roles_of(seen: Seen) -> dict[str, list[str]]:
     """What a reader that sees the image answers about the toy pictures."""
-    wanted = asked(seen).removeprefix("is ")
+    wanted = instruction_of(seen).removeprefix("is ")
     return {
         "target": [f"a {wanted} circle on grey"], "desired": [f"{wanted} circle", f"a disc in {wanted}"],
         "preserve": ["a grey background"], "forbidden": [f"a {seen.colour} circle"],
