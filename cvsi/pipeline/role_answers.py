@@ -8,14 +8,14 @@ was asked for is named in the status, so nothing is lost without a word. docs/re
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from unicodedata import category
 
 from cvsi.models.editor import CUT, Answer
 from cvsi.models.reader import LONGEST_TEXT
-from cvsi.pipeline.answer_forms import BULLET, Unusable, fenced, json_value, unmarked, without_tokens
+from cvsi.pipeline.answer_forms import BULLET, FENCE, Unusable, json_value, unmarked, without_tokens
 from cvsi.pipeline.answers import UNPRINTABLE, Query, body_of, check_whole, repeats, words
 
 LONGEST_RAW = 20_000  # characters of an answer that are read
@@ -23,6 +23,7 @@ TRIES = 200  # braces at which an object may begin, and ends at which a cut one 
 NAMED = 4  # foreign keys that a status names
 COPIED = 4  # words from which a text of an example counts as copied
 LONGEST_REASON = 200  # characters of a status's reason
+TWICE = "_twice"  # a key of our own: that another one was there twice
 NOTHING = re.compile(r"(?:none|nothing|n/?a|not applicable|null|nil|empty|-+)\.?", re.IGNORECASE)
 CUT_REPAIR = "cut, whole texts kept"
 WRAPPERS = 3  # objects around the object with the roles
@@ -42,7 +43,7 @@ def parse(answer: Answer, roles: Mapping[str, int], query: Query, lines: bool = 
         lists, repairs = _lists(answer, roles, lines)
         texts, refused = dict[str, list[str]](), list[str]()
         for role, most in roles.items():
-            texts[role] = _texts(lists.get(role), role, most, query, repairs, refused)
+            texts[role] = _texts(lists.get(role, []), role, most, query, repairs, refused)
         if not any(texts.values()):
             none = "cut: max_tokens reached" if answer.finish == CUT else "no answer: no texts"
             raise Unusable(f"refused: {refused[0]}" if refused else none)
@@ -60,18 +61,19 @@ def _lists(answer: Answer, roles: Mapping[str, int], lines: bool) -> tuple[dict[
     if len(body) > LONGEST_RAW:
         raise Unusable(f"refused: more than {LONGEST_RAW:,} characters")
     repairs = ["reasoning"] if body.strip() != answer.text.strip() else []
-    content, code = fenced(body)
-    repairs += [code] if code else []
+    fences = [fence[2].strip() for fence in FENCE.finditer(body) if fence[2].strip()]
+    repairs += ["code"] if fences else []
+    content = fences[-1] if fences else body.strip()
     if lines and (by_line := _by_line(content, roles)):
         return _whole_lines(by_line, cut), [*repairs, *_cut_line(cut), *_missing(by_line, roles)]
-    for text in dict.fromkeys((content, without_tokens(body))):
+    for text in dict.fromkeys((*reversed(fences), body.strip(), without_tokens(body))):
         if with_repairs := _object(text, roles, cut):
             values, more = with_repairs
             return values, [*repairs, *more, *_missing(values, roles)]
-    if by_line := _by_line(without_tokens(content), roles):
+    if by_line := _by_line(without_tokens(content), roles) or _by_line(without_tokens(body), roles):
         repairs += ["lines instead of JSON", *_cut_line(cut)]
         return _whole_lines(by_line, cut), [*repairs, *_missing(by_line, roles)]
-    raise Unusable(_why_none(content, roles, cut))
+    raise Unusable(_why_none(body, roles, cut))
 
 
 def _object(text: str, roles: Mapping[str, int], cut: bool) -> tuple[dict[str, Any], list[str]] | None:
@@ -80,27 +82,37 @@ def _object(text: str, roles: Mapping[str, int], cut: bool) -> tuple[dict[str, A
     if objects:
         values, alone = objects[-1]
         repairs = [] if alone else ["text around the JSON"]
-    elif (
-        (start := text.find("{")) >= 0
-        and isinstance(value := json_value(text[start:]), dict)
-        and _has_role(value, roles)
-    ):
+    elif (value := _literal(text)) is not None and _has_role(value, roles):
         values, repairs = value, ["JSON with other quotes or commas"]
     elif (value := _closed(text)) is not None and _has_role(value, roles):
         values, repairs = value, [CUT_REPAIR if cut else "JSON without an end"]
     else:
         return None
     inner = _unwrapped(values, roles)
-    named = _named(inner)
-    foreign = [key for key in named if key not in roles]
     repairs += ["inside another object"] if inner is not values else []
+    for earlier, _ in reversed(objects[:-1]):  # an object per role; with the same roles it is a draft
+        other = _unwrapped(earlier, roles)
+        if not roles.keys() & other.keys() & inner.keys():
+            inner, repairs = other | inner, [*repairs, "several objects"]
+    foreign = [key for key in inner if key not in roles and key != TWICE]
+    repairs += ["a key twice"] if TWICE in inner else []
     repairs += [f"other roles ({', '.join(foreign[:NAMED])})"] if foreign else []
-    return {role: named[role] for role in roles if role in named}, repairs
+    return {role: inner[role] for role in roles if role in inner}, repairs
+
+
+def _literal(text: str) -> dict[str, Any] | None:
+    """The object that a text begins with, in Python's notation; None without one."""
+    start = text.find("{")
+    value = json_value(text[start:]) if start >= 0 else None
+    return _mapping(value.items()) if isinstance(value, dict) else None
 
 
 def _objects(text: str) -> Iterator[tuple[dict[str, Any], bool]]:
     """Every JSON object of a text that is not within another one, and whether the text is nothing else."""
-    decoder, at = json.JSONDecoder(strict=False), text.find("{")  # grammars allow line breaks within texts
+    decoder, at = (
+        json.JSONDecoder(strict=False, object_pairs_hook=_mapping),
+        text.find("{"),
+    )  # grammars allow line breaks within texts
     for _ in range(TRIES):
         if at < 0:
             return
@@ -133,7 +145,7 @@ def _closed(text: str) -> dict[str, Any] | None:
             ends.append((number + 1, "".join(reversed(closers))))
     for end, closing in reversed(ends[-TRIES:]):
         try:
-            value = json.loads(text[start:end] + closing, strict=False)
+            value = json.loads(text[start:end] + closing, strict=False, object_pairs_hook=_mapping)
         except (ValueError, RecursionError):
             continue
         return value if isinstance(value, dict) else None
@@ -144,19 +156,27 @@ def _unwrapped(value: dict[str, Any], roles: Mapping[str, int]) -> dict[str, Any
     """The object with the roles, which may be the only value of objects around it."""
     for _ in range(WRAPPERS):
         inner = [item for item in value.values() if isinstance(item, dict)]
-        if not roles.keys().isdisjoint(_named(value)) or len(inner) != 1:
+        if not roles.keys().isdisjoint(value) or len(inner) != 1:
             break
-        value = inner[0]
+        value = _mapping(inner[0].items())
     return value
 
 
 def _has_role(value: dict[str, Any], roles: Mapping[str, int]) -> bool:
-    return not roles.keys().isdisjoint(_named(_unwrapped(value, roles)))
+    return not roles.keys().isdisjoint(_unwrapped(value, roles))
 
 
-def _named(value: Mapping[str, Any]) -> dict[str, Any]:
-    """An object's values by key in the form of a role's name."""
-    return {"_".join(re.findall(r"\w+", str(key).casefold())): item for key, item in value.items()}
+def _mapping(pairs: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
+    """An object's values by key in the form of a role's name; of keys that are equal then, the values are joined."""
+    values = dict[str, Any]()
+    for key, value in pairs:
+        name = "_".join(re.findall(r"\w+", str(key).casefold()))
+        if name in values and name != TWICE:
+            both = [item if isinstance(item, list) else [item] for item in (values[name], value)]
+            values |= {name: [*both[0], *both[1]], TWICE: True}
+        else:
+            values[name] = value
+    return values
 
 
 def _by_line(text: str, roles: Mapping[str, int]) -> dict[str, Any]:
@@ -200,7 +220,7 @@ def _why_none(text: str, roles: Mapping[str, int], cut: bool) -> str:
     """The status of an answer without any role."""
     if cut:
         return "cut: max_tokens reached"
-    foreign = [key for value, _ in _objects(text) for key in _named(value)]
+    foreign = [key for value, _ in _objects(text) for key in value if key != TWICE]
     if foreign:
         return f"refused: other roles alone ({', '.join(foreign[:NAMED])})"
     return f"refused: no JSON object with {' or '.join(roles)}"
@@ -208,11 +228,9 @@ def _why_none(text: str, roles: Mapping[str, int], cut: bool) -> str:
 
 def _texts(value: Any, role: str, most: int, query: Query, repairs: list[str], refused: list[str]) -> list[str]:
     """The texts of one role; what was left out or changed is added to `repairs` and `refused`."""
-    if value is None:
-        return []
     if not isinstance(value, list):
         repairs.append(f"{role} is no list")
-        value = [value]
+        value = [] if value is None else [value]
     texts = list[str]()
     for item in value:
         item = _only_text(item)

@@ -302,6 +302,12 @@ def test_a_new_query_asks_the_reader_alone_where_the_fusion_needs_nothing_else(c
     assert case.stored() == 0
 
 
+def test_a_server_of_searches_loads_the_reader_and_neither_captioner_nor_editor(case: Case) -> None:
+    queries = NewQueries(params.load().run("toy-tiny"), params.load())
+    queries.load(["target", "reference"])
+    assert "_reader" in vars(queries) and not {"_captioner", "_editor"} & set(vars(queries))
+
+
 def test_a_query_of_the_dataset_is_read_from_the_store(case: Case) -> None:
     case.run()
     case.server.run(reading)

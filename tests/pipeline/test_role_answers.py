@@ -45,6 +45,12 @@ def test_an_answer_in_the_asked_form_is_ok() -> None:
         (f"It is red, so blue.</think>\n\n{WHOLE}", "reasoning"),
         (f"<think>{with_(target=['a draft'])}</think>{WHOLE}", "reasoning"),
         (f"<|channel|>analysis<|message|>hm<|channel|>final<|message|>{WHOLE}", "reasoning"),
+        (f"A draft:\n```json\n{with_(target=['a draft'])}\n```\nThe answer:\n```json\n{WHOLE}\n```", "code"),
+        (f"```\nthinking about it\n```\n{WHOLE}", "code"),
+        ("\n".join(json.dumps({role: texts}) for role, texts in GOOD.items()), "several objects"),
+        (WHOLE.replace('"forbidden": ["red"]', '"forbidden": [], "forbidden": ["red"]'), "a key twice"),
+        (WHOLE.replace('"forbidden": ["red"]', '"forbidden": ["red"], "Forbidden": ["red"]'), "a key twice"),
+        (f"Thought: the ball is red.\nAnswer: {WHOLE}", "text around the JSON"),
         (f"Sure! {WHOLE}", "text around the JSON"),
         (f"First I look at {{the ball}}. Then: {WHOLE}", "text around the JSON"),
         (f"{with_(target=['a draft of a ball'])}\nBetter:\n{WHOLE}", "text around the JSON"),
@@ -134,6 +140,18 @@ def test_too_many_and_too_long_texts_are_cut_and_named() -> None:
 )
 def test_an_answer_without_a_text_has_a_status(text: str, finish: str, status: str) -> None:
     assert read(text, finish) == Roles({role: [] for role in ROLES}, status)
+
+
+def test_null_is_no_list() -> None:
+    answer = read(with_(forbidden=None))
+    assert answer.texts["forbidden"] == [] and answer.status == "repaired: forbidden is no list"
+
+
+def test_of_a_key_twice_no_text_is_lost() -> None:
+    answer = read(
+        '{"target": ["a blue ball"], "desired": ["x ray"], "desired": "y axis", "preserve": [], "forbidden": []}'
+    )
+    assert answer.texts["desired"] == ["x ray", "y axis"] and answer.status == "repaired: a key twice"
 
 
 def test_a_missing_role_is_named() -> None:

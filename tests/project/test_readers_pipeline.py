@@ -16,6 +16,7 @@ def reading(seen: Seen, before: int) -> Reply:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("project")
 def test_a_reader_added_later_reruns_what_uses_it_and_computes_only_readings(project: Workspace) -> None:
     before = project.bytes_below("demo/edits", "demo/tiny/query_vectors")
     with serving(reading) as server:
