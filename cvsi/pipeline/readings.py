@@ -5,9 +5,8 @@ answers in a folder of their own, so a reader that is added later recomputes no 
 """
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -19,11 +18,9 @@ from cvsi.core.console import count, info, warn
 from cvsi.core.devices import device_kind, precision
 from cvsi.core.digest import digest
 from cvsi.core.errors import CvsiError
-from cvsi.core.images import load
 from cvsi.core.params import PATH, Dataset, Params
 from cvsi.core.schema import EDITS, RESERVED, STORED_READINGS, reading_columns
 from cvsi.core.statuses import counts, fallbacks
-from cvsi.models.batching import pool
 from cvsi.models.editor import FAILED, Answer, Unfinished
 from cvsi.models.engines import reader_engine, reader_of
 from cvsi.models.reader import Reader, ReaderSettings, image_url
@@ -31,6 +28,7 @@ from cvsi.models.vllm_engine import release
 from cvsi.pipeline import reading_prompts, role_answers
 from cvsi.pipeline.answers import Query
 from cvsi.pipeline.components import GALLERY_COMPONENTS, QUERY_COMPONENTS
+from cvsi.pipeline.image_loader import ImageLoader
 from cvsi.pipeline.prompting import few_shot
 from cvsi.pipeline.stored_answers import FAILED_ONCE, LONGEST_FINISH, storable
 from cvsi.store.jobs import BlockWorker, Interrupted, RowJob, Words
@@ -42,14 +40,16 @@ STATUS, ANSWER, FINISH = "reader_status", "reader_answer", "reader_finish"  # co
 
 
 class Block(NamedTuple):
-    """A block whose images are being read as data URLs: its rows, and one image per row, or none where captions do."""
+    """A block and its images as data URLs, which are being read; None where the reader gets captions."""
 
     rows: pl.DataFrame
-    images: list[Future[str]]
+    images: ImageLoader[str] | None
 
     def urls(self) -> list[str]:
         """One data URL per row, empty where captions do."""
-        return [image.result() for image in self.images] or [""] * self.rows.height
+        if self.images is None:
+            return [""] * self.rows.height
+        return [url for batch, _ in self.images.batches() for url in batch]
 
 
 @dataclass(frozen=True)
@@ -165,13 +165,11 @@ class ReadingJob(RowJob):
 
     def _ahead(self, rows: pl.DataFrame) -> Block:
         """A block whose images are read from now on."""
-
-        def read(path: str, content: str) -> str:
-            return load(self.root / path, content, lambda image: image_url(image, self.settings))
-
         if self.settings.sees == "captions":
-            return Block(rows, [])
-        return Block(rows, [pool().submit(read, *row) for row in rows.select("path", "digest").iter_rows()])
+            return Block(rows, None)
+        files = rows.select("path", key="digest")
+        prepare = partial(image_url, settings=self.settings)
+        return Block(rows, ImageLoader(self.root, files, self.compute.caption_batch, prepare, ahead=True))
 
 
 def reading_job(name: str, params: Params) -> ReadingJob | None:
