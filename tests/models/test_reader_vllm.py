@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,13 +15,15 @@ import polars as pl
 import pytest
 from PIL import Image
 
+from cvsi.core.errors import CvsiError
 from cvsi.core.params import Compute
-from cvsi.models.editor import TOO_LONG
+from cvsi.models.editor import TOO_LONG, Answer
 from cvsi.models.reader import Reading, image_url
 from cvsi.models.reader_vllm import COMPACT, VllmReader, VllmReaderSettings
 from cvsi.pipeline.prompting import few_shot
 from cvsi.pipeline.reading_prompts import reading_of
 from tests.conftest import Workspace
+from tests.imports import ROOT
 from tests.models import tiny_qwen
 from tests.stage_inputs import write_captions, write_index
 
@@ -90,6 +93,26 @@ def test_the_answers_follow_the_schema_the_image_and_the_text_and_a_long_prompt_
             assert list(texts) == list(ROLES) and all(len(texts[role]) <= most for role, most in ROLES.items())
     mixed = reader.answers([readings[0], reading("red", "word " * 9000)])
     assert mixed[0] == answers[0] and (mixed[1].text, mixed[1].finish) == ("", TOO_LONG)
+
+
+def test_a_text_model_reads_captions_and_one_without_a_chat_template_is_one_line(tmp_path: Path) -> None:
+    def answers(name: str) -> list[Answer]:
+        """Of the demo's language model in this folder; vLLM keeps the tokenizer of each folder."""
+        model = str(tmp_path / name)
+        settings = VllmReaderSettings(
+            model=model, precision="fp32", max_tokens=40, sees="captions", roles={"target": 1}
+        )
+        reading = Reading("Describe it.", [], "Image Content: a red circle\nInstruction: is green")
+        return VllmReader(settings, Compute(device="cpu")).answers([reading])
+
+    for name in ("base", "chat"):
+        shutil.copytree(ROOT / "demo" / "weights" / "llama", tmp_path / name)
+    template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    (tmp_path / "chat" / "chat_template.jinja").write_text(template)
+    assert answers("chat")[0].text.startswith('{"target":[')
+    with pytest.raises(CvsiError, match="no chat template") as raised:
+        answers("base")
+    assert "\n" not in str(raised.value)
 
 
 def test_the_stage_gives_the_same_roles_through_vllm_after_an_editor_in_vllm_and_through_vllms_server(
