@@ -100,6 +100,8 @@ class VisionServer:
 
 
 def _seen(body: dict[str, Any], headers: dict[str, str]) -> Seen:
+    if isinstance(body["messages"][-1]["content"], str):  # a text model's request, for readers of captions
+        return Seen(body, headers, Image.new("RGB", (1, 1), "grey"), body["messages"][-1]["content"].encode())
     url = next(part["image_url"]["url"] for part in body["messages"][-1]["content"] if part["type"] == "image_url")
     kind, _, text = url.partition(",")
     assert kind in ("data:image/jpeg;base64", "data:image/png;base64"), kind

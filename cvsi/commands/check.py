@@ -9,6 +9,7 @@ from rich.console import Console
 
 from cvsi.commands import downloads, forecast, requirements
 from cvsi.commands.layout import Table, say
+from cvsi.core import paths, tables
 from cvsi.core.console import count
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import PATH, Params, Run
@@ -16,7 +17,17 @@ from cvsi.core.schema import ROLES
 from cvsi.datasets import formats
 from cvsi.evaluation import methods, published
 from cvsi.evaluation.fusion import Fusion
-from cvsi.models.engines import captioner_of, captioner_settings, editor_of, editor_settings, judge_of, judge_settings
+from cvsi.models.engines import (
+    captioner_of,
+    captioner_settings,
+    editor_of,
+    editor_settings,
+    judge_of,
+    judge_settings,
+    reader_of,
+    reader_settings,
+)
+from cvsi.pipeline import prompting, readings
 from cvsi.pipeline.components import GALLERY_COMPONENTS, QUERY_COMPONENTS
 from cvsi.pipeline.verdicts import check_prompt
 from cvsi.store.executors import check_executor
@@ -26,6 +37,7 @@ def report(params: Params, console: Console) -> int:
     """Check every block of params.yaml and print the preflight of the active datasets and runs; how much is missing."""
     check_blocks(params)
     inventory = requirements.collect(params)
+    _missing_roles(params, inventory)
     changes = forecast.changes_of(params, inventory)
     used = f"datasets {', '.join(params.used_datasets)}; runs {', '.join(params.runs) or 'none'}"
     stale = [line for name, changed in changes.items() if (line := changed.line(name))]
@@ -78,35 +90,61 @@ def check_blocks(params: Params) -> None:
         check_prompt(judge_settings(block, f"judges.{name}"))
     for name, rerank in params.reranks.items():
         check_prompt(judge_of(rerank, name))
+    roles = _check_readers(params)
     for name, dataset in params.datasets.items():
         formats.settings_of(dataset, name)
         captioner_of(dataset, name)
         editor_of(dataset, name)
         published.check_benchmark(dataset.benchmark, name)
-        _check_components(methods.fusion_of(params, name), f"datasets.{name}.fusion")
+        _check_components(methods.fusion_of(params, name), f"datasets.{name}.fusion", roles)
     for run in params.runs.values():
-        _check_phi(methods.fusion_of(params, run.dataset), run, params)
+        _check_phi(methods.fusion_of(params, run.dataset), run, params, roles)
     for name, method in methods.methods(params).items():
         for fusion in method.fusions.values():
-            _check_components(fusion, f"methods.{name}")
+            _check_components(fusion, f"methods.{name}", roles)
     check_executor(params.compute)
 
 
-def _check_components(fusion: Fusion, where: str) -> None:
+def _check_readers(params: Params) -> frozenset[str]:
+    """Check every reader; the roles that there are, which methods may name besides the components."""
+    blocks = {f"readers.{name}": reader_settings(block, f"readers.{name}") for name, block in params.readers.items()}
+    for name, dataset in params.datasets.items():
+        if (of_dataset := reader_of(dataset, name)) is not None:
+            blocks[f"datasets.{name}.reader"] = of_dataset
+    for where, settings in blocks.items():
+        readings.check_roles(settings, where)
+        prompting.few_shot(settings.prompt)
+    return frozenset(ROLES).union(*(settings.roles for settings in blocks.values()))
+
+
+def _check_components(fusion: Fusion, where: str, roles: frozenset[str]) -> None:
     """Raise CvsiError for a weight of a component that does not exist."""
     for component in fusion.query_columns:
-        if component not in ROLES:
+        if component not in roles:
             QUERY_COMPONENTS.get(component, f"{PATH}: {where}.query")
     for component in fusion.gallery_columns:
         GALLERY_COMPONENTS.get(component, f"{PATH}: {where}.gallery")
 
 
-def _check_phi(fusion: Fusion, run: Run, params: Params) -> None:
+def _missing_roles(params: Params, inventory: requirements.Inventory) -> None:
+    """Add the roles that a run's fusion needs, and that neither the dataset's reader nor the query vectors have."""
+    for run in params.runs.values():
+        components = {*QUERY_COMPONENTS.names(), *readings.roles_of(params.dataset(run.dataset), run.dataset)}
+        needed = [name for name in methods.fusion_of(params, run.dataset).query_columns if name not in components]
+        if needed and any(paths.folder("query_vectors", run.dataset, run.backbone).glob("*.parquet")):
+            columns = tables.schema_of("query_vectors", run.dataset, run.backbone).names  # of another program, say
+            needed = [name for name in needed if name not in columns]
+        for name in needed:
+            advice = "name a reader with this role for the dataset (docs/readers.md), or choose another fusion"
+            inventory.add_missing(f"role {name} in the fusion of {run.dataset}", advice)
+
+
+def _check_phi(fusion: Fusion, run: Run, params: Params, roles: frozenset[str]) -> None:
     """Raise CvsiError for a weight of a component that needs phi, on a backbone without one."""
     if params.backbone(run.backbone).phi is not None:
         return
     where = f"{PATH}: datasets.{run.dataset}"
-    components = [name for name in fusion.query_columns if name not in ROLES]
+    components = [name for name in fusion.query_columns if name not in roles]
     if needing := [name for name in components if QUERY_COMPONENTS.get(name, where).uses_phi]:
         raise CvsiError(
             f"{PATH}: datasets.{run.dataset}.fusion has a weight for {', '.join(needing)}, but "

@@ -27,6 +27,7 @@ from cvsi.core.tables import exists, read
 from cvsi.models import catalogue
 from cvsi.pipeline.captions import caption_job
 from cvsi.pipeline.edits import edit_job
+from cvsi.pipeline.readings import reading_job
 from cvsi.pipeline.vectors import gallery_jobs
 from cvsi.pipeline.verdicts import verdict_job
 from cvsi.store.jobs import RowJob
@@ -104,6 +105,10 @@ def _of_dataset(name: str, params: Params, inventory: Inventory, changes: Change
         edits = edit_job(name, params)
         editing = _rate(catalogue.of_model(edits.settings.model), "edits", on)
         listed.append(_task(edits, name, "queries to edit", queries, captioned, of_queries, editing))
+        if (reading := reading_job(name, params)) is not None:
+            model, countable = reading.settings.model, captioned or (indexed and reading.settings.sees == "image")
+            known = _rate(catalogue.of_model(model), "readings", on)
+            listed.append(_task(reading, name, "queries to read", queries, countable, of_queries, known))
     else:  # the editor is not needed and need not be there
         listed.append(Task(name, "no queries to edit", 0, 0, True))
     for run in params.runs.values():

@@ -1,4 +1,4 @@
-"""A dataset's captions and edits to a pack: rows in the store's form, their recipes, a manifest and a README.
+"""A dataset's captions, edits and readings to a pack: rows in the store's form, their recipes, a manifest and a README.
 
 The same rows give the same bytes on any machine: rows are in the order of their keys, and no path, time, version or API
 key is written.
@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 
 from cvsi.commands import pack_format
 from cvsi.commands.pack_format import CARD, MANIFEST, NOUNS, RAW, RECIPE, SCHEMAS, VERSION, Kind, job_of
@@ -22,15 +23,21 @@ from cvsi.core.digest import digest
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import Dataset, Params
 from cvsi.core.paths import folder
-from cvsi.core.schema import CAPTIONS, EDITS
+from cvsi.core.schema import CAPTIONS, EDITS, reading_columns
 from cvsi.models import catalogue
 from cvsi.models.model_id import identify
 from cvsi.pipeline.edits import queries_with_captions
+from cvsi.pipeline.readings import reading_job, references
+from cvsi.pipeline.stored_answers import FAILED_ONCE
 from cvsi.store.rows import RowStore
 
+KEYS_OF_QUERY = pa.schema([EDITS.field("query_id"), EDITS.field("split")])
 
-def write(name: str, out: Path, params: Params, kinds: Sequence[Kind] = ("captions", "edits")) -> None:
-    """Write the pack `out` of a dataset, completely or not at all; without queries, of its captions alone.
+
+def write(name: str, out: Path, params: Params, kinds: Sequence[Kind] = ()) -> None:
+    """Write the pack `out` of a dataset, completely or not at all; without `kinds`, of all that the dataset has.
+
+    Without queries these are its captions alone; readings are there where it names a reader.
 
     Raises CvsiError where `out` exists, where an output is missing or older than what it was made from, and where a
     recipe names a path of this machine.
@@ -38,13 +45,15 @@ def write(name: str, out: Path, params: Params, kinds: Sequence[Kind] = ("captio
     dataset = params.dataset(name)
     if out.exists() or out.is_symlink():
         raise CvsiError(f"{out}: exists already; give a folder that is not there yet")
-    if "edits" in kinds and not tables.read("index", name, "queries.parquet").num_rows:
-        kinds = [kind for kind in kinds if kind != "edits"]
+    every: tuple[Kind, ...] = ("captions", "edits") if dataset.reader is None else ("captions", "edits", "readings")
+    kinds = kinds or every
+    if {"edits", "readings"} & set(kinds) and not tables.read("index", name, "queries.parquet").num_rows:
+        kinds, other = [kind for kind in kinds if kind == "captions"], kinds[0]
         if not kinds:
-            raise CvsiError(f"{name}: no queries, so there are no edits to pack; pack its captions (--only captions)")
+            raise CvsiError(f"{name}: no queries, so there are no {other} to pack; pack its captions (--only captions)")
         info(f"{name} has no queries: only its captions are packed")
     recipes = {kind: _recipe(kind, name) for kind in kinds}
-    read = {"captions": _captions, "edits": _edits}
+    read = {"captions": _captions, "edits": _edits, "readings": _readings}
     frames = {kind: read[kind](name, recipes[kind], params) for kind in kinds}
     labels = {kind: _label(kind, recipes[kind], name, params) for kind in kinds}
     terms = _terms(dataset, recipes, labels)
@@ -82,21 +91,41 @@ def _edits(name: str, recipe: dict[str, Any], params: Params) -> pl.DataFrame:
     """The edits by the key of their query, from index and captions, and compared with the store where it has them."""
     path = folder("edits", name)
     table = pl.DataFrame(parquet.fit(tables.whole("edits", name), EDITS, str(path)))
-    queries = queries_with_captions(name)
+    return _compared("edits", table, queries_with_captions(name), recipe, params, path)
+
+
+def _readings(name: str, recipe: dict[str, Any], params: Params) -> pl.DataFrame:
+    """The readings by the key of their query, compared with the store where it has them.
+
+    Failures that may pass are left out, so that a clone that unpacks the rows sends these queries again.
+    """
+    path, job = folder("edits", name), reading_job(name, params)
+    assert job is not None  # `_recipe` found one
+    columns = pa.schema([*KEYS_OF_QUERY, *reading_columns(job.roles)])
+    table = pl.DataFrame(parquet.fit(tables.whole("edits", name), columns, str(path)))
+    table = table.with_columns(answers=pl.concat_list("reader_answer"), finish=pl.concat_list("reader_finish"))
+    rows = _compared("readings", table, job.with_keys(references(name)), recipe, params, path)
+    return rows.filter(~FAILED_ONCE)
+
+
+def _compared(
+    kind: Kind, table: pl.DataFrame, queries: pl.DataFrame, recipe: dict[str, Any], params: Params, path: Path
+) -> pl.DataFrame:
+    """The stored rows of a table of edits, by the keys of the queries; raises CvsiError for an older table."""
     old = f"{path}: not made from the present index and captions; run dvc repro first"
     if not queries.select("query_id", "split").equals(table.select("query_id", "split")):
         raise CvsiError(old)
-    rows = table.with_columns(key=queries["key"]).select(SCHEMAS["edits"].names)
-    store = RowStore(Path(params.store), "edits", recipe, SCHEMAS["edits"])
+    rows = table.with_columns(key=queries["key"]).select(SCHEMAS[kind].names)
+    store = RowStore(Path(params.store), kind, recipe, SCHEMAS[kind])
     missing = store.missing(rows["key"])
     known = rows.filter(~pl.col("key").is_in(missing.implode()))
     stored = pl.DataFrame(store.get(known["key"]))
-    if not stored.select(RAW["edits"]).equals(known.select(RAW["edits"])):  # texts and statuses are parsed anew
+    if not stored.select(RAW[kind]).equals(known.select(RAW[kind])):  # texts and statuses are parsed anew
         raise CvsiError(old)
     if missing.len():
         warn(
-            f"{path}: {count(missing.len(), 'edit')} of {rows.height:,} are not in the store {params.store}, so it is "
-            "not certain that they belong to these captions; run dvc status to check"
+            f"{path}: {count(missing.len(), kind.removesuffix('s'))} of {rows.height:,} are not in the store "
+            f"{params.store}, so it is not certain that they belong to these captions; run dvc status to check"
         )
     return _one_per_key(rows.unique(maintain_order=True), path)
 
@@ -109,17 +138,22 @@ def _one_per_key(rows: pl.DataFrame, path: Path) -> pl.DataFrame:
 
 
 def _recipe(kind: Kind, name: str) -> dict[str, Any]:
-    path = folder(kind, name)
+    stage = "captions" if kind == "captions" else "edits"
+    path = folder(stage, name)
     if not path.is_dir():
-        raise CvsiError(f"{path}: no such folder; run the stage {kind} first (dvc repro), or pack with --only")
+        raise CvsiError(f"{path}: no such folder; run the stage {stage} first (dvc repro), or pack with --only")
     recipe = tables.provenance(path)
+    reader = recipe.pop("reader", {}) if stage == "edits" else {}
+    if kind == "readings" and recipe and not reader:
+        raise CvsiError(f"{path}: no readings; name a reader for {name} and run dvc repro first, or pack with --only")
+    recipe = reader if kind == "readings" else recipe
     if not recipe:
         raise CvsiError(f"{path}: no {tables.PROVENANCE}, so the recipe of these rows is unknown; run dvc repro first")
     model = recipe.get("model")
     if isinstance(model, str) and (PurePosixPath(model).is_absolute() or model.startswith("~")):
         raise CvsiError(
             f"{path}: its recipe names the model by a path of this machine, '{model}', which would be published; "
-            "let the server serve it under a name, set that as the editor's model and run dvc repro"
+            f"let the server serve it under a name, set that as the {NOUNS[kind]}'s model and run dvc repro"
         )
     return recipe
 

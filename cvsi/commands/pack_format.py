@@ -1,4 +1,4 @@
-"""The format of a pack, a folder of published captions and edits, and its verified rows.
+"""The format of a pack, a folder of published captions, edits and readings, and its verified rows.
 
 The manifest names every file with size and SHA-256, and nothing else is opened. A pack is untrusted: names, sizes,
 types and keys are checked against narrow bounds, links are not followed, and the bytes that are parsed are those whose
@@ -21,31 +21,32 @@ from pydantic import Field, StringConstraints
 
 from cvsi.core.digest import digest
 from cvsi.core.errors import CvsiError, cause
-from cvsi.core.params import Name, Params, Settings
+from cvsi.core.params import PATH, Name, Params, Settings
 from cvsi.core.parquet import SHARD_ROWS, check_version
-from cvsi.core.schema import LATER_COLUMNS, STORED_CAPTIONS, STORED_EDITS, with_later_columns
+from cvsi.core.schema import LATER_COLUMNS, STORED_CAPTIONS, STORED_EDITS, STORED_READINGS, with_later_columns
 from cvsi.core.strict_json import parse_json
 from cvsi.pipeline.captions import CaptionJob, caption_job
 from cvsi.pipeline.edits import EditJob, edit_job
+from cvsi.pipeline.readings import ReadingJob, reading_job
 
 VERSION = 1  # of packs; raised when an earlier reader would misread one
 MANIFEST, CARD, RECIPE = "manifest.json", "README.md", "recipe.json"
-SCHEMAS = {"captions": STORED_CAPTIONS, "edits": STORED_EDITS}
+SCHEMAS = {"captions": STORED_CAPTIONS, "edits": STORED_EDITS, "readings": STORED_READINGS}
 # What is compared with stored rows: of edits the model's answers; the texts may have been parsed at another time.
-RAW = {"captions": ["captions"], "edits": ["answers", "finish"]}
-NOUNS = {"captions": "captioner", "edits": "editor"}
-JOBS: dict[str, Callable[[str, Params], CaptionJob | EditJob]] = {"captions": caption_job, "edits": edit_job}
+RAW = {"captions": ["captions"], "edits": ["answers", "finish"], "readings": ["answers", "finish"]}
+NOUNS = {"captions": "captioner", "edits": "editor", "readings": "reader"}
 MAX_MANIFEST, MAX_JSON, MAX_PART = 8 << 20, 1 << 20, 256 << 20
 MAX_TEXT, MAX_DECODED, MAX_VALUES = 1 << 20, 512 << 20, 1 << 22  # of a part: bytes of one text, of all, and how many
 KEY = "^[0-9a-f]{64}$"
 
-Kind = Literal["captions", "edits"]
+Kind = Literal["captions", "edits", "readings"]
+Job = CaptionJob | EditJob | ReadingJob
 Fact = str | bool | int | float | None
 Recipe = dict[str, Fact | dict[str, str]]  # flat facts, and texts by task
 Checksum = Annotated[str, StringConstraints(pattern=KEY)]
 Text = Annotated[str, StringConstraints(max_length=1000)]
 FileName = Annotated[
-    str, StringConstraints(pattern=r"^(README\.md|(captions|edits)/(recipe\.json|part-[0-9]{5}\.parquet))$")
+    str, StringConstraints(pattern=r"^(README\.md|(captions|edits|readings)/(recipe\.json|part-[0-9]{5}\.parquet))$")
 ]
 
 
@@ -74,9 +75,22 @@ class Manifest(Settings):
     files: Annotated[dict[FileName, File], Field(max_length=100_000)]
 
 
-def job_of(kind: Kind, dataset: str, params: Params) -> CaptionJob | EditJob:
-    """The job that computes a dataset's rows of a kind."""
+def job_of(kind: Kind, dataset: str, params: Params) -> Job:
+    """The job that computes a dataset's rows of a kind; raises CvsiError where the dataset has no reader."""
     return JOBS[kind](dataset, params)
+
+
+def _reading_job(dataset: str, params: Params) -> ReadingJob:
+    if (job := reading_job(dataset, params)) is None:
+        raise CvsiError(f"datasets.{dataset}: no reader; name one in {PATH} to use readings")
+    return job
+
+
+JOBS: dict[str, Callable[[str, Params], Job]] = {
+    "captions": caption_job,
+    "edits": edit_job,
+    "readings": _reading_job,
+}
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from cvsi.core.params import Params
 from cvsi.models.model_id import absent, record
 from cvsi.pipeline.captions import caption_job
 from cvsi.pipeline.edits import with_keys
+from cvsi.pipeline.readings import ReadingJob
 
 MODEL = ("model", "revision", "weights")
 
@@ -42,6 +43,8 @@ def alias_weights(kind: Kind, recipe: Mapping[str, Any], label: str | None, name
 
     Only the last parts of the two names are compared. A digest that the store already contains for it is kept.
     """
+    if kind == "readings" and params.dataset(name).reader is None:
+        return None
     job, weights = job_of(kind, name, params), recipe.get("weights")
     model = job.settings.model
     if not isinstance(weights, str) or label is None or not absent(model) or _identified_by_name(kind, name, params):
@@ -59,7 +62,10 @@ def alias_weights(kind: Kind, recipe: Mapping[str, Any], label: str | None, name
 
 def line(kind: Kind, recipe: Mapping[str, Any], label: str | None, name: str, params: Params) -> str:
     """Which of the pack's rows of a kind a dataset uses, or what to set so that it does."""
-    job = job_of(kind, name, params)
+    try:
+        job = job_of(kind, name, params)
+    except CvsiError as error:
+        return f"{name}: {kind} not used: {error}"
     try:
         ours = job.recipe()
     except CvsiError as error:
@@ -94,8 +100,9 @@ def _difference(kind: Kind, key: str, ours: Mapping[str, Any], recipe: Mapping[s
         return f"the {noun} is {_named(ours)} here, {_named(recipe)} in the pack{_advice(noun, ours, recipe, label)}"
     if key == "prompts":
         tasks = [task for task in _tasks(theirs) if theirs.get(task) != mine.get(task)]
-        return "; ".join(_prompt(task, theirs[task]) for task in tasks) or "the prompts are of other tasks"
-    return f"{key} is {mine} here, {theirs} in the pack: set {key}: {theirs} for the {noun}"
+        return "; ".join(_prompt(kind, task, theirs[task]) for task in tasks) or "the prompts are of other tasks"
+    value = f"{{{theirs}}}" if key == "roles" else theirs
+    return f"{key} is {mine} here, {theirs} in the pack: set {key}: {value} for the {noun}"
 
 
 def _tasks(prompts: Any) -> list[str]:
@@ -125,14 +132,15 @@ def _last(label: str | None) -> str:
     return PurePosixPath(label or "model").name
 
 
-def _prompt(task: str, text: str) -> str:
+def _prompt(kind: Kind, task: str, text: str) -> str:
     """The prompt of this project with the pack's text."""
+    where = "for the reader" if kind == "readings" else "in the dataset's prompts"
     for entry in (resources.files("cvsi") / "prompts").iterdir():
         if entry.name.endswith(".txt") and entry.read_text(encoding="utf-8").strip() == text:
-            return f"prompt {task} differs: set {task}: {entry.name.removesuffix('.txt')} in the dataset's prompts"
+            return f"prompt {task} differs: set {task}: {entry.name.removesuffix('.txt')} {where}"
     return (
-        f"prompt {task} differs and is not in this project: write it from edits/recipe.json of the pack to "
-        f"cvsi/prompts/NAME.txt and set {task}: NAME in the dataset's prompts"
+        f"prompt {task} differs and is not in this project: write it from {kind}/recipe.json of the pack to "
+        f"cvsi/prompts/NAME.txt and set {task}: NAME {where}"
     )
 
 
@@ -141,7 +149,8 @@ def _complete(kind: Kind, name: str, params: Params) -> str:
     if not tables.exists("index", name):
         return "fit; how many are used is known once it is indexed (dvc repro)"
     job = job_of(kind, name, params)
-    keys = _edit_keys(name, params) if kind == "edits" else job.wanted()["key"]
+    of_captions = kind == "edits" or (isinstance(job, ReadingJob) and job.settings.sees == "captions")
+    keys = _edit_keys(name, params) if of_captions else job.wanted()["key"]
     if keys is None:
         return "fit; how many are used is known once all references have captions"
     distinct = keys.unique(maintain_order=True)

@@ -91,6 +91,8 @@ def _numbers(recipes: Mapping[Kind, Mapping[str, Any]], frames: Mapping[Kind, pl
         bad = bad.sort("edits", "status", descending=[True, False])
         found |= {"edits": status.len(), "fallbacks": int(bad["edits"].sum())}
         found["statuses"] = {plain(name): number for name, number in bad.iter_rows()}
+    if "readings" in frames:
+        found["readings"] = frames["readings"].height
     return found
 
 

@@ -38,6 +38,8 @@ from cvsi.models.engines import (
     editor_of,
     judge_engine,
     judge_of,
+    reader_engine,
+    reader_of,
 )
 from cvsi.models.model_id import is_hub_name, recorded
 from cvsi.store.rows import Store
@@ -85,14 +87,16 @@ class Inventory:
 
 
 def engines(name: str, dataset: Dataset, without_queries: bool = False) -> Iterator[tuple[str, Requirements]]:
-    """What a dataset's captioner and editor need, each with its noun; raises CvsiError for a wrong block.
+    """What a dataset's captioner, editor and reader need, each with its noun; raises CvsiError for a wrong block.
 
-    A dataset without queries needs no editor.
+    A dataset without queries needs no editor and no reader.
     """
     captioner, editor = captioner_of(dataset, name), editor_of(dataset, name)
     yield "captioner", captioner_engine(captioner).requirements(captioner)
     if not without_queries:
         yield "editor", editor_engine(editor).requirements(editor)
+        if (reader := reader_of(dataset, name)) is not None:
+            yield "reader", reader_engine(reader).requirements(reader)
 
 
 def judges(params: Params) -> Iterator[tuple[str, Requirements]]:

@@ -107,11 +107,15 @@ def results_json(answer: Answer, indent: int | None = 2) -> str:
 
 
 def remarks(answer: Answer) -> Iterator[str]:
-    """Lines on the edit: what was searched for, and a warning where it fell back."""
+    """Lines on the edit and the reading: what was searched for, and a warning where there is no usable answer."""
     if answer.fell_back:
         yield f"the language model gave no usable edit ({answer.status}); the captions of the image were used"
     elif answer.status:
         yield f"{SEARCHED}: {'; '.join(dict.fromkeys(answer.edited))}"
+    if answer.roles and any(answer.roles.values()):
+        yield "read: " + "; ".join(f"{role}: {', '.join(texts)}" for role, texts in answer.roles.items() if texts)
+    elif answer.reader_status:
+        yield f"the reader gave no usable texts ({answer.reader_status}); its roles count as empty"
     if not answer.results:
         yield "the gallery has no image to rank"
 

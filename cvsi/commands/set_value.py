@@ -17,7 +17,7 @@ from cvsi.core.yaml_edit import Change, Document, changed, one_line
 
 SHOWN = 200  # characters of a value that are printed
 ADDED = "revision"  # a key that a block may lack and that is set by name, since cvsi check --download says so
-ALIASED = ("captioners", "editors")  # stages read these through the datasets alone
+ALIASED = ("captioners", "editors", "readers")  # stages read these through the datasets alone
 
 
 def set_value(key: str, value: str, path: Path = params.PATH) -> list[str]:

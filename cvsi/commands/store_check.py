@@ -17,13 +17,15 @@ from cvsi.models.engines import (
     editor_settings,
     judge_engine,
     judge_settings,
+    reader_engine,
+    reader_settings,
 )
 from cvsi.models.model_id import content_digest
 from cvsi.models.transformers_keys import checked_prefix
 
 
 def misfits(params: Params, parts: Sequence[Part]) -> Iterator[str]:
-    """A line for each local captioner, editor or judge whose checkpoint does not fit, with the rows to remove."""
+    """A line for each local model of params.yaml whose checkpoint does not fit, with the rows to remove."""
     for model in _folders(params):
         try:
             checked_prefix(model, None)
@@ -38,12 +40,14 @@ def _folders(params: Params) -> list[str]:
     """The folders of models that params.yaml names, in their own blocks and in those of datasets and reranks."""
     captioners = [*params.captioners.values(), *(dataset.captioner for dataset in params.datasets.values())]
     editors = [*params.editors.values(), *(dataset.editor for dataset in params.datasets.values())]
+    readers = [*params.readers.values(), *(dataset.reader for dataset in params.datasets.values() if dataset.reader)]
     judges = [*params.judges.values(), *(rerank.judge for rerank in params.reranks.values())]
     models = [
         model.name
         for blocks, settings_of, engine_of in (
             (captioners, captioner_settings, captioner_engine),
             (editors, editor_settings, editor_engine),
+            (readers, reader_settings, reader_engine),
             (judges, judge_settings, judge_engine),
         )
         for settings in (settings_of(block, "block") for block in blocks)

@@ -43,7 +43,7 @@ class Prompts(Settings):
 
 
 class Dataset(Settings):
-    """One dataset, complete in itself: its folder, what captions and edits it, how it is scored.
+    """One dataset, complete in itself: its folder, what captions, edits and reads it, how it is scored.
 
     Keys that are not listed here are those of its format, see `own`.
     """
@@ -55,6 +55,7 @@ class Dataset(Settings):
     captioner: Block
     editor: Block
     fusion: Block | str
+    reader: Block | None = None
     prompts: Prompts = Prompts()
     splits: tuple[Name, ...] | None = None
     bad_images: Literal["stop", "drop"] = "stop"
@@ -186,6 +187,7 @@ class Params(Settings):
     captioners: dict[Name, Block] = Field(default={})
     editors: dict[Name, Block] = Field(default={})
     judges: dict[Name, Block] = Field(default={})
+    readers: dict[Name, Block] = Field(default={})
     datasets: dict[Name, Dataset]
     backbones: dict[Name, Backbone]
     phis: dict[Name, PhiTraining] = Field(default={})

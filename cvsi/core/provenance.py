@@ -20,7 +20,7 @@ INPUTS = {
     "query_vectors": ("captions", "edits"),
     "scores": ("gallery_vectors", "query_vectors"),
 }
-PARTS = ("dataset", "captioner", "editor", "prompts", "backbone", "phi", "fusion")
+PARTS = ("dataset", "captioner", "editor", "reader", "prompts", "backbone", "phi", "fusion")
 Recipes = Mapping[str, Mapping[str, Any]]
 
 
@@ -100,6 +100,8 @@ def _part_of(stage: str, name: str) -> tuple[str, str] | None:
         return "dataset", name
     if stage == "captions":
         return "captioner", name
+    if stage == "edits" and first == "reader":
+        return "reader", rest
     if stage == "edits":
         return ("prompts", rest) if first == "prompts" else ("editor", name)
     if stage == "scores":

@@ -95,6 +95,19 @@ QUERY_PARTS = ("edited", "pseudo", "reference", "source", "instruction")
 PHI_PARTS = ("pseudo",)  # missing where the backbone has no phi
 ROLES = ("target", "desired", "preserve", "forbidden")  # of readers, by convention: columns like the other parts
 GALLERY_PARTS = ("image", "caption")
+# Names that no role may have: columns of the tables that the roles' columns stand beside or are joined with.
+RESERVED = frozenset(
+    {
+        *QUERIES.names,
+        *OPTIONAL_QUERIES.names,
+        *IMAGES.names,
+        *CAPTIONS.names,
+        *EDITS.names,
+        *RANKINGS.names,
+        *RANKS.names,
+    }
+    | {"reader_status", "reader_answer", "reader_finish", "pool", "crop", "negative_ids", "variant_of"}
+)
 
 # Rows of the store: `key` is the digest of what a row was computed from, the recipe's digest names the folder.
 STORED_FACTS = pa.schema(
@@ -122,6 +135,8 @@ STORED_VERDICTS = pa.schema(
     {"key": pa.string(), "tokens": STRINGS, "logprobs": pa.list_(pa.float32()), "finish": pa.string()}
 )
 LATER_COLUMNS = ("finish", "raw")  # lists of the store that files of earlier versions and packs lack: empty there
+# One answer and one finish reason each, as lists like those of edits.
+STORED_READINGS = pa.schema({"key": pa.string(), "answers": STRINGS, "finish": STRINGS})
 STORED_WEIGHTS = pa.schema({"key": pa.string(), "weights": pa.string()})
 STORED_MASKS = pa.schema({"key": pa.string(), "masked": pa.string()})
 
@@ -136,6 +151,19 @@ def queries_schema(columns: Iterable[str]) -> pa.Schema:
     """`QUERIES` and those of the optional columns that are among `columns`."""
     present = set(columns)
     return pa.schema([*QUERIES, *(field for field in OPTIONAL_QUERIES if field.name in present)])
+
+
+def reading_columns(roles: Iterable[str]) -> pa.Schema:
+    """The columns of the table `edits` that a reader adds: one list of texts per role, its status and its answer."""
+    facts = {name: pa.string() for name in ("reader_status", "reader_answer", "reader_finish")}
+    return pa.schema({role: STRINGS for role in roles} | facts)
+
+
+def roles_in(edits: pa.Schema) -> list[str]:
+    """The roles whose columns a table of edits has."""
+    if "reader_status" not in edits.names:
+        return []
+    return [field.name for field in edits if field.type == STRINGS and field.name not in EDITS.names]
 
 
 def with_later_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:

@@ -65,8 +65,8 @@ class Fallbacks:
         )
 
 
-def fallbacks(edits: pl.DataFrame) -> Fallbacks:
-    """The fallbacks of a table of edits, by its column `status`."""
-    reasons = edits.filter(fell_back())["status"].value_counts(name="n").sort("n", "status", descending=[True, False])
+def fallbacks(edits: pl.DataFrame, column: str = "status") -> Fallbacks:
+    """The fallbacks of a table of edits by its column of statuses, that of the edits or of the readings."""
+    reasons = edits.filter(fell_back(column))[column].value_counts(name="n").sort("n", column, descending=[True, False])
     first = reasons.row(0) if reasons.height else ("", 0)
     return Fallbacks(int(reasons["n"].sum()), edits.height, *first)

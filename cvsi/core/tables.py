@@ -116,7 +116,7 @@ def whole(stage: str, dataset: str, backbone: str | None = None, rerank: str | N
         ) from None
 
 
-def schema_of(stage: str, dataset: str, backbone: str) -> pa.Schema:
+def schema_of(stage: str, dataset: str, backbone: str | None = None) -> pa.Schema:
     """The columns of a stage's output, from its first file's footer; raises CvsiError where there is no such file."""
     return parquet.columns_of(_files(stage, dataset, backbone)[0])
 

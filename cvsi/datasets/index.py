@@ -110,7 +110,8 @@ def _write(name: str, dataset: Dataset, index: Index) -> None:
         out.table("dropped.parquet", index.dropped.to_arrow(), DROPPED)
         out.table("dropped_queries.parquet", index.dropped_queries.to_arrow(), DROPPED_QUERIES)
         # DVC refuses a parameter that params.yaml leaves out; it tracks the optional ones through these files.
-        out.json("options/edits.json", {"prompts": dataset.prompts.model_dump()})
+        reader = {} if dataset.reader is None else {"reader": dataset.reader}
+        out.json("options/edits.json", {"prompts": dataset.prompts.model_dump()} | reader)
         out.json("options/gallery_vectors.json", {"normalize_captions": dataset.normalize_captions})
         out.json("options/report.json", dataset.model_dump(include={"benchmark", "fallback_limit"}))
 

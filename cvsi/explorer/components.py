@@ -4,8 +4,9 @@ The inputs of a component decide which models run: a fusion without captions and
 is computed here is kept in memory; nothing is written.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -19,11 +20,13 @@ from cvsi.core.params import Params, Run
 from cvsi.core.paths import libraries_log
 from cvsi.explorer.images import NewImage
 from cvsi.models.captioner import Captioner
-from cvsi.models.engines import captioner_engine
+from cvsi.models.engines import captioner_engine, reader_engine
+from cvsi.models.reader import Reader, image_url
 from cvsi.pipeline.captions import caption_job
-from cvsi.pipeline.components import QUERY_COMPONENTS, Component
+from cvsi.pipeline.components import COMPUTED, QUERY_COMPONENTS, Component, Role
 from cvsi.pipeline.edits import edit_job, with_keys
 from cvsi.pipeline.embeddings import Embeddings, pseudo_keys, text_rows
+from cvsi.pipeline.readings import ReadingJob, reading_job, roles_of
 from cvsi.pipeline.vectors import query_jobs
 from cvsi.store.jobs import BlockWorker, Interrupted, RowJob
 from cvsi.store.rows import RowStore
@@ -36,15 +39,22 @@ if TYPE_CHECKING:  # torch takes seconds to import, and is needed only where vec
 KEPT = 1_000  # computed rows of a kind in memory; a query has some tens
 # One query at a time: batches are filled up to their size, which would only take longer. No result depends on it.
 SMALL = {"caption_batch": 1, "image_batch": 1, "text_batch": 4, "workers": 1}
+EDITED = frozenset({"edited", "added"})  # the columns that the editor computes
+READ = pl.Schema([("digest", pl.String), ("captions", pl.List(pl.String)), ("instruction", pl.String)])
 CAPTIONS = pl.Schema([("captions", pl.List(pl.String)), ("instruction", pl.String)])
 
 
 class Edit(NamedTuple):
-    """The edited texts, the added objects, and the status of the answers (empty where no model was called)."""
+    """The edited texts, the added objects, and the status of the answers (empty where no model was called).
+
+    `roles` are the texts by role and `reader_status` is their status, where the fusion uses those of a reader.
+    """
 
     edited: list[str]
     added: str = ""
     status: str = ""
+    roles: Mapping[str, list[str]] = MappingProxyType({})
+    reader_status: str = ""
 
 
 class KeptRows(RowStore):
@@ -86,12 +96,16 @@ class NewQueries:
         components = {name: self._component(name) for name in columns}
         reads = frozenset[str]().union(*(component.reads for component in components.values()))
         row: dict[str, Any] = {"instruction": instruction, "digest": image.digest if image else None}
-        captions = self.captions(image) if image and reads and not (edited and "captions" not in reads) else []
-        edit = Edit(list(edited))
-        if image and not edited and reads & {"edited", "added"}:
+        roles, of_edit = reads - COMPUTED, reads & EDITED and not edited
+        edit, captions = Edit(list(edited)), list[str]()
+        if image and ("captions" in reads or of_edit or (roles and self._reads_captions)):
+            captions = self.captions(image)
+        if image and of_edit:
             edit = self.edit(captions, instruction)
-        row |= {"captions": captions, "edited": edit.edited, "added": edit.added}
-        lists = {name: pl.List(pl.String) for name in ("captions", "edited")}
+        if image and roles:
+            edit = self.reading(edit, image, captions, instruction)
+        row |= {"captions": captions, "edited": edit.edited, "added": edit.added, **edit.roles}
+        lists = {name: pl.List(pl.String) for name in ("captions", "edited", *edit.roles)}
         rows = pl.DataFrame([row], schema_overrides={"digest": pl.String, "added": pl.String, **lists})
         embeddings = self._embeddings(components.values(), rows, image)
         return {name: component.vectors(rows, embeddings) for name, component in components.items()}, edit
@@ -100,9 +114,12 @@ class NewQueries:
         """Load every model that a new query of these columns needs; the language model first, as it claims memory."""
         components = [self._component(name) for name in columns]
         reads = frozenset[str]().union(*(component.reads for component in components))
-        if reads & {"edited", "added"}:
+        if reads & EDITED:
             _ = self._editor
-        if reads:
+        roles = reads - COMPUTED
+        if roles:
+            _ = self._reader
+        if reads & COMPUTED or (roles and self._reads_captions):
             _ = self._captioner
         _ = self._encoder.model, self._encoder.tokenizer
         if any(component.uses_phi for component in components):
@@ -110,7 +127,7 @@ class NewQueries:
 
     def forget(self) -> None:
         """Drop computed rows where they are many."""
-        for name in ("_caption_rows", "_edit_rows", "_image_rows", "_text_rows", "_pseudo_rows"):
+        for name in ("_caption_rows", "_edit_rows", "_reading_rows", "_image_rows", "_text_rows", "_pseudo_rows"):
             if (rows := vars(self).get(name)) is not None:
                 rows.forget()
 
@@ -148,7 +165,25 @@ class NewQueries:
         row = self._edit_job.parsed(stored.select(["answers", "finish", "status"]).to_pylist()[0] | query)
         return Edit(row["edited"], row["added"], row["status"])
 
+    def reading(self, edit: Edit, image: NewImage, captions: Sequence[str], instruction: str) -> Edit:
+        """An edit with the texts by role of an image: the store's, or the reader's answer, parsed."""
+        job = self._reading_job
+        query = {"digest": image.digest, "captions": list(captions), "instruction": instruction}
+        block = job.with_keys(pl.DataFrame([query], schema=READ))
+        url = "" if self._reads_captions else image.use(lambda picture: image_url(picture, job.settings))
+        try:
+            self._reading_rows.ensure(block, lambda missing: job.read(self._reader, missing, [url]))
+        except Interrupted as end:
+            raise (end.__cause__ or end) from None
+        stored = self._reading_rows.get(block["key"])
+        if not job.permanent(stored).num_rows:
+            self._reading_rows.forget(0)  # a failure that may pass: the next query asks again
+        row = job.parsed(stored.select(["answers", "finish"]).to_pylist()[0] | query)
+        return edit._replace(roles={role: row[role] for role in job.roles}, reader_status=row["reader_status"])
+
     def _component(self, name: str) -> Component:
+        if name in self._roles:
+            return Role(name)
         if name not in QUERY_COMPONENTS.names():
             raise CvsiError(
                 f"datasets.{self.name}.fusion: no component computes '{name}', so only queries of the dataset can be "
@@ -215,6 +250,25 @@ class NewQueries:
         return KeptRows(self._edit_job)
 
     @cached_property
+    def _roles(self) -> list[str]:
+        """The roles of the dataset's reader; none without one."""
+        return roles_of(self.params.dataset(self.name), self.name)
+
+    @cached_property
+    def _reading_job(self) -> ReadingJob:
+        job = reading_job(self.name, self.params)
+        assert job is not None  # only columns of its roles lead here
+        return job
+
+    @property
+    def _reads_captions(self) -> bool:
+        return self._reading_job.settings.sees == "captions"
+
+    @cached_property
+    def _reading_rows(self) -> KeptRows:
+        return KeptRows(self._reading_job)
+
+    @cached_property
     def _vector_jobs(self) -> dict[str, RowJob]:
         """The jobs of the stage's vectors, by kind."""
         return {job.kind: job for job in query_jobs(self.name, self.backbone, self.params)}
@@ -246,6 +300,14 @@ class NewQueries:
         with redirect_output(libraries_log()):
             worker: BlockWorker = self._edit_job.load(0)
         return worker
+
+    @cached_property
+    def _reader(self) -> Reader:
+        job = self._reading_job
+        job.check_prompt()
+        with redirect_output(libraries_log()):
+            reader: Reader = reader_engine(job.settings).load(job.settings, self.params.compute, 0)
+        return reader
 
     @cached_property
     def _encoder(self) -> "Encoder":

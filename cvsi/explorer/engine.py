@@ -84,7 +84,11 @@ class Engine:
         table, edit = self._composed(request, image)
         results = self._ranked(self.fusion, table, "new query", self._excluded(ids), request.k)
         fell_back = bool(edit.status) and not usable(edit.status)
-        return Answer(results=results, edited=tuple(edit.edited), status=edit.status, fell_back=fell_back)
+        read = {role: tuple(texts) for role, texts in edit.roles.items()}
+        return Answer(
+            results=results, edited=tuple(edit.edited), status=edit.status, fell_back=fell_back,
+            roles=read, reader_status=edit.reader_status,
+        )  # fmt: skip
 
     def _image(self, request: Request) -> tuple[list[str], NewImage | None]:
         """The dataset's images that a request's image is (none, or several with the same content), and the image."""

@@ -66,7 +66,10 @@ class Result(BaseModel):
 
 
 class Answer(BaseModel):
-    """The images in order; of a new edit its texts, the status of the model's answers, and whether it fell back."""
+    """The images in order; of a new edit its texts, the status of the model's answers, and whether it fell back.
+
+    `roles` and `reader_status` are the reader's texts and their status, where the fusion uses them.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -74,6 +77,8 @@ class Answer(BaseModel):
     edited: tuple[str, ...] = ()
     status: str = ""
     fell_back: bool = False
+    roles: dict[str, tuple[str, ...]] = Field(default={})
+    reader_status: str = ""
 
 
 class Searcher(Protocol):

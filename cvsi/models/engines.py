@@ -14,6 +14,7 @@ from cvsi.core.registry import Registry
 from cvsi.models.captioner import Captioner, CaptionerSettings
 from cvsi.models.editor import Editor, EditorSettings
 from cvsi.models.judge import Judge, JudgeSettings
+from cvsi.models.reader import Reader, ReaderSettings
 from cvsi.store.rows import Store
 
 S = TypeVar("S", bound=Settings)
@@ -91,8 +92,16 @@ JUDGES: Registry[Engine[Any, Judge[Any]]] = Registry(
         "server": "cvsi.models.judge_server:ENGINE",
     },
 )
-DEFAULT_CAPTIONER, DEFAULT_EDITOR = "transformers", "vllm"  # of a block without the key `engine`
-DEFAULT_JUDGE = "vllm"
+READERS: Registry[Engine[Any, Reader]] = Registry(
+    "reader engine",
+    "cvsi.readers",
+    {
+        "vllm": "cvsi.models.reader_vllm:ENGINE",
+        "server": "cvsi.models.reader_server:ENGINE",
+    },
+)
+# Of a block without the key `engine`.
+DEFAULT_CAPTIONER, DEFAULT_EDITOR, DEFAULT_JUDGE, DEFAULT_READER = "transformers", "vllm", "vllm", "vllm"
 
 
 def captioner_settings(block: Block, where: str) -> CaptionerSettings:
@@ -113,6 +122,12 @@ def judge_settings(block: Block, where: str) -> JudgeSettings:
     return settings
 
 
+def reader_settings(block: Block, where: str) -> ReaderSettings:
+    """A reader's block as its engine's settings; raises CvsiError for an unknown engine, key or value."""
+    settings: ReaderSettings = _settings(READERS, {"engine": DEFAULT_READER} | block, where)
+    return settings
+
+
 def captioner_of(dataset: Dataset, name: str) -> CaptionerSettings:
     """The captioner of a dataset by the dataset's name; raises CvsiError for an unknown engine, key or value."""
     return captioner_settings(dataset.captioner, f"datasets.{name}.captioner")
@@ -128,6 +143,11 @@ def judge_of(rerank: Rerank, name: str) -> JudgeSettings:
     return judge_settings(rerank.judge, f"reranks.{name}.judge")
 
 
+def reader_of(dataset: Dataset, name: str) -> ReaderSettings | None:
+    """The reader of a dataset by the dataset's name, None without one; raises CvsiError for a wrong block."""
+    return None if dataset.reader is None else reader_settings(dataset.reader, f"datasets.{name}.reader")
+
+
 def captioner_engine(settings: CaptionerSettings) -> Engine[Any, Captioner[Any]]:
     """The engine that checked settings belong to."""
     return CAPTIONERS.get(settings.engine, f"{PATH}: captioner")
@@ -141,6 +161,11 @@ def editor_engine(settings: EditorSettings) -> Engine[Any, Editor]:
 def judge_engine(settings: JudgeSettings) -> Engine[Any, Judge[Any]]:
     """The engine that checked settings belong to."""
     return JUDGES.get(settings.engine, f"{PATH}: judge")
+
+
+def reader_engine(settings: ReaderSettings) -> Engine[Any, Reader]:
+    """The engine that checked settings belong to."""
+    return READERS.get(settings.engine, f"{PATH}: reader")
 
 
 def facts_of(settings: Settings, *left_out: str) -> dict[str, Any]:

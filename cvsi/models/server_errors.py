@@ -43,6 +43,7 @@ PARAMETERS = {  # the setting that avoids a complaint, and the complaint
     "top_logprobs: 5": rf"top_logprobs(?:{UNSUPPORTED}|.{{0,60}}(?:between|at most|less|greater|maximum))"
     r"|logprobs of \d+, which is greater",
     "chat_template_kwargs: {}": "chat_template_kwargs",
+    "output: json": rf"(?:response_format|json_schema){UNSUPPORTED}",
     "output: text": rf"(?:response_format|json_schema){UNSUPPORTED}",
 }
 

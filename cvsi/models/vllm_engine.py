@@ -1,6 +1,8 @@
 """A model to vLLM's offline engine: one way to start it, for every engine that uses vLLM."""
 
+import gc
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -37,6 +39,16 @@ def start(model: str, revision: str | None, chosen: Precision, compute: Compute,
         enforce_eager=on.type == "cpu", seed=0, disable_log_stats=True,
         tensor_parallel_size=compute.tensor_parallel, **options,
     )  # fmt: skip
+
+
+def release() -> None:
+    """Free the memory of an engine that is no longer used, before another one starts in the same process."""
+    if "vllm" not in sys.modules:
+        return
+    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+    gc.collect()
+    cleanup_dist_env_and_memory()
 
 
 def _without_prefix(prefix: str, model: str, compute: Compute) -> str:

@@ -176,6 +176,19 @@ def content_of(answer: Answer, partial: bool = False) -> str:
 
     With `partial`, a text that was cut is returned as far as it goes.
     """
+    text = body_of(answer, partial)
+    if len(text) > LONGEST_RAW:
+        raise Unusable(f"refused: more than {LONGEST:,} characters")
+    text = without_tokens(text)
+    if not text:
+        raise Unusable("no answer: empty")
+    if not UNPRINTABLE.isdisjoint(map(category, text.replace("\n", ""))):
+        raise Unusable("refused: control characters")
+    return text
+
+
+def body_of(answer: Answer, partial: bool = False) -> str:
+    """The text without reasoning, see `content_of`."""
     finish = answer.finish
     if finish == TOO_LONG:
         raise Unusable("too long")
@@ -190,13 +203,6 @@ def content_of(answer: Answer, partial: bool = False) -> str:
         raise Unusable("cut: max_tokens reached" + (" while reasoning" if text is None else ""))
     if text is None or (not text.strip() and answer.text.strip()):
         raise Unusable("no answer: reasoning alone")
-    if len(text) > LONGEST_RAW:
-        raise Unusable(f"refused: more than {LONGEST:,} characters")
-    text = without_tokens(text)
-    if not text:
-        raise Unusable("no answer: empty")
-    if not UNPRINTABLE.isdisjoint(map(category, text.replace("\n", ""))):
-        raise Unusable("refused: control characters")
     return text
 
 
@@ -208,7 +214,7 @@ def _accepted(text: str, repair: str, raw: str, task: str, query: Query) -> Pars
         raise Unusable(f"refused: says {nothing!r}")
     polite = re.match(POLITE, text, re.IGNORECASE)
     text = text[polite.end() :].lstrip() if polite and polite[0].rstrip()[-1:] in ",.!:" else text
-    _check_whole(text, query)
+    check_whole(text, query)
     sentences = SENTENCE_END.split(text)
     while len(sentences) > 1 and any(_matches(pattern, sentences[-1], query) for pattern in (OF_THE_TASK, ASKS)):
         sentences.pop()
@@ -242,7 +248,7 @@ def check_form(text: str) -> None:
         raise Unusable("refused: ends in an ellipsis")
 
 
-def _check_whole(text: str, query: Query) -> None:
+def check_whole(text: str, query: Query) -> None:
     """Raise Unusable for a text that is no answer at all."""
     check_form(text)
     if _matches(NO_TEXT, text, query):

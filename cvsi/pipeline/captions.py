@@ -22,8 +22,8 @@ from cvsi.models.captioner import AnsweringCaptioner, Captioner, CaptionerSettin
 from cvsi.models.editor import Answer, Unfinished
 from cvsi.models.engines import captioner_engine, captioner_of
 from cvsi.pipeline import caption_answers
-from cvsi.pipeline.edits import FAILED_ONCE, LONGEST_FINISH, storable
 from cvsi.pipeline.image_loader import ImageLoader, image_rows
+from cvsi.pipeline.stored_answers import FAILED_ONCE, LONGEST_FINISH, storable
 from cvsi.store.jobs import BlockWorker, Interrupted, RowJob, Words
 from cvsi.store.kinds import CODE_VERSIONS
 from cvsi.store.missing import compute_missing

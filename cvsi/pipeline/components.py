@@ -128,6 +128,19 @@ class PseudoToken(Component):
         )
 
 
+@dataclass(frozen=True)
+class Role(MeanOfTexts):
+    """The mean of the unit vectors of a reader's texts of one role; zeros for a query without one.
+
+    Roles are no entries of the registry: each dataset's reader has its own.
+    """
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The role's texts."""
+        return frozenset({self.column})
+
+
 EDITED = MeanOfTexts("edited")
 PSEUDO = PseudoToken()
 REFERENCE = ImageVector()

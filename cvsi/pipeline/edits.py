@@ -1,7 +1,7 @@
 """Captions and instructions to edits: the table `edits`, one row per query.
 
 Each distinct pair of captions and instruction is answered once. The store keeps the raw answers; the table is parsed
-from them.
+from them. Where the dataset names a reader, the table also has its texts by role, see `readings`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,18 +22,16 @@ from cvsi.core.errors import CvsiError
 from cvsi.core.params import Params
 from cvsi.core.schema import EDITS, STORED_EDITS
 from cvsi.core.statuses import counts, fallbacks, worst
-from cvsi.models.editor import FAILED, TOO_LONG, Answer, Editor, EditorSettings, Prompt, Unfinished
+from cvsi.models.editor import TOO_LONG, Answer, Editor, EditorSettings, Prompt, Unfinished
 from cvsi.models.engines import editor_engine, editor_of
-from cvsi.pipeline import answers, prompting
+from cvsi.pipeline import answers, prompting, readings
 from cvsi.pipeline.second_reference import with_second_captions
+from cvsi.pipeline.stored_answers import FAILED_ONCE, LONGEST_FINISH, storable
 from cvsi.store.jobs import BlockWorker, Interrupted, RowJob, Words
 from cvsi.store.kinds import CODE_VERSIONS
 from cvsi.store.missing import compute_missing
 from cvsi.store.rows import Store
 
-LONGEST_STORED = 20_000  # characters of an answer
-LONGEST_FINISH = 300  # characters of a finish reason, which may quote a server
-FAILED_ONCE = pl.col("finish").list.eval(pl.element().str.starts_with(FAILED)).list.any()  # any answer of a query
 EARLIER_TOO_LONG = "prompt too long"  # the status of rows without finish reasons
 
 
@@ -163,15 +161,18 @@ def edit_job(name: str, params: Params) -> EditJob:
 def write(name: str, params: Params) -> None:
     """Write `cache/<name>/edits` from the dataset's queries and the captions of their reference images.
 
-    Without queries the table is empty and no model is identified or loaded. Raises CvsiError where every query fell
-    back.
+    With a reader, also from the reference images. Without queries the table is empty and no model is identified or
+    loaded. Raises CvsiError where every query fell back.
     """
-    job, queries = edit_job(name, params), queries_with_captions(name)
+    job, queries, reading = edit_job(name, params), queries_with_captions(name), readings.reading_job(name, params)
+    schema = readings.table_schema(reading)
     if not queries.height:
         info("no queries to edit")
         with tables.output("edits", name, recipe={"queries": 0}) as out:
-            out.shards(EDITS.empty_table(), EDITS)
+            out.shards(schema.empty_table(), schema)
         return
+    if reading is not None:
+        reading.check_prompt()  # before any long work
     stored = compute_missing(job)
     edits = table(job, queries, stored.get(queries["key"]))
     summary = fallbacks(edits)
@@ -180,16 +181,27 @@ def write(name: str, params: Params) -> None:
             f"datasets.{name}.editor: all {edits.height:,} edits fell back to the captions; most frequent: "
             f"{summary.reason} ({summary.of_reason:,}); see docs/editors.md"
         )
-    with tables.output("edits", name, recipe=stored.recipe) as out:
-        out.shards(edits.to_arrow(), EDITS)
-    if edits.height:
-        info("edits: " + ", ".join(f"{number:,} {status}" for status, number in counts(edits["status"]).items()))
+    recipe, read = stored.recipe, None
+    if reading is not None:
+        read, of_reader = readings.compute(reading)
+        recipe = recipe | {"reader": of_reader}
+    whole = edits if read is None else pl.concat([edits, read], how="horizontal")
+    with tables.output("edits", name, recipe=recipe) as out:
+        out.shards(whole.to_arrow(), schema)
+    _print(name, edits, params.dataset(name).fallback_limit)
+    if read is not None:
+        readings.print_summary(name, read, params.dataset(name).fallback_limit)
+
+
+def _print(name: str, edits: pl.DataFrame, limit: float) -> None:
+    """Print how the edits ended, and what to do where some failed."""
+    info("edits: " + ", ".join(f"{number:,} {status}" for status, number in counts(edits["status"]).items()))
     if again := edits.filter(FAILED_ONCE).height:
         warn(
             f"{count(again, 'query')} got no answer because of failures that may pass; to send them again: "
             f"dvc repro --force --single-item edits@{name}"
         )
-    if warning := summary.warning(params.dataset(name).fallback_limit):
+    if warning := fallbacks(edits).warning(limit):
         warn(warning, red=True)
 
 
@@ -216,11 +228,6 @@ def stored_answers(texts: Sequence[str], finish: Sequence[str], status: str) -> 
         return [Answer(text, reason) for text, reason in zip(texts, finish, strict=True)]
     too_long = TOO_LONG if status.startswith(EARLIER_TOO_LONG) else ""
     return [Answer(text, "" if text else too_long) for text in texts]
-
-
-def storable(text: str) -> str:
-    """The beginning of a text, without what cannot be written as UTF-8."""
-    return text[:LONGEST_STORED].encode("utf-8", "replace").decode("utf-8")
 
 
 def queries_with_captions(name: str) -> pl.DataFrame:

@@ -11,9 +11,8 @@ import pyarrow as pa
 from cvsi.core import parquet, provenance, schema, tables
 from cvsi.core.console import info
 from cvsi.core.params import Backbone, Params
-from cvsi.core.registry import Registry
 from cvsi.models.clip import TEMPLATES, embedding_dims
-from cvsi.pipeline.components import GALLERY_COMPONENTS, QUERY_COMPONENTS, Component, unit
+from cvsi.pipeline.components import GALLERY_COMPONENTS, QUERY_COMPONENTS, Component, Role, unit
 from cvsi.pipeline.embeddings import (
     Embeddings,
     ImageVectorJob,
@@ -61,12 +60,12 @@ def write_gallery(name: str, backbone: str, params: Params) -> None:
 
 
 def write_queries(name: str, backbone: str, params: Params) -> None:
-    """Write `cache/<name>/<backbone>/query_vectors`: one column per query component, float32, one row per query.
+    """Write `cache/<name>/<backbone>/query_vectors`: one column per query component and role, float32, a row per query.
 
-    Components that use phi are left out where the backbone has none.
+    Components that use phi are left out where the backbone has none, roles where the edits have none.
     """
     settings = params.backbone(backbone)
-    components = query_components(settings)
+    components = query_components(settings) | role_components(name)
     embeddings = _compute(query_jobs(name, backbone, params))
     queries = query_rows(name)
     recipe = _recipes(embeddings) | ({} if settings.phi is None else {"templates": TEMPLATES})
@@ -88,6 +87,11 @@ def query_components(backbone: Backbone) -> dict[str, Component]:
     return {part: component for part, component in every.items() if part not in left_out}
 
 
+def role_components(name: str) -> dict[str, Component]:
+    """The components of the roles that a dataset's edits have texts of, by name; none without a reader."""
+    return {role: Role(role) for role in schema.roles_in(tables.schema_of("edits", name))}
+
+
 def gallery_rows(name: str) -> pl.DataFrame:
     """The gallery images with their captions, in the index's order."""
     images = pl.DataFrame(tables.read("index", name, "images.parquet")).filter("in_gallery")
@@ -102,7 +106,7 @@ def gallery_images(name: str) -> pl.DataFrame:
 
 def gallery_texts(name: str) -> pl.DataFrame:
     """The wanted text rows of a gallery: `key`, `text`."""
-    return _texts(GALLERY_COMPONENTS, gallery_rows(name))
+    return _texts(dict(GALLERY_COMPONENTS), gallery_rows(name))
 
 
 def query_rows(name: str) -> pl.DataFrame:
@@ -110,7 +114,8 @@ def query_rows(name: str) -> pl.DataFrame:
     images = pl.DataFrame(tables.read("index", name, "images.parquet"))
     images = images.select(name for name in ("image_id", "digest", "path", "crop") if name in images.columns)
     captions = pl.DataFrame(tables.whole("captions", name)).select("image_id", "captions")
-    edits = pl.DataFrame(tables.whole("edits", name)).select("split", "query_id", "edited", "added")
+    roles = role_components(name)
+    edits = pl.DataFrame(tables.whole("edits", name)).select("split", "query_id", "edited", "added", *roles)
     queries = pl.DataFrame(tables.read("index", name, "queries.parquet"))
     references = images.join(captions, on="image_id").rename({"image_id": "reference_id"})
     queries = queries.join(references, on="reference_id", how="left", maintain_order="left")
@@ -126,7 +131,7 @@ def query_images(name: str) -> pl.DataFrame:
 
 def query_texts(name: str) -> pl.DataFrame:
     """The wanted text rows of the queries: `key`, `text`."""
-    return _texts(QUERY_COMPONENTS, query_rows(name))
+    return _texts(dict(QUERY_COMPONENTS) | role_components(name), query_rows(name))
 
 
 def query_sentences(name: str) -> pl.DataFrame:
@@ -141,8 +146,8 @@ def query_sentences(name: str) -> pl.DataFrame:
     return pl.concat(parts)
 
 
-def _texts(components: Registry[Component], rows: pl.DataFrame) -> pl.DataFrame:
-    return text_rows(pl.concat([component.texts(rows).rename("text") for _, component in components]))
+def _texts(components: Mapping[str, Component], rows: pl.DataFrame) -> pl.DataFrame:
+    return text_rows(pl.concat([component.texts(rows).rename("text") for component in components.values()]))
 
 
 def _jobs(name: str, backbone: str, params: Params, images: Rows, texts: Rows) -> list[VectorJob]:

@@ -10,6 +10,7 @@ CODE_VERSIONS = {
     "captions": 1,
     "edits": 2,
     "verdicts": 1,
+    "readings": 1,  # raw answers of readers
     "image_vectors": 1,
     "text_vectors": 1,
     "pseudo_vectors": 1,

@@ -27,7 +27,8 @@ from cvsi.models.llm_server import KEY, ServerEditor, ServerEditorSettings
 from cvsi.pipeline import prompting
 from cvsi.pipeline.answers import LONGEST
 from cvsi.pipeline.captions import CaptionJob
-from cvsi.pipeline.edits import LONGEST_STORED, EditJob, storable
+from cvsi.pipeline.edits import EditJob
+from cvsi.pipeline.stored_answers import LONGEST_STORED, storable
 from cvsi.store.rows import Store
 from tests.conftest import Workspace
 from tests.stage_inputs import write_captions, write_index

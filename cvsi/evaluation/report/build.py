@@ -13,7 +13,7 @@ from cvsi.core import paths, provenance, tables
 from cvsi.core.console import count, info
 from cvsi.core.params import Params
 from cvsi.core.provenance import Recipes
-from cvsi.core.schema import DROPPED, DROPPED_QUERIES, per_method
+from cvsi.core.schema import DROPPED, DROPPED_QUERIES, per_method, roles_in
 from cvsi.core.statuses import counts, fallbacks
 from cvsi.datasets.files import changes_recorded
 from cvsi.datasets.formats import format_of
@@ -23,7 +23,7 @@ from cvsi.evaluation.queries import QueryTable
 from cvsi.evaluation.report import gallery_cards, method_table, published_section
 from cvsi.evaluation.report.query_cards import SHOWN, query_cards
 
-OF_QUERIES = ("edits", "fallbacks")  # facts that a dataset without queries does not have
+OF_QUERIES = ("edits", "fallbacks", "readings")  # facts that a dataset without queries does not have
 
 
 def build(name: str, backbone: str, params: Params) -> None:
@@ -105,9 +105,19 @@ def _facts(
         "edits": ", ".join(f"{number:,} {status}" for status, number in counts(edits["status"]).items()) or "none",
         "fallbacks": f"{count(fallen.number, 'edit')} of {height:,} ({100 * fallen.share:.1f} %) "
         f"fell back to the captions themselves{f'; most frequent: {fallen.reason}' if fallen.number else ''}",
+        **_readings_fact(edits, roles_in(tables.schema_of("edits", name))),
         "format": dataset_format,
     }
     return facts if height else {key: text for key, text in facts.items() if key not in OF_QUERIES}
+
+
+def _readings_fact(edits: pl.DataFrame, roles: list[str]) -> dict[str, str]:
+    """How the readings ended, and how many queries have texts of each role; nothing without a reader."""
+    if not roles:
+        return {}
+    statuses = ", ".join(f"{number:,} {status}" for status, number in counts(edits["reader_status"]).items())
+    texts = ", ".join(f"{role} {(edits[role].list.len() > 0).sum():,}" for role in roles)
+    return {"readings": f"{statuses or 'none'}; queries with texts: {texts}"}
 
 
 def _captions_fact(captions: pl.DataFrame, wanted: Any) -> str:
@@ -135,6 +145,7 @@ def _models(name: str, backbone: str, params: Params, recipes: Recipes, edited: 
     return {
         "captioner": ", ".join(filter(None, [_text(dataset.captioner, "model"), *how])),
         **({"editor": editor} if edited else {}),
+        **({"reader": _text(dataset.reader, "model")} if edited and dataset.reader is not None else {}),
         "backbone": f"{tower.model} {tower.pretrained or ''}".strip(),
         "phi": tower.phi or "none: no pseudo tokens",
     }
