@@ -28,7 +28,7 @@ from cvsi.models.vllm_engine import release
 from cvsi.pipeline import reading_prompts, role_answers
 from cvsi.pipeline.answers import Query
 from cvsi.pipeline.components import GALLERY_COMPONENTS, QUERY_COMPONENTS
-from cvsi.pipeline.image_loader import ImageLoader
+from cvsi.pipeline.image_loader import ImageLoader, image_rows
 from cvsi.pipeline.prompting import few_shot
 from cvsi.pipeline.stored_answers import FAILED_ONCE, LONGEST_FINISH, storable
 from cvsi.store.jobs import BlockWorker, Interrupted, RowJob, Words
@@ -105,7 +105,7 @@ class ReadingJob(RowJob):
     def wanted(self) -> pl.DataFrame:
         """Every query of the index: `key`, `path` and `digest` of its reference image, `captions`, `instruction`."""
         queries = references(self.dataset, captions=self.settings.sees == "captions")
-        return self.with_keys(queries).select("key", "path", "digest", "captions", "instruction")
+        return self.with_keys(queries).select("key", "path", "digest", "captions", "instruction", *_crop(queries))
 
     def with_keys(self, queries: pl.DataFrame) -> pl.DataFrame:
         """Rows of `digest`, `captions` and `instruction`, with the store's `key` of each."""
@@ -167,7 +167,7 @@ class ReadingJob(RowJob):
         """A block whose images are read from now on."""
         if self.settings.sees == "captions":
             return Block(rows, None)
-        files = rows.select("path", key="digest")
+        files = image_rows(rows)
         prepare = partial(image_url, settings=self.settings)
         return Block(rows, ImageLoader(self.root, files, self.compute.caption_batch, prepare, ahead=True))
 
@@ -198,15 +198,19 @@ def roles_of(dataset: Dataset, name: str) -> list[str]:
     return [] if settings is None else list(settings.roles)
 
 
+def _crop(images: pl.DataFrame) -> list[str]:
+    """The column `crop`, where images are parts of files."""
+    return [name for name in ("crop",) if name in images.columns]
+
+
 def references(name: str, captions: bool = True) -> pl.DataFrame:
     """The indexed queries with `digest`, `path` and `captions` of their reference images, in order.
 
     Without `captions`, that column is null and the table is not read.
     """
     queries = pl.DataFrame(tables.read("index", name, "queries.parquet"))
-    images = pl.DataFrame(tables.read("index", name, "images.parquet")).select(
-        "digest", "path", reference_id="image_id"
-    )
+    images = pl.DataFrame(tables.read("index", name, "images.parquet"))
+    images = images.select("digest", "path", *_crop(images), reference_id="image_id")
     joined = queries.join(images, on="reference_id", how="left", maintain_order="left")
     if not captions:
         return joined.with_columns(captions=pl.lit(None, dtype=pl.List(pl.String)))

@@ -20,7 +20,7 @@ from cvsi.core.devices import device_kind, precision
 from cvsi.core.digest import digest
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import PATH, Params
-from cvsi.core.schema import IMAGES, QUERIES, RANKINGS, STORED_VERDICTS, VERDICTS
+from cvsi.core.schema import QUERIES, RANKINGS, STORED_VERDICTS, VERDICTS, images_schema
 from cvsi.core.statuses import counts
 from cvsi.models.editor import FAILED, FILTERED, REFUSED, TOO_LONG, Answer, Unfinished
 from cvsi.models.engines import judge_engine, judge_of
@@ -38,6 +38,7 @@ ON_CANVAS = {"reference": "the picture on the left", "candidate": "the picture o
 SYSTEM = "System:"
 LAST = 1 << 20  # the order of a group's members is after all ranks
 KEY = ["split", "query_id"]
+CROPS = ("reference_crop", "candidate_crop")  # where images are parts of files
 
 
 class Texts(NamedTuple):
@@ -97,14 +98,17 @@ class VerdictJob(RowJob):
         pairs = self.candidates().with_row_index("number")
         first = pl.col("number").min().over("reference", "instruction")
         ordered = pairs.sort(pl.col("number").min().over("reference"), first, "number")
-        return ordered.select("key", "reference", "reference_path", "candidate", "candidate_path", "instruction")
+        columns = ["key", "reference", "reference_path", "candidate", "candidate_path", "instruction"]
+        return ordered.select(*columns, *(name for name in CROPS if name in ordered.columns))
 
     def candidates(self) -> pl.DataFrame:
         """A row per query and candidate, in the order of the table, with what is needed to judge it."""
         images = _images(self.dataset)
         pairs = candidates(self.dataset, self.backbone, self.top, images)
         for role, column in (("reference", "reference_id"), ("candidate", "image_id")):
-            files = images.select(pl.col("image_id").alias(column), **{role: "digest", f"{role}_path": "path"})
+            renamed = {role: "digest", f"{role}_path": "path"}
+            renamed |= {f"{role}_crop": "crop"} if "crop" in images.columns else {}
+            files = images.select(pl.col("image_id").alias(column), **renamed)
             pairs = pairs.join(files, on=column, how="left", maintain_order="left")
             if pairs[role].has_nulls():
                 image = pairs.filter(pl.col(role).is_null())[column][0]
@@ -123,8 +127,8 @@ class VerdictJob(RowJob):
         ahead = judge_engine(self.settings).one_worker
 
         def prefetch(block: pl.DataFrame) -> tuple[pl.DataFrame, ImageLoader[Any]]:
-            both = [block.select(key=role, path=f"{role}_path") for role in ("reference", "candidate")]
-            images = pl.concat(both).unique("key", keep="first", maintain_order=True)
+            images = pl.concat([_images_of(block, role) for role in ("reference", "candidate")])
+            images = images.unique("key", keep="first", maintain_order=True)
             return block, ImageLoader(self.root, images, self.compute.image_batch, judge.prepare, ahead)
 
         return BlockWorker(lambda ready: self._judge(judge, *ready), prefetch)
@@ -144,6 +148,12 @@ class VerdictJob(RowJob):
             return _rows(keys, judge.verdicts(questions))
         except Unfinished as end:
             raise Interrupted(_rows(keys, end.answers)) from end.__cause__
+
+
+def _images_of(block: pl.DataFrame, role: str) -> pl.DataFrame:
+    """The images of one role of a block's pairs, as rows to load."""
+    crop = {"crop": f"{role}_crop"} if f"{role}_crop" in block.columns else {}
+    return block.select(key=role, path=f"{role}_path", **crop)
 
 
 def verdict_job(name: str, params: Params) -> VerdictJob:
@@ -318,7 +328,8 @@ def _print(name: str, statuses: pl.Series, again: int, limit: float) -> None:
 
 def _images(dataset: str) -> pl.DataFrame:
     where = _index(dataset) / "images.parquet"
-    return pl.DataFrame(parquet.fit(tables.read("index", dataset, where.name), IMAGES, str(where)))
+    table = tables.read("index", dataset, where.name)
+    return pl.DataFrame(parquet.fit(table, images_schema(table.column_names), str(where)))
 
 
 def _index(dataset: str) -> Path:
