@@ -22,6 +22,8 @@ def start(model: str, revision: str | None, chosen: Precision, compute: Compute,
     The checkpoint's keys are compared with the model's first; raises CvsiError where they differ. Call it within
     `loading`: vLLM and its libraries raise many kinds of errors.
     """
+    if "vllm" in sys.modules:
+        gc.collect()  # an engine that is no longer used ends now; later, it would end the new one's process groups
     prefix, on = checked_prefix(model, revision), device(compute)
     # In this process the engine starts in a third of the time; its output would hide our lines.
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0" if compute.tensor_parallel == 1 else "1")
