@@ -23,7 +23,7 @@ from cvsi.models.editor import Answer, Unfinished
 from cvsi.models.engines import captioner_engine, captioner_of
 from cvsi.pipeline import caption_answers
 from cvsi.pipeline.image_loader import ImageLoader, image_rows
-from cvsi.pipeline.stored_answers import FAILED_ONCE, LONGEST_FINISH, storable
+from cvsi.pipeline.stored_answers import LONGEST_FINISH, failed_once, storable
 from cvsi.store.jobs import BlockWorker, Interrupted, RowJob, Words
 from cvsi.store.kinds import CODE_VERSIONS
 from cvsi.store.missing import compute_missing
@@ -163,11 +163,6 @@ def parsed_captions(row: Mapping[str, Any]) -> dict[str, Any]:
     statuses = [answer.status for answer in answers]
     captions = [answer.text for answer in answers if answer.text]
     return {"captions": captions, "status": worst(statuses), "answer_status": statuses}
-
-
-def failed_once(rows: pa.Table) -> pl.Series:
-    """Whether any answer of each stored row is a failure that may pass."""
-    return pl.Series("finish", rows["finish"]).to_frame().select(FAILED_ONCE).to_series()
 
 
 def write(name: str, params: Params) -> None:

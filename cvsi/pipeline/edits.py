@@ -26,7 +26,7 @@ from cvsi.models.editor import TOO_LONG, Answer, Editor, EditorSettings, Prompt,
 from cvsi.models.engines import editor_engine, editor_of
 from cvsi.pipeline import answers, prompting, readings
 from cvsi.pipeline.second_reference import with_second_captions
-from cvsi.pipeline.stored_answers import FAILED_ONCE, LONGEST_FINISH, storable
+from cvsi.pipeline.stored_answers import FAILED_ONCE, LONGEST_FINISH, failed_once, storable
 from cvsi.store.jobs import BlockWorker, Interrupted, RowJob, Words
 from cvsi.store.kinds import CODE_VERSIONS
 from cvsi.store.missing import compute_missing
@@ -82,8 +82,7 @@ class EditJob(RowJob):
 
     def permanent(self, rows: pa.Table) -> pa.Table:
         """The rows without a failure that may pass."""
-        failed = pl.Series("finish", rows["finish"]).to_frame().select(FAILED_ONCE).to_series()
-        return rows.filter((~failed).to_arrow())
+        return rows.filter((~failed_once(rows)).to_arrow())
 
     def load(self, worker: int) -> BlockWorker:
         """Load the language model."""

@@ -30,7 +30,7 @@ from cvsi.pipeline.answers import Query
 from cvsi.pipeline.components import GALLERY_COMPONENTS, QUERY_COMPONENTS
 from cvsi.pipeline.image_loader import ImageLoader, image_rows
 from cvsi.pipeline.prompting import few_shot
-from cvsi.pipeline.stored_answers import FAILED_ONCE, LONGEST_FINISH, storable
+from cvsi.pipeline.stored_answers import LONGEST_FINISH, failed_once, storable
 from cvsi.store.jobs import BlockWorker, Interrupted, RowJob, Words
 from cvsi.store.kinds import CODE_VERSIONS
 from cvsi.store.missing import compute_missing
@@ -115,8 +115,7 @@ class ReadingJob(RowJob):
 
     def permanent(self, rows: pa.Table) -> pa.Table:
         """The rows without a failure that may pass."""
-        failed = pl.Series("finish", rows["finish"]).to_frame().select(FAILED_ONCE).to_series()
-        return rows.filter((~failed).to_arrow())
+        return rows.filter((~failed_once(rows)).to_arrow())
 
     def load(self, worker: int) -> BlockWorker:
         """Load the model; the images of a block are read by threads."""
