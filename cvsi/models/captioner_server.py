@@ -1,8 +1,8 @@
 """The captioner engine `server`: images to n sampled captions each, by any server with OpenAI's interface and vision.
 
 Each caption is a request of its own, since many servers ignore `n`. Its seed comes from the settings' seed, the image's
-digest and the caption's number, so that a caption depends on nothing else. `server_client` has the requests themselves:
-several at once, retries, refusals, the key.
+digest and the caption's number, so that a caption depends on nothing else. `server_requests` has what all engines send,
+`server_client` the requests: several at once, retries, refusals, the key.
 """
 
 import hashlib
@@ -14,10 +14,12 @@ from pydantic import Field, StringConstraints, model_validator
 
 from cvsi.core.params import Compute
 from cvsi.models.captioner import CaptionerSettings
+from cvsi.models.conversations import image_part, template_facts, text_part
 from cvsi.models.editor import Answer
 from cvsi.models.engines import Engine, Requirements, facts_of
 from cvsi.models.image_data import QUALITY, data_url
 from cvsi.models.server_client import Address, MaxTokensAs, ServerClient, Service, chat_answer
+from cvsi.models.server_requests import avoidable, options
 from cvsi.store.rows import Store
 
 KEY = "CVSI_CAPTIONER_KEY"  # not OPENAI_API_KEY: a teammate's params.yaml must not send that one to another address
@@ -71,7 +73,7 @@ class ServerCaptioner:
         """Prepare requests; nothing is sent yet."""
         self.settings = settings
         service = Service(
-            settings.address, settings.model, "captioner", KEY, frozenset(_sent(settings)),
+            settings.address, settings.model, "captioner", KEY, _sent(settings),
             template="start the server with a chat template", images=True,
         )  # fmt: skip
         self.client = ServerClient(service, compute.requests)
@@ -91,26 +93,17 @@ class ServerCaptioner:
         return self.client.answers(requests, self._send)
 
     async def _send(self, client: Any, request: Request) -> Answer:
-        content = [
-            {"type": "text", "text": self.settings.prompt},
-            {"type": "image_url", "image_url": {"url": request.image}},
-        ]
-        turns = [{"role": "user", "content": content}]
+        turns = [{"role": "user", "content": [text_part(self.settings.prompt), image_part(request.image)]}]
         return chat_answer(await client.chat.completions.create(messages=turns, **self._options(request.seed)))
 
     def _options(self, seed: int) -> dict[str, Any]:
         settings = self.settings
-        body: dict[str, Any] = {settings.max_tokens_as: settings.max_tokens}
-        if settings.chat_template_kwargs:
-            body["chat_template_kwargs"] = settings.chat_template_kwargs
-        options: dict[str, Any] = {"model": settings.model, "extra_body": body}
-        if settings.send_temperature:
-            options["temperature"] = settings.temperature
+        sent = options(settings, settings.max_tokens, settings.temperature)
         if settings.send_top_p:
-            options["top_p"] = settings.top_p
+            sent["top_p"] = settings.top_p
         if settings.send_seed:
-            options["seed"] = seed
-        return options
+            sent["seed"] = seed
+        return sent
 
 
 def seed_of(seed: int, digest: str, number: int) -> int:
@@ -119,26 +112,16 @@ def seed_of(seed: int, digest: str, number: int) -> int:
     return int.from_bytes(content[:4], "big") >> (32 - SEED_BITS)
 
 
-def _sent(settings: ServerCaptionerSettings) -> set[str]:
+def _sent(settings: ServerCaptionerSettings) -> frozenset[str]:
     """The settings that would change what is sent."""
-    other = {"max_tokens", "max_completion_tokens"} - {settings.max_tokens_as}
-    sent = {
-        f"max_tokens_as: {other.pop()}": True,
-        "send_temperature: false": settings.send_temperature,
-        "send_top_p: false": settings.send_top_p,
-        "send_seed: false": settings.send_seed,
-        "chat_template_kwargs: {}": bool(settings.chat_template_kwargs),
-    }
-    return {setting for setting, is_sent in sent.items() if is_sent}
+    return avoidable(settings, {"send_top_p: false": settings.send_top_p, "send_seed: false": settings.send_seed})
 
 
 def _recipe(settings: ServerCaptionerSettings, precision: str, store: Store) -> dict[str, Any]:
     # The address is left out: another server with the same model gives the same rows. Its precision is unknown.
-    facts = facts_of(settings, "address", "max_tokens_as") | {"model": settings.model, "revision": settings.revision}
-    # A pack's recipe has flat facts alone.
-    flat = {name: value for name, value in facts.items() if name != "chat_template_kwargs"}
-    extra = {f"chat_template_kwargs.{name}": value for name, value in settings.chat_template_kwargs.items()}
-    return flat | extra | {"encoding": f"JPEG {QUALITY}"}
+    facts = facts_of(settings, "address", "max_tokens_as", "chat_template_kwargs")
+    facts |= {"model": settings.model, "revision": settings.revision, "encoding": f"JPEG {QUALITY}"}
+    return facts | template_facts(settings.chat_template_kwargs)
 
 
 ENGINE = Engine(

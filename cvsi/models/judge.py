@@ -4,7 +4,7 @@ A judge is a vision-language model that sees a query's reference image and a can
 verdict is computed from the probabilities of the first token (`pipeline/verdicts.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Literal, Protocol, Self, TypeVar
 
@@ -12,6 +12,7 @@ from PIL import Image
 from pydantic import Field, StringConstraints, model_validator
 
 from cvsi.core.params import Name, Precision, Settings
+from cvsi.models.conversations import text_part
 from cvsi.models.editor import Answer
 
 T = TypeVar("T")
@@ -68,8 +69,16 @@ class Verdict(Answer):
     logprobs: tuple[float, ...] = ()
 
 
-def conversation(question: Question[Any], content: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A question's messages, from the parts of the user's one."""
+def conversation(
+    question: Question[T], images: Literal["pair", "canvas"], part: Callable[[Any], dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """A question's messages; `part` makes a part of the user's one from a prepared image, or from a canvas of both."""
+    texts, both = (question.before, question.between), (question.reference, question.candidate)
+    if images == "canvas":
+        content = [text_part("".join(texts)), part(canvas(*both))]  # type: ignore[arg-type]  # prepared as images
+    else:
+        pairs = zip(texts, both, strict=True)
+        content = [one for text, image in pairs for one in (*([text_part(text)] if text else []), part(image))]
     system = [{"role": "system", "content": question.system}] if question.system else []
     return [*system, {"role": "user", "content": content}]
 

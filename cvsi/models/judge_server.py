@@ -1,6 +1,6 @@
 """The judge engine `server`: what a judge sends to any server with OpenAI's interface and vision, and reads from it.
 
-`server_client` has the requests themselves: several at once, retries, refusals, the key.
+`server_requests` has what all engines send, `server_client` the requests: several at once, retries, refusals, the key.
 """
 
 from collections.abc import Sequence
@@ -11,11 +11,13 @@ from pydantic import Field
 
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import Compute
+from cvsi.models.conversations import image_part, template_facts
 from cvsi.models.editor import FILTERED, REFUSED, Answer
 from cvsi.models.engines import Engine, Requirements
 from cvsi.models.image_data import QUALITY, data_url
-from cvsi.models.judge import JudgeSettings, Question, Verdict, canvas, conversation, judge_facts, scaled
+from cvsi.models.judge import JudgeSettings, Question, Verdict, conversation, judge_facts, scaled
 from cvsi.models.server_client import Address, MaxTokensAs, ServerClient, Service, chat_answer
+from cvsi.models.server_requests import avoidable, options
 from cvsi.store.rows import Store
 
 KEY = "CVSI_JUDGE_KEY"  # not OPENAI_API_KEY: a teammate's params.yaml must not send that one to another address
@@ -41,7 +43,7 @@ class ServerJudge:
         """Prepare requests; nothing is sent yet."""
         self.settings = settings
         service = Service(
-            settings.address, settings.model, "judge", KEY, frozenset(_sent(settings)),
+            settings.address, settings.model, "judge", KEY, _sent(settings),
             template="start the server with a chat template", images=True,
         )  # fmt: skip
         self.client = ServerClient(service, compute.requests)
@@ -56,29 +58,12 @@ class ServerJudge:
         return self.client.answers(questions, self._send)
 
     async def _send(self, client: Any, question: Question[Any]) -> Answer:
-        turns = conversation(question, self._content(question))
+        turns = conversation(question, self.settings.images, _part)
         response = await client.chat.completions.create(messages=turns, **self._options())
         return self._read(response)
 
-    def _content(self, question: Question[Any]) -> list[dict[str, Any]]:
-        if self.settings.images == "canvas":
-            both = canvas(question.reference, question.candidate)
-            return [_text(question.before + question.between), _image(data_url(both, LARGEST_CANVAS))]
-        return [
-            *([_text(question.before)] if question.before else []), _image(question.reference),
-            *([_text(question.between)] if question.between else []), _image(question.candidate),
-        ]  # fmt: skip
-
     def _options(self) -> dict[str, Any]:
-        settings = self.settings
-        body: dict[str, Any] = {settings.max_tokens_as: 1}
-        if settings.chat_template_kwargs:
-            body["chat_template_kwargs"] = settings.chat_template_kwargs
-        options: dict[str, Any] = {"model": settings.model, "extra_body": body}
-        options |= {"logprobs": True, "top_logprobs": settings.top_logprobs}
-        if settings.send_temperature:
-            options["temperature"] = 0.0
-        return options
+        return options(self.settings, 1) | {"logprobs": True, "top_logprobs": self.settings.top_logprobs}
 
     def _read(self, response: Any) -> Answer:
         """A response's first token; raises CvsiError where the server reports no probabilities at all.
@@ -101,30 +86,20 @@ class ServerJudge:
         return Verdict(answer.text, answer.finish, tuple(tokens), tuple(logprobs))
 
 
-def _text(text: str) -> dict[str, Any]:
-    return {"type": "text", "text": text}
+def _part(image: str | Image.Image) -> dict[str, Any]:
+    """A part of the user's message, from a data URL or a canvas."""
+    return image_part(image if isinstance(image, str) else data_url(image, LARGEST_CANVAS))
 
 
-def _image(url: str) -> dict[str, Any]:
-    return {"type": "image_url", "image_url": {"url": url}}
-
-
-def _sent(settings: ServerJudgeSettings) -> set[str]:
+def _sent(settings: ServerJudgeSettings) -> frozenset[str]:
     """The settings that would change what is sent."""
-    other = {"max_tokens", "max_completion_tokens"} - {settings.max_tokens_as}
-    sent = {
-        f"max_tokens_as: {other.pop()}": True,
-        "send_temperature: false": settings.send_temperature,
-        "top_logprobs: 5": settings.top_logprobs > 5,
-        "chat_template_kwargs: {}": bool(settings.chat_template_kwargs),
-    }
-    return {setting for setting, is_sent in sent.items() if is_sent}
+    return avoidable(settings, {"top_logprobs: 5": settings.top_logprobs > 5})
 
 
 def _recipe(settings: ServerJudgeSettings, precision: str, store: Store) -> dict[str, Any]:
     # The address is left out: another server with the same model gives the same rows. Its precision is unknown.
     facts = judge_facts(settings, "address", "max_tokens_as", "chat_template_kwargs")
-    facts |= {f"chat_template_kwargs.{name}": value for name, value in settings.chat_template_kwargs.items()}
+    facts |= template_facts(settings.chat_template_kwargs)
     return facts | {"model": settings.model, "revision": settings.revision, "encoding": f"JPEG {QUALITY}"}
 
 

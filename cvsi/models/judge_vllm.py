@@ -17,10 +17,9 @@ from cvsi.models.engines import Engine, Model, Requirements
 from cvsi.models.judge import JudgeSettings, Question, Verdict, canvas, conversation, judge_facts, normalised, scaled
 from cvsi.models.model_id import identify, require
 from cvsi.models.server_errors import CONTEXT
+from cvsi.models.vllm_chat import NO_REASONING
 from cvsi.models.vllm_engine import loading, start
 from cvsi.store.rows import Store
-
-NO_REASONING = {"enable_thinking": False}  # the first token must be the answer
 
 
 class VllmJudgeSettings(JudgeSettings):
@@ -85,19 +84,9 @@ class VllmJudge:
                 for one in questions
             ]
             return self.engine.generate(prompts, self.sampling, use_tqdm=False)
-        conversations = [conversation(question, self._content(question)) for question in questions]
-        return self.engine.chat(conversations, self.sampling, use_tqdm=False, chat_template_kwargs=NO_REASONING)
-
-    def _content(self, question: Question[Image.Image]) -> list[dict[str, Any]]:
-        if self.settings.images == "canvas":
-            text, both = question.before + question.between, canvas(question.reference, question.candidate)
-            return [{"type": "text", "text": text}, {"type": "image_pil", "image_pil": both}]
-        return [
-            *([{"type": "text", "text": question.before}] if question.before else []),
-            {"type": "image_pil", "image_pil": question.reference},
-            *([{"type": "text", "text": question.between}] if question.between else []),
-            {"type": "image_pil", "image_pil": question.candidate},
-        ]
+        conversations = [conversation(question, self.settings.images, _part) for question in questions]
+        # Without reasoning, the first token is the answer.
+        return self.engine.chat(conversations, self.sampling, use_tqdm=False, chat_template_kwargs=dict(NO_REASONING))
 
     def _sampling(self) -> Any:
         """One token, with the probabilities of all tokens that spell an answer; CvsiError where there are none."""
@@ -116,6 +105,11 @@ class VllmJudge:
                 )
             chosen += tokens[: MAX_LOGPROB_TOKEN_IDS // 2]
         return SamplingParams(temperature=0.0, max_tokens=1, logprob_token_ids=chosen)
+
+
+def _part(image: Image.Image) -> dict[str, Any]:
+    """A part of the user's message, without the loss of an encoding."""
+    return {"type": "image_pil", "image_pil": image}
 
 
 def _verdict(output: Any) -> Verdict:

@@ -9,13 +9,11 @@ from cvsi.models.conversations import JSON_SCHEMA, merged
 from cvsi.models.editor import STOP, TOO_LONG, Answer, EditorSettings, Prompt, Turn
 from cvsi.models.engines import Engine, Model, Requirements, facts_of
 from cvsi.models.model_id import identify, require
+from cvsi.models.vllm_chat import COMPACT, NO_REASONING, has_system_role
 from cvsi.models.vllm_engine import loading, start
 from cvsi.store.rows import Store
 
-# Without reasoning an answer is a sentence; templates that do not know the key ignore it.
-NO_REASONING = {"enable_thinking": False}
 REASONING_OPENS = ("<think>", "<thinking>", "<reasoning>", "<thought>", "[THINK]", "◁think▷")
-PROBE = "probe"  # a system message by which a template shows whether it has the role
 
 
 class VllmEditorSettings(EditorSettings):
@@ -34,14 +32,15 @@ class VllmEditor:
         from vllm.sampling_params import StructuredOutputsParams
 
         # An answer's last bit depends on what is computed beside it and on what is cached; `exact` allows neither.
-        alone: dict[str, Any] = {"max_num_seqs": 1, "enable_prefix_caching": False} if editor.exact else {}
+        options: dict[str, Any] = {"max_num_seqs": 1, "enable_prefix_caching": False} if editor.exact else {}
+        options |= {"structured_outputs_config": dict(COMPACT)} if editor.output == "json" else {}
         with loading("editor", editor.model, "lower the editor's context or compute.gpu_memory"):
             self.engine: Any = start(
-                editor.model, editor.revision, editor.precision, compute, max_model_len=editor.context, **alone
+                editor.model, editor.revision, editor.precision, compute, max_model_len=editor.context, **options
             )
         self.settings, self.chat = editor, editor.style == "chat"
         self.tokenizer = self.engine.get_tokenizer()
-        structured = StructuredOutputsParams(json=JSON_SCHEMA, disable_any_whitespace=True)
+        structured = StructuredOutputsParams(json=JSON_SCHEMA)
         self.sampling = SamplingParams(
             temperature=0.0, max_tokens=editor.max_tokens, stop=None if self.chat else [STOP],
             structured_outputs=structured if editor.output == "json" else None,
@@ -74,20 +73,12 @@ class VllmEditor:
 
     def _rendered(self, turns: Sequence[Turn]) -> str:
         if self.system is None:
-            self.system = self._has_system_role()
+            self.system = has_system_role(self._template)
         return self._template(turns if self.system else merged(turns))
 
-    def _has_system_role(self) -> bool:
-        """Whether the template shows a system message; some refuse it, and some drop it without an error."""
-        turns = [Turn(role="system", content=PROBE), Turn(role="user", content="user")]
-        try:
-            return PROBE in self._template(turns)
-        except CvsiError:
-            self._template([Turn(role="user", content="user")])  # raises where there is no template at all
-            return False
-
     def _template(self, turns: Sequence[Turn]) -> str:
-        options = NO_REASONING | self.settings.chat_template_kwargs
+        # Without reasoning an answer is a sentence.
+        options = {**NO_REASONING, **self.settings.chat_template_kwargs}
         try:
             return self.tokenizer.apply_chat_template(  # type: ignore[no-any-return]
                 list(turns), add_generation_prompt=True, tokenize=False, **options
@@ -109,7 +100,9 @@ def _opening(text: str) -> str:
 
 
 def _recipe(settings: VllmEditorSettings, precision: str, store: Store) -> dict[str, Any]:
-    return facts_of(settings) | identify(settings.model, settings.revision, store) | {"precision": precision}
+    facts = facts_of(settings) | identify(settings.model, settings.revision, store) | {"precision": precision}
+    # Before, the grammar allowed white space, so other answers may be stored.
+    return facts | ({"white_space": "none"} if settings.output == "json" else {})
 
 
 ENGINE = Engine(

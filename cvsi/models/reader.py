@@ -12,6 +12,7 @@ from PIL import Image
 from pydantic import Field, PositiveInt
 
 from cvsi.core.params import Name, Precision, Settings
+from cvsi.models.conversations import image_part, template_facts, text_part
 from cvsi.models.editor import Answer
 from cvsi.models.image_data import QUALITY, data_url
 
@@ -51,7 +52,7 @@ class ReaderSettings(Settings):
         apart = {"model", "revision", "precision", "prompt", "roles", "chat_template_kwargs"}
         facts = self.model_dump(exclude={*unused, *apart, *left_out})
         facts |= {"encoding": ENCODING} if self.sees == "image" else {}
-        facts |= {f"chat_template_kwargs.{name}": value for name, value in self.chat_template_kwargs.items()}
+        facts |= template_facts(self.chat_template_kwargs)
         return facts | {"roles": ", ".join(f"{role}: {most}" for role, most in self.roles.items())}
 
 
@@ -95,5 +96,4 @@ def turns_of(reading: Reading, system: bool = True) -> Turns:
         before = ""
     if not reading.image:
         return [*turns, {"role": "user", "content": before + reading.last}]
-    image = {"type": "image_url", "image_url": {"url": reading.image}}
-    return [*turns, {"role": "user", "content": [image, {"type": "text", "text": before + reading.last}]}]
+    return [*turns, {"role": "user", "content": [image_part(reading.image), text_part(before + reading.last)]}]

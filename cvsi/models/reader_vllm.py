@@ -5,19 +5,14 @@ from typing import Any, Literal
 
 from cvsi.core.errors import CvsiError, cause
 from cvsi.core.params import Compute
-from cvsi.models.editor import TOO_LONG, Answer
+from cvsi.models.editor import TOO_LONG, Answer, Turn
 from cvsi.models.engines import Engine, Model, Requirements
 from cvsi.models.model_id import identify, require
 from cvsi.models.reader import ReaderSettings, Reading, Turns, schema_of, turns_of
 from cvsi.models.server_errors import CONTEXT
+from cvsi.models.vllm_chat import COMPACT, NO_REASONING, has_system_role
 from cvsi.models.vllm_engine import loading, start
 from cvsi.store.rows import Store
-
-NO_REASONING = {"enable_thinking": False}  # templates that do not know the key ignore it
-# Small models write white space until the answer is cut, where a grammar allows it. The key of a request's own
-# parameters does nothing in vLLM 0.32.
-COMPACT = {"backend": "xgrammar", "disable_any_whitespace": True}
-PROBE = "probe"  # a system message by which a template shows whether it has the role
 
 
 class VllmReaderSettings(ReaderSettings):
@@ -71,27 +66,21 @@ class VllmReader:
             return Answer("", TOO_LONG)
 
     def _chat(self, conversations: Sequence[Turns]) -> list[Answer]:
-        options = NO_REASONING | self.settings.chat_template_kwargs
+        options = {**NO_REASONING, **self.settings.chat_template_kwargs}
         outputs = self.engine.chat(list(conversations), self.sampling, use_tqdm=False, chat_template_kwargs=options)
         firsts = [output.outputs[0] for output in outputs]
         return [Answer(first.text, first.finish_reason or "") for first in firsts]
 
     def _has_system_role(self) -> bool:
-        """Whether the template shows a system message; some refuse it, and some drop it without an error."""
-        user = {"role": "user", "content": "user"}
         try:
-            return PROBE in self._rendered([{"role": "system", "content": PROBE}, user])
-        except Exception:
-            try:
-                self._rendered([user])
-            except Exception as error:  # a template is a program of the model's author and raises what it likes
-                raise CvsiError(
-                    f"params.yaml: reader model '{self.settings.model}': no chat template, or one that refuses the "
-                    f"conversation ({cause(error)}); name an instruct model"
-                ) from None
-            return False
+            return has_system_role(self._rendered)
+        except Exception as error:
+            raise CvsiError(
+                f"params.yaml: reader model '{self.settings.model}': no chat template, or one that refuses the "
+                f"conversation ({cause(error)}); name an instruct model"
+            ) from None
 
-    def _rendered(self, turns: Turns) -> str:
+    def _rendered(self, turns: list[Turn]) -> str:
         return str(self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
 
 

@@ -13,7 +13,7 @@ from cvsi.models.engines import judge_settings
 from cvsi.models.judge import Question, Verdict, normalised
 from cvsi.models.judge_vllm import VllmJudge
 from tests.imports import ROOT
-from tests.models.tiny_vision_language import make
+from tests.models import tiny_qwen
 
 # In processes of their own at `make test-slow`: each setting loads vLLM once more.
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("vllm")]
@@ -22,7 +22,7 @@ COLOURS = ("red", "green", "blue", "white")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make(tmp_path_factory.mktemp("qwen") / "model")
+    return tiny_qwen.save(tmp_path_factory.mktemp("qwen") / "model")
 
 
 def judge_of(folder: Path, **changes: object) -> VllmJudge:

@@ -19,7 +19,8 @@ from cvsi.core.errors import CvsiError
 from cvsi.core.params import Compute
 from cvsi.models.editor import TOO_LONG, Answer
 from cvsi.models.reader import Reading, image_url
-from cvsi.models.reader_vllm import COMPACT, VllmReader, VllmReaderSettings
+from cvsi.models.reader_vllm import VllmReader, VllmReaderSettings
+from cvsi.models.vllm_chat import COMPACT
 from cvsi.pipeline.prompting import few_shot
 from cvsi.pipeline.reading_prompts import reading_of
 from tests.conftest import Workspace

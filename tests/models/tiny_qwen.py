@@ -11,10 +11,11 @@ SPECIAL = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
     "<|video_pad|>",
 )  # fmt: skip
+WORDS = ("yes", " yes", "Yes", "no", " no", "No")  # answers of judges: one token each
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] in ('image', 'image_url') %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% if part['type'] in ('image', 'image_url', 'image_pil') %}<|vision_start|><|image_pad|><|vision_end|>"
     "{% elif 'text' in part %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -61,7 +62,7 @@ def save(folder: Path, seed: int = 0) -> Path:
 
 
 def _tokenizer() -> Any:
-    """Pieces of words of the prompts and all bytes."""
+    """Pieces of words of the prompts, the words, and all bytes."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import Qwen2TokenizerFast
 
@@ -74,7 +75,8 @@ def _tokenizer() -> Any:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    trained.train([str(file) for file in sorted((ROOT / "cvsi" / "prompts").glob("*.txt"))], trainer)
+    prompts = [file.read_text(encoding="utf-8") for file in sorted((ROOT / "cvsi" / "prompts").glob("*.txt"))]
+    trained.train_from_iterator([*prompts, *WORDS * 1000], trainer)
     return Qwen2TokenizerFast(
         tokenizer_object=trained, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=TEMPLATE,
         additional_special_tokens=list(SPECIAL[3:]),
