@@ -1,28 +1,28 @@
 """The captioner engine `vllm`: BLIP-2 in vLLM, images to n sampled captions each, with other draws than `blip2`.
 
 vLLM encodes an image once for all of its sequences, and starts the next image's as soon as some have ended. Its prompt
-is the same: the projected query tokens, then the start token, and no text.
+is the same: the projected query tokens, then the start token, and no text. A captioner with a `prompt` is another model
+of this engine, see `captioner_vllm`.
 """
 
-import hashlib
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from PIL import Image
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import Compute
+from cvsi.models import captioner_vllm
 from cvsi.models.blip2_config import config_of, ends_of, language_start
 from cvsi.models.captioner import SamplingSettings
 from cvsi.models.captioner_family import BLIP2
 from cvsi.models.engines import Engine, Model, Requirements, facts_of
 from cvsi.models.model_id import identify, require
-from cvsi.models.vllm_engine import loading, start
+from cvsi.models.vllm_engine import LOWEST_TEMPERATURE, loading, seed_of, start
 from cvsi.store.rows import Store
 
-SEED_BYTES = 7  # vLLM adds a sequence's number to it and wants 64 bits, signed
-LOWEST_TEMPERATURE = 0.01  # vLLM raises a lower one to this
+KEYS = ("image_size", "context", "chat_template_kwargs")  # of a prompted model
 
 
 class VllmBlip2Settings(SamplingSettings):
@@ -32,6 +32,17 @@ class VllmBlip2Settings(SamplingSettings):
     decoding: Literal["nucleus"] = "nucleus"
     beams: None = None
     temperature: Annotated[float, Field(ge=LOWEST_TEMPERATURE, allow_inf_nan=False)] = 1.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def no_key_of_a_prompted_model(cls, block: Any) -> Any:
+        """Refuse the keys of the other models of this engine, which are chosen by the key `prompt`."""
+        if isinstance(block, dict) and (given := [key for key in KEYS if key in block]):
+            raise ValueError(
+                f"{given[0]} is for a vision-language model with a chat template, which needs a prompt; add prompt, or "
+                f"leave {given[0]} out"
+            )
+        return block
 
     @field_validator("decoding", mode="before")
     @classmethod
@@ -103,11 +114,6 @@ class VllmBlip2:
         )  # fmt: skip
 
 
-def seed_of(seed: int, digest: str, draw: int) -> int:
-    """The seed of an image's draw, hashed: vLLM gives sequence i seed + i, so near seeds would share captions."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {digest} {draw}".encode()).digest()[:SEED_BYTES], "big")
-
-
 def _config(captioner: VllmBlip2Settings) -> Any:
     """The model's configuration; raises CvsiError where vLLM could not caption with it."""
     name = f"params.yaml: captioner model '{captioner.model}'"
@@ -132,4 +138,5 @@ ENGINE = Engine(
     recipe=_recipe,
     load=VllmBlip2,
     one_worker=True,
+    prompted=captioner_vllm.ENGINE,
 )

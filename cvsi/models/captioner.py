@@ -1,15 +1,18 @@
 """What captioners share: their common settings, and the interface of a loaded one."""
 
 from collections.abc import Sequence
-from typing import Annotated, Protocol, Self, TypeVar
+from typing import Annotated, Any, Protocol, Self, TypeVar
 
 from PIL import Image
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, StringConstraints, model_validator
 
 from cvsi.core.params import Precision, Settings
+from cvsi.models.conversations import image_part, template_facts, text_part
 from cvsi.models.editor import Answer
+from cvsi.models.image_data import ENCODING
 
 T = TypeVar("T")
+Prompt = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=4096)]
 
 
 class CaptionerSettings(Settings):
@@ -38,6 +41,44 @@ class SamplingSettings(CaptionerSettings):
         if self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens is {self.min_tokens}, above max_tokens {self.max_tokens}")
         return self
+
+
+class PromptedSettings(CaptionerSettings):
+    """A vision-language model with a chat template, which gets `prompt` and the image as one message, and is sampled.
+
+    `image_size` is the longest side of the image, in pixels.
+    """
+
+    n: Annotated[int, Field(ge=1, le=64)] = 3
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
+    max_tokens: Annotated[int, Field(ge=1, le=32768)] = 128
+    seed: Annotated[int, Field(ge=0, lt=2**53)] = 0
+    prompt: Prompt
+    image_size: Annotated[int, Field(ge=32, le=4096)] = 768
+    chat_template_kwargs: dict[str, bool | int | float | str | None] = Field(default={})
+
+    @property
+    def greedy(self) -> bool:
+        """Whether all captions of an image are its most likely one."""
+        return self.temperature == 0
+
+    @model_validator(mode="after")
+    def captions_differ(self) -> Self:
+        """Refuse several captions without sampling, which would all be the same."""
+        if self.n > 1 and self.greedy:
+            raise ValueError(f"temperature is 0, so all {self.n} captions would be equal; set n: 1 or a temperature")
+        return self
+
+    def facts(self) -> dict[str, Any]:
+        """The settings that decide an answer, as flat facts of a recipe, without those of the engine alone."""
+        names = {"n", "temperature", "top_p", "max_tokens", "seed", "prompt", "image_size"}
+        return self.model_dump(include=names) | template_facts(self.chat_template_kwargs) | {"encoding": ENCODING}
+
+
+def message(prompt: str, image: str) -> list[dict[str, Any]]:
+    """The conversation of one caption, from the image as a data URL."""
+    return [{"role": "user", "content": [text_part(prompt), image_part(image)]}]
 
 
 class Captioner(Protocol[T]):

@@ -24,9 +24,11 @@ class Family:
 
 
 BLIP, BLIP2 = "blip", "blip-2"  # the `model_type` of a configuration
+PROMPTED = "prompted"  # any other vision-language model, with a chat template
 FAMILIES = {
     BLIP: Family("BLIP", "BlipForConditionalGeneration", ("blip",)),
     BLIP2: Family("BLIP-2", "Blip2ForConditionalGeneration", ("transformers", "vllm")),
+    PROMPTED: Family("vision-language model with a chat template", "", ("vllm",)),
 }
 
 
@@ -38,13 +40,32 @@ def refusal(config: Mapping[str, Any], wanted: str) -> str | None:
     family, found = FAMILIES[wanted], config.get("model_type")
     if found is None:
         return f"names no model_type in its {CONFIG}; download it again"
+    other = FAMILIES.get(str(found))
+    if wanted == PROMPTED:
+        return f"is a {other.name}, which takes no prompt; leave prompt out{_engine_of(other)}" if other else None
     if found != wanted:
-        other = FAMILIES.get(str(found))
-        advice = f"set engine: {' or '.join(other.engines)}, or name another model" if other else "name another model"
-        return f"is a {other.name if other else found}, not a {family.name}; {advice}"
+        return f"is a {other.name if other else found}, not a {family.name}; {_advice(config, other)}"
     if wrong := _without_captions(config.get("architectures"), family.architecture):
         return f"is a {wrong}, which writes no captions; name one whose architecture is {family.architecture}"
     return _encoder_decoder(config) if wanted == BLIP2 else None
+
+
+def _engine_of(family: Family) -> str:
+    """The engine to set besides, where vLLM does not have the family."""
+    return "" if "vllm" in family.engines else f" and set engine: {' or '.join(family.engines)}"
+
+
+def _advice(config: Mapping[str, Any], family: Family | None) -> str:
+    """What to do with a model of another family."""
+    if family:
+        return f"set engine: {' or '.join(family.engines)}, or name another model"
+    seeing = "to caption with a vision-language model, set engine: vllm and a prompt, or " if _sees(config) else ""
+    return f"{seeing}name another model"
+
+
+def _sees(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration has a vision part, as vision-language models in transformers have."""
+    return isinstance(config.get("vision_config"), dict)
 
 
 def refusal_of_file(file: Path, wanted: str) -> str | None:

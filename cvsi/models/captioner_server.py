@@ -7,17 +7,15 @@ digest and the caption's number, so that a caption depends on nothing else. `ser
 
 import hashlib
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple
 
 from PIL import Image
-from pydantic import Field, StringConstraints, model_validator
 
 from cvsi.core.params import Compute
-from cvsi.models.captioner import CaptionerSettings
-from cvsi.models.conversations import image_part, template_facts, text_part
+from cvsi.models.captioner import Prompt, PromptedSettings, message
 from cvsi.models.editor import Answer
-from cvsi.models.engines import Engine, Requirements, facts_of
-from cvsi.models.image_data import QUALITY, data_url
+from cvsi.models.engines import Engine, Requirements
+from cvsi.models.image_data import data_url
 from cvsi.models.server_client import Address, MaxTokensAs, ServerClient, Service, chat_answer
 from cvsi.models.server_requests import avoidable, options
 from cvsi.store.rows import Store
@@ -30,33 +28,21 @@ PROMPT = (
 SEED_BITS = 31  # what every server takes: some want 32 bits, signed
 
 
-class ServerCaptionerSettings(CaptionerSettings):
-    """A vision model behind an OpenAI-compatible server; the last five keys are for models and servers that differ.
-
-    `prompt` is the text sent with the image, `image_size` the longest side sent, in pixels.
-    """
+class ServerCaptionerSettings(PromptedSettings):
+    """A vision model behind an OpenAI-compatible server; the last four keys are for models and servers that differ."""
 
     engine: Literal["server"]
     address: Address
-    n: Annotated[int, Field(ge=1, le=64)] = 3
-    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
-    max_tokens: Annotated[int, Field(ge=1, le=32768)] = 128
-    seed: Annotated[int, Field(ge=0, lt=2**53)] = 0
-    prompt: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=4096)] = PROMPT
-    image_size: Annotated[int, Field(ge=32, le=4096)] = 768
+    prompt: Prompt = PROMPT
     max_tokens_as: MaxTokensAs = "max_tokens"
     send_temperature: bool = True
     send_top_p: bool = True
     send_seed: bool = True
-    chat_template_kwargs: dict[str, bool | int | float | str | None] = Field(default={})
 
-    @model_validator(mode="after")
-    def captions_differ(self) -> Self:
-        """Refuse several captions without sampling, which would all be the same."""
-        if self.n > 1 and self.temperature == 0 and self.send_temperature:
-            raise ValueError(f"temperature is 0, so all {self.n} captions would be equal; set n: 1 or a temperature")
-        return self
+    @property
+    def greedy(self) -> bool:
+        """As before, where the temperature is sent: otherwise the server has its own."""
+        return self.send_temperature and super().greedy
 
 
 class Request(NamedTuple):
@@ -93,7 +79,7 @@ class ServerCaptioner:
         return self.client.answers(requests, self._send)
 
     async def _send(self, client: Any, request: Request) -> Answer:
-        turns = [{"role": "user", "content": [text_part(self.settings.prompt), image_part(request.image)]}]
+        turns = message(self.settings.prompt, request.image)
         return chat_answer(await client.chat.completions.create(messages=turns, **self._options(request.seed)))
 
     def _options(self, seed: int) -> dict[str, Any]:
@@ -119,9 +105,8 @@ def _sent(settings: ServerCaptionerSettings) -> frozenset[str]:
 
 def _recipe(settings: ServerCaptionerSettings, precision: str, store: Store) -> dict[str, Any]:
     # The address is left out: another server with the same model gives the same rows. Its precision is unknown.
-    facts = facts_of(settings, "address", "max_tokens_as", "chat_template_kwargs")
-    facts |= {"model": settings.model, "revision": settings.revision, "encoding": f"JPEG {QUALITY}"}
-    return facts | template_facts(settings.chat_template_kwargs)
+    names = {"engine", "model", "revision", "send_temperature", "send_top_p", "send_seed"}
+    return settings.facts() | settings.model_dump(include=names)
 
 
 ENGINE = Engine(

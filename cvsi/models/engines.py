@@ -25,7 +25,7 @@ M = TypeVar("M", covariant=True)
 class Model:
     """A model that must be on this machine or in the hub's cache: its name or folder, and the precision it runs in.
 
-    `family` is the `model_type` that its configuration must have; empty where any is fine, or the engine knows better.
+    `family` is what its configuration must be (`captioner_family`); empty where any is fine.
     """
 
     name: str
@@ -50,7 +50,8 @@ class Engine(Generic[S, M]):
     `recipe` gets the settings, the precision on this machine and the store (which may know the digest of a model that
     is not here), and returns what decides a row's value. `load` gets the settings, those of speed, and a worker's
     number. `one_worker` means that a loaded model uses all GPUs by itself. `answers` means that a captioner returns raw
-    answers (`AnsweringCaptioner`), which are stored and parsed.
+    answers (`AnsweringCaptioner`), which are stored and parsed. `prompted` is the engine under the same name for
+    blocks with the key `prompt`, where those are another kind of model.
     """
 
     settings: type[S]
@@ -59,6 +60,7 @@ class Engine(Generic[S, M]):
     load: Callable[[S, Compute, int], M]
     one_worker: bool = False
     answers: bool = False
+    prompted: "Engine[Any, Any] | None" = None
 
 
 def imported(path: str) -> Callable[..., Any]:
@@ -150,7 +152,8 @@ def reader_of(dataset: Dataset, name: str) -> ReaderSettings | None:
 
 def captioner_engine(settings: CaptionerSettings) -> Engine[Any, Captioner[Any]]:
     """The engine that checked settings belong to."""
-    return CAPTIONERS.get(settings.engine, f"{PATH}: captioner")
+    engine = CAPTIONERS.get(settings.engine, f"{PATH}: captioner")
+    return engine.prompted if engine.prompted and isinstance(settings, engine.prompted.settings) else engine
 
 
 def editor_engine(settings: EditorSettings) -> Engine[Any, Editor]:
@@ -176,4 +179,6 @@ def facts_of(settings: Settings, *left_out: str) -> dict[str, Any]:
 
 def _settings(registry: Registry[Engine[Any, Any]], block: Mapping[str, Any], where: str) -> Any:
     engine = registry.get(block["engine"], f"{PATH}: {where}.engine")
+    if engine.prompted and "prompt" in block:
+        engine = engine.prompted
     return checked(engine.settings, block, where)

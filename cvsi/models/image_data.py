@@ -6,6 +6,7 @@ import io
 from PIL import Image
 
 QUALITY = 90  # of the JPEGs that are sent, with colours at full size; part of the recipes
+ENCODING = f"JPEG {QUALITY}"
 
 
 def data_url(image: Image.Image, size: int) -> str:

@@ -14,7 +14,7 @@ from cvsi.core.params import Compute
 from cvsi.models.conversations import image_part, template_facts
 from cvsi.models.editor import FILTERED, REFUSED, Answer
 from cvsi.models.engines import Engine, Requirements
-from cvsi.models.image_data import QUALITY, data_url
+from cvsi.models.image_data import ENCODING, data_url
 from cvsi.models.judge import JudgeSettings, Question, Verdict, conversation, judge_facts, scaled
 from cvsi.models.server_client import Address, MaxTokensAs, ServerClient, Service, chat_answer
 from cvsi.models.server_requests import avoidable, options
@@ -100,7 +100,7 @@ def _recipe(settings: ServerJudgeSettings, precision: str, store: Store) -> dict
     # The address is left out: another server with the same model gives the same rows. Its precision is unknown.
     facts = judge_facts(settings, "address", "max_tokens_as", "chat_template_kwargs")
     facts |= template_facts(settings.chat_template_kwargs)
-    return facts | {"model": settings.model, "revision": settings.revision, "encoding": f"JPEG {QUALITY}"}
+    return facts | {"model": settings.model, "revision": settings.revision, "encoding": ENCODING}
 
 
 ENGINE = Engine(

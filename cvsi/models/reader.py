@@ -14,11 +14,10 @@ from pydantic import Field, PositiveInt
 from cvsi.core.params import Name, Precision, Settings
 from cvsi.models.conversations import image_part, template_facts, text_part
 from cvsi.models.editor import Answer
-from cvsi.models.image_data import QUALITY, data_url
+from cvsi.models.image_data import ENCODING, data_url
 
 LONGEST_TEXT = 300  # characters of one text in an answer
 MAX_TOKENS = 768
-ENCODING = f"JPEG {QUALITY}"  # of the images, part of the recipe
 Role = Annotated[str, Field(pattern=r"^[a-z_]+$", max_length=40)]
 Most = Annotated[int, Field(ge=1, le=64)]
 Turns = list[dict[str, Any]]  # messages as OpenAI's interface has them

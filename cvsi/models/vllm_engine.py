@@ -1,6 +1,7 @@
 """A model to vLLM's offline engine: one way to start it, for every engine that uses vLLM."""
 
 import gc
+import hashlib
 import os
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from cvsi.core.params import Compute, Precision
 from cvsi.models.transformers_keys import checked_prefix
 
 WITHOUT_PREFIX = "without_prefix"  # the name of our way to load in vLLM
+SEED_BYTES = 7  # vLLM adds a sequence's number to it and wants 64 bits, signed
+LOWEST_TEMPERATURE = 0.01  # vLLM raises a lower one to this
 
 
 def start(model: str, revision: str | None, chosen: Precision, compute: Compute, **options: Any) -> Any:
@@ -41,6 +44,11 @@ def start(model: str, revision: str | None, chosen: Precision, compute: Compute,
         enforce_eager=on.type == "cpu", seed=0, disable_log_stats=True,
         tensor_parallel_size=compute.tensor_parallel, **options,
     )  # fmt: skip
+
+
+def seed_of(seed: int, digest: str, draw: int) -> int:
+    """The seed of an image's draw, hashed: vLLM gives sequence i seed + i, so near seeds would share captions."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {digest} {draw}".encode()).digest()[:SEED_BYTES], "big")
 
 
 def release() -> None:

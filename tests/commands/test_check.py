@@ -491,6 +491,27 @@ def test_a_captioner_of_another_architecture_is_one_line(
     assert ("missing: 1 thing" in text) == bool(what)
 
 
+@pytest.mark.parametrize(
+    ("config", "what"),
+    [
+        ({"model_type": "qwen2_5_vl", "architectures": ["Qwen2_5_VLForConditionalGeneration"]}, ""),
+        ({"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"]}, ""),
+        ({"model_type": "blip-2"}, "in M it is a BLIP-2, which takes no prompt; leave prompt out"),
+        ({}, "in M it is a BLIP, which takes no prompt; leave prompt out and set engine: blip"),
+        ({"model_type": None}, "in M it names no model_type in its config.json; download it again"),
+    ],
+)
+def test_a_captioner_with_a_prompt_is_any_vision_language_model_but_blip(
+    config: dict[str, Any], what: str, toy: Workspace
+) -> None:
+    block = {"engine": "vllm", "model": blip_folder(toy.path / "M", **config), "prompt": "Describe it.", "n": 7}
+    toy.params(datasets__toy__captioner=block)
+    toy.params(datasets__toy__captioner__model="M")
+    text = " ".join(check(1 if what else 0).split())
+    assert what in text and "images to 7 captions" in text
+    assert ("missing: 1 thing" in text) == bool(what)
+
+
 @pytest.mark.parametrize("engine", ["blip", "transformers", "vllm"])
 @pytest.mark.parametrize(
     ("content", "what"),

@@ -20,8 +20,9 @@ from cvsi.core.errors import CvsiError
 from cvsi.core.params import Compute
 from cvsi.core.schema import CAPTIONS
 from cvsi.models.blip2_model import Blip2
-from cvsi.models.blip2_vllm import ENGINE, VllmBlip2, VllmBlip2Settings, seed_of
+from cvsi.models.blip2_vllm import ENGINE, VllmBlip2, VllmBlip2Settings
 from cvsi.models.engines import CAPTIONERS, captioner_settings
+from cvsi.models.vllm_engine import seed_of
 from cvsi.pipeline import captions
 from cvsi.pipeline.captions import CaptionJob
 from cvsi.store.rows import Store
