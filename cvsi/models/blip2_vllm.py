@@ -16,7 +16,7 @@ from cvsi.core.params import Compute
 from cvsi.models import captioner_vllm
 from cvsi.models.blip2_config import config_of, ends_of, language_start
 from cvsi.models.captioner import SamplingSettings
-from cvsi.models.captioner_family import BLIP2
+from cvsi.models.captioner_family import BLIP2_DECODER
 from cvsi.models.engines import Engine, Model, Requirements, facts_of
 from cvsi.models.model_id import identify, require
 from cvsi.models.vllm_engine import LOWEST_TEMPERATURE, loading, seed_of, start
@@ -117,7 +117,7 @@ class VllmBlip2:
 def _config(captioner: VllmBlip2Settings) -> Any:
     """The model's configuration; raises CvsiError where vLLM could not caption with it."""
     name = f"params.yaml: captioner model '{captioner.model}'"
-    config = config_of(captioner.model, captioner.revision)
+    config = config_of(captioner.model, captioner.revision, BLIP2_DECODER)
     if config.image_token_index is None:
         raise CvsiError(f"{name} has no image token, which engine: vllm needs; take a newer revision, or transformers")
     longest = config.text_config.max_position_embeddings - config.num_query_tokens - 1
@@ -133,7 +133,7 @@ def _recipe(settings: VllmBlip2Settings, precision: str, store: Store) -> dict[s
 ENGINE = Engine(
     settings=VllmBlip2Settings,
     requirements=lambda settings: Requirements(
-        (Model(settings.model, settings.revision, settings.precision, BLIP2),), packages=("vllm",)
+        (Model(settings.model, settings.revision, settings.precision, BLIP2_DECODER),), packages=("vllm",)
     ),
     recipe=_recipe,
     load=VllmBlip2,

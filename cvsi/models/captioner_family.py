@@ -16,19 +16,26 @@ CONFIG = "config.json"
 
 @dataclass(frozen=True)
 class Family:
-    """Models that some engines of this project load: their name, the class in transformers that captions, engines."""
+    """Models that some engines of this project load, and those engines.
+
+    `model_type` is that of their configurations, `architecture` the class in transformers that captions.
+    `encoder_decoders` are the model types of language models, other than decoders, that a BLIP-2 may have.
+    """
 
     name: str
+    model_type: str
     architecture: str
     engines: tuple[str, ...]
+    encoder_decoders: tuple[str, ...] = ()
 
 
-BLIP, BLIP2 = "blip", "blip-2"  # the `model_type` of a configuration
-PROMPTED = "prompted"  # any other vision-language model, with a chat template
+# `PROMPTED` is any other vision-language model, with a chat template; `BLIP2_DECODER` a BLIP-2 as vLLM has it.
+BLIP, BLIP2, BLIP2_DECODER, PROMPTED = "blip", "blip-2", "blip-2-decoder", "prompted"
 FAMILIES = {
-    BLIP: Family("BLIP", "BlipForConditionalGeneration", ("blip",)),
-    BLIP2: Family("BLIP-2", "Blip2ForConditionalGeneration", ("transformers", "vllm")),
-    PROMPTED: Family("vision-language model with a chat template", "", ("vllm",)),
+    BLIP: Family("BLIP", "blip", "BlipForConditionalGeneration", ("blip",)),
+    BLIP2: Family("BLIP-2", "blip-2", "Blip2ForConditionalGeneration", ("transformers", "vllm"), ("t5",)),
+    BLIP2_DECODER: Family("BLIP-2", "blip-2", "Blip2ForConditionalGeneration", ("transformers", "vllm")),
+    PROMPTED: Family("vision-language model with a chat template", "", "", ("vllm",)),
 }
 
 
@@ -40,14 +47,14 @@ def refusal(config: Mapping[str, Any], wanted: str) -> str | None:
     family, found = FAMILIES[wanted], config.get("model_type")
     if found is None:
         return f"names no model_type in its {CONFIG}; download it again"
-    other = FAMILIES.get(str(found))
+    other = next((known for known in FAMILIES.values() if known.model_type == found), None)
     if wanted == PROMPTED:
         return f"is a {other.name}, which takes no prompt; leave prompt out{_engine_of(other)}" if other else None
-    if found != wanted:
+    if found != family.model_type:
         return f"is a {other.name if other else found}, not a {family.name}; {_advice(config, other)}"
     if wrong := _without_captions(config.get("architectures"), family.architecture):
         return f"is a {wrong}, which writes no captions; name one whose architecture is {family.architecture}"
-    return _encoder_decoder(config) if wanted == BLIP2 else None
+    return _encoder_decoder(config, family) if found == BLIP2 else None
 
 
 def _engine_of(family: Family) -> str:
@@ -59,8 +66,8 @@ def _advice(config: Mapping[str, Any], family: Family | None) -> str:
     """What to do with a model of another family."""
     if family:
         return f"set engine: {' or '.join(family.engines)}, or name another model"
-    seeing = "to caption with a vision-language model, set engine: vllm and a prompt, or " if _sees(config) else ""
-    return f"{seeing}name another model"
+    prompted = ", or, if it has a chat template, set engine: vllm and a prompt" if _sees(config) else ""
+    return f"name another model{prompted}"
 
 
 def _sees(config: Mapping[str, Any]) -> bool:
@@ -90,14 +97,18 @@ def _without_captions(architectures: Any, captioning: str) -> str | None:
     return None
 
 
-def _encoder_decoder(config: Mapping[str, Any]) -> str | None:
-    """The refusal of a BLIP-2 whose language model is no decoder alone."""
+def _encoder_decoder(config: Mapping[str, Any], family: Family) -> str | None:
+    """The refusal of a BLIP-2 whose language model is no decoder alone, unless the family has it."""
     text = config.get("text_config")
     text = text if isinstance(text, dict) else {}
     name, states = text.get("model_type", "opt"), text.get("is_encoder_decoder")
+    if name in family.encoder_decoders:
+        return None
     if name != "t5" and states is not True and config.get("use_decoder_only_language_model", True):
         return None
+    known = name in FAMILIES[BLIP2].encoder_decoders
+    where = "which vLLM does not have; set engine: transformers, or" if known else "which no engine here supports;"
     return (
-        f"is a BLIP-2 with {name}, an encoder-decoder, which no engine here supports; use one with OPT, "
+        f"is a BLIP-2 with {name}, an encoder-decoder, {where} use one with OPT, "
         "e.g. Salesforce/blip2-opt-2.7b-coco or blip2-opt-6.7b-coco"
     )

@@ -474,7 +474,18 @@ def test_a_blip_is_known_with_its_counts_terms_and_size(
         (
             "transformers",
             {"model_type": "blip-2", "text_config": {"model_type": "t5"}, "use_decoder_only_language_model": False},
-            "BLIP-2 in M it is a BLIP-2 with t5, an encoder-decoder, which no engine here supports; use one with OPT",
+            "",
+        ),
+        (
+            "vllm",
+            {"model_type": "blip-2", "text_config": {"model_type": "t5"}, "use_decoder_only_language_model": False},
+            "BLIP-2 in M it is a BLIP-2 with t5, an encoder-decoder, which vLLM does not have; set engine: "
+            "transformers, or use one with OPT",
+        ),
+        (
+            "transformers",
+            {"model_type": "blip-2", "text_config": {"model_type": "bart", "is_encoder_decoder": True}},
+            "BLIP-2 in M it is a BLIP-2 with bart, an encoder-decoder, which no engine here supports; use one with OPT",
         ),
         ("vllm", {"model_type": "blip-2", "text_config": {"model_type": "opt"}}, ""),
         ("vllm", {}, "BLIP-2 in M it is a BLIP, not a BLIP-2; set engine: blip, or name another model"),

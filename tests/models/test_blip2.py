@@ -105,20 +105,32 @@ def test_the_most_likely_caption_is_transformers_greedy_one(blip2: Blip2) -> Non
     assert all(line[0] == line[1] and line[0] for line in lines)
 
 
+def with_decoder(model: Blip2, prefix: torch.Tensor, tokens: list[int]) -> torch.Tensor:
+    """The logits after a prefix and some tokens, the whole sequence computed by a decoder alone."""
+    words = model.model.get_input_embeddings()(torch.tensor([tokens], dtype=torch.long))
+    inputs = torch.cat([prefix, words], dim=1)
+    return model.model.language_model(inputs_embeds=inputs).logits[0, -1]  # type: ignore[no-any-return]
+
+
+def with_encoder(model: Blip2, prefix: torch.Tensor, tokens: list[int]) -> torch.Tensor:
+    """The same by the decoder of T5, whose encoder has made the prefix."""
+    ids = torch.tensor([[model.model.config.text_config.decoder_start_token_id, *tokens]])
+    output = model.model.language_model(encoder_outputs=(prefix,), decoder_input_ids=ids, use_cache=False)
+    return output.logits[0, -1]  # type: ignore[no-any-return]
+
+
 def plain_beam_sample(
     model: Blip2, prefix: torch.Tensor, noises: list[torch.Tensor], width: int, n: int
 ) -> list[list[int]]:
     """A second implementation of beam-sample for one image: token lists, the whole sequence computed at each step."""
     end = int(model.ends[0])
+    next_logits = with_encoder if model.encodes else with_decoder
     running: list[tuple[float, list[int]]] = [(0.0, [])] * width
     finished: list[tuple[float, list[int]]] = []
-    language = model.model.language_model
     for step, noise in enumerate(noises):
         candidates = []
         for beam, (score, tokens) in enumerate(running):
-            words = model.model.get_input_embeddings()(torch.tensor([tokens], dtype=torch.long))
-            logits = language(inputs_embeds=torch.cat([prefix, words], dim=1)).logits[0, -1]
-            logits = logits / model.settings.temperature
+            logits = next_logits(model, prefix, tokens) / model.settings.temperature
             if step < model.settings.min_tokens:
                 logits[end] = -torch.inf
             log_probs = torch.log_softmax(logits, -1)
@@ -147,6 +159,11 @@ def plain_beam_sample(
 )
 def test_beam_sample_equals_a_second_implementation(changes: dict[str, Any], blip2: Blip2) -> None:
     blip2.settings = blip2_settings(**{"decoding": "beam-sample", "max_tokens": 16} | changes)
+    check_beam_sample(blip2)
+
+
+def check_beam_sample(blip2: Blip2) -> None:
+    """The sequences of each image are those of the second implementation."""
     settings, vocabulary = blip2.settings, blip2.model.config.text_config.vocab_size
     width = settings.beams or settings.n
     with torch.inference_mode():

@@ -122,7 +122,9 @@ def test_a_vision_language_model_without_a_prompt_is_one_line(tmp_path: Path) ->
     shutil.copytree(ROOT / "demo/weights/blip2", tmp_path / "model")
     checkpoints.configure(tmp_path / "model", model_type="qwen2_5_vl", architectures=["Qwen2_5_VLForX"])
     plain = VllmBlip2Settings.model_validate({"engine": "vllm", "model": str(tmp_path / "model")})
-    with pytest.raises(CvsiError, match="with a vision-language model, set engine: vllm and a prompt, or name another"):
+    with pytest.raises(
+        CvsiError, match=r"name another model, or, if it has a chat template, set engine: vllm and a prompt$"
+    ):
         VllmBlip2(plain, CPU)
 
 
