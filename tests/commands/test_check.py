@@ -452,6 +452,21 @@ def test_a_blip_is_known_with_its_counts_terms_and_size(
     assert re.search("Salesforce/blip-image-captioning-base takes .* in bf16, more than there is", check(1))
 
 
+@pytest.mark.parametrize("size", ["xl", "xxl"])
+def test_a_blip2_with_t5_of_the_hub_is_listed_as_any_other(
+    size: str, toy: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    toy.params(datasets__toy__captioner={"model": f"Salesforce/blip2-flan-t5-{size}", "n": 7})
+    monkeypatch.setattr(forecast, "device_kind", lambda compute: "cuda")
+    monkeypatch.setattr(forecast, "gpu_bytes", lambda: 1 << 28)
+    text = check(1)
+    assert "images to 7 captions" in text
+    missing = " ".join(section(text, "missing: 1 thing").split())
+    assert f"captioner Salesforce/blip2-flan-t5-{size}" in missing and "cvsi check --download" in missing
+    assert "MIT on its card" in section(text, "terms of use")
+
+
 @pytest.mark.parametrize(
     ("engine", "config", "what"),
     [

@@ -203,6 +203,16 @@ def test_other_forms_of_the_checkpoint_give_the_same_captions(change: Change, co
     assert other.captions(pixels(other), DIGESTS) == model.captions(pixels(model), DIGESTS)
 
 
+def test_a_configuration_of_an_earlier_transformers_gives_the_same_captions(copy: Path, model: Blip2) -> None:
+    """The published ones were written so: without the scale, with a head of its own, without an image token."""
+    config = json.loads((copy / "config.json").read_text(encoding="utf-8"))
+    text = {key: value for key, value in config["text_config"].items() if key != "scale_decoder_outputs"}
+    text |= {"tie_word_embeddings": False, "is_encoder_decoder": True, "architectures": ["T5ForConditionalGeneration"]}
+    checkpoints.configure(copy, text_config=text, image_token_index=None, use_decoder_only_language_model=False)
+    other = Blip2(blip2_settings(model=str(copy)), CPU)
+    assert other.captions(pixels(other), DIGESTS) == model.captions(pixels(model), DIGESTS)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
