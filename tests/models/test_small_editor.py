@@ -1,6 +1,7 @@
 """A real small language model as editor: SmolLM2-135M on real instructions, in vLLM, as docs/editors.md measures it."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -62,6 +63,7 @@ def test_json_of_a_real_model_follows_the_schema(model: str, queries: list[edito
         if kind(row.status) != "cut":
             content = json.loads(row.raw)
             assert list(content) == ["edited", "added"] and len(content["edited"]) <= 400
+            assert re.sub(r'"(?:[^"\\]|\\.)*"', '""', row.raw) == '{"":"","":""}'  # no white space between strings
     assert sum(usable(row.status) for row in rows) >= len(rows) // 2
 
 
