@@ -35,6 +35,17 @@ class SamplingSettings(CaptionerSettings):
     redraws: Annotated[int, Field(ge=0, le=20)] = 3
     seed: Annotated[int, Field(ge=0, lt=2**53)] = 0
 
+    @model_validator(mode="before")
+    @classmethod
+    def no_prompt(cls, block: Any) -> Any:
+        """Refuse a prompt, which other models take."""
+        if isinstance(block, dict) and "prompt" in block and "prompt" not in cls.model_fields:
+            raise ValueError(
+                "prompt is for a vision-language model with a chat template; set engine: vllm or server, or leave "
+                "prompt out"
+            )
+        return block
+
     @model_validator(mode="after")
     def lengths_fit(self) -> Self:
         """Refuse a shortest length above the longest."""

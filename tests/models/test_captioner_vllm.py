@@ -95,6 +95,16 @@ def test_a_key_of_a_prompted_model_without_a_prompt_is_one_line(key: str) -> Non
         captioner_settings({"engine": "vllm", "model": "a/b", key: 512}, "captioners.qwen")
 
 
+@pytest.mark.parametrize("block", [{}, {"engine": "transformers"}, {"engine": "blip"}, {"decoding": "beam-sample"}])
+def test_a_prompt_for_an_engine_without_one_is_one_line(block: dict[str, Any]) -> None:
+    with pytest.raises(CvsiError) as error:
+        captioner_settings({"model": "a/b", "prompt": "Describe it."} | block, "captioners.qwen")
+    assert str(error.value) == (
+        "params.yaml: captioners.qwen: prompt is for a vision-language model with a chat template; set engine: vllm or "
+        "server, or leave prompt out"
+    )
+
+
 def test_the_recipe_has_everything_that_decides_a_caption(tmp_path: Path) -> None:
     from cvsi.core.digest import digest
     from cvsi.store.rows import Store
