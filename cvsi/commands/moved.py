@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 from pydantic import BaseModel, ConfigDict
 
-from cvsi.evaluation.metrics import EPSILON
+from cvsi.evaluation.metrics import EPSILON as EPSILON
 from cvsi.evaluation.metrics import tally as tally
 
 KEY = ["split", "query_id"]

@@ -26,7 +26,10 @@ from cvsi.datasets.roots import dvc_cache_files
 LOCK = "dvc.lock"
 RECIPE = "provenance.json"
 NEEDED = {"index": ("images.parquet", "queries.parquet"), "scores": ("metrics.json",), "rerank": ("metrics.json",)}
-OPTIONAL = {"scores": ("per_query.parquet",), "rerank": ("per_query.parquet",)}  # that earlier versions did not write; so is every recipe
+OPTIONAL = {
+    "scores": ("per_query.parquet",),
+    "rerank": ("per_query.parquet",),
+}  # that earlier versions did not write; so is every recipe
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # as in params.yaml; a name becomes part of a path here
 MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
 # Safe loaders both; the slower one takes seconds for a lock of many runs, which has thousands of lines.

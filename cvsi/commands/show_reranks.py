@@ -49,7 +49,7 @@ class ShownRerank(BaseModel):
 class ShownRun(Shown):
     """A run as `cvsi show --json` prints it, with its reranks."""
 
-    reranks: list[ShownRerank] = []
+    reranks: list[ShownRerank]
 
 
 def collect(name: str, settings: Params) -> ShownRun:
@@ -139,4 +139,5 @@ def _values(folder: Path, metric: str, name: str) -> pl.DataFrame:
     table: Any = parquet.read_file(path)
     if missing := [column for column in (*KEY, metric) if column not in table.column_names]:
         raise CvsiError(f"{path}: no column '{missing[0]}', so no paired differences; run dvc repro")
-    return pl.DataFrame(table).select(pl.lit(name).alias("method"), *KEY, pl.col(metric).cast(pl.Float64).alias("value"))
+    value = pl.col(metric).cast(pl.Float64).alias("value")
+    return pl.DataFrame(table).select(pl.lit(name).alias("method"), *KEY, value)

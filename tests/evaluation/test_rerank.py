@@ -18,7 +18,7 @@ from cvsi.datasets.formats import FORMATS
 from cvsi.evaluation import rerank
 from cvsi.pipeline import verdicts
 from tests.conftest import Workspace
-from tests.rerank_world import judging, make_world, oracle, targets, with_rerank
+from tests.rerank_world import judging, make_world, oracle, targets, with_rerank, write_verdicts
 from tests.vision_server import error, serving
 
 SCORES, SECOND = Path("cache/toy/tiny/scores"), Path("cache/toy/tiny/rerank/second")
@@ -28,18 +28,6 @@ COUNTS = ("judged", "failed")
 def metrics(folder: Path) -> dict[str, float]:
     """The metrics of split val."""
     return json.loads((folder / "metrics.json").read_text())["val"]  # type: ignore[no-any-return]
-
-
-def write_verdicts(toy: Workspace, top: int, yes: Any) -> pl.DataFrame:
-    """The table of verdicts as another program may write it, with `yes` by row number; the parameters must be there."""
-    images = pl.DataFrame(tables.read("index", "toy", "images.parquet"))
-    pairs = verdicts.candidates("toy", "tiny", top, images)
-    values = [yes(number) for number in range(pairs.height)]
-    status = ["no answer" if value is None else "ok" for value in values]
-    made = pairs.with_columns(yes=pl.Series(values, dtype=pl.Float32), status=pl.Series(status, dtype=pl.String))
-    with tables.output("verdicts", "toy", "tiny", {}, "second") as out:
-        out.shards(made.to_arrow(), VERDICTS)
-    return made
 
 
 def expected_order(
