@@ -68,7 +68,9 @@ class Side:
 def compare(
     settings: Params, first: str, second: str, other: Path | None = None, rev: str | None = None, top: int = TOP
 ) -> Comparison:
-    """Compare two runs of `params.yaml`, or reranks as RUN:RERANK; the second one is in the cache `other`, or the first one at `rev`, if given.
+    """Compare two runs of `params.yaml`, or reranks as RUN:RERANK.
+
+    The second one is in the cache `other`, or the first one at `rev`, if given.
 
     Raises CvsiError where one is not defined or not scored, where no labelled split is in both, and where the state
     `rev` had other queries; `top` queries that moved most are named.

@@ -50,7 +50,7 @@ def show(
     run: str = typer.Argument(help="A run of params.yaml, e.g. demo-tiny."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON for other programs instead of tables."),
 ) -> None:
-    """Print a run's methods and reranks, differences, values by aspect, fallbacks, its report's path, what it ran on."""
+    """Print a run's methods and reranks, differences, values by aspect, fallbacks, its report, and what it ran on."""
     from cvsi.commands import show as shown
     from cvsi.commands import times as record
     from cvsi.commands.fallback_warning import fallback_warning
@@ -98,7 +98,7 @@ def compare(
     top: int = typer.Option(10, min=0, help="How many of the queries that moved most to name."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON for other programs instead of tables."),
 ) -> None:
-    """Compare two runs or reranks, or one with its earlier state: metrics, queries that moved, recipes; with warnings."""
+    """Compare two runs or reranks, or one with its earlier state: metrics, moved queries, recipes; with warnings."""
     from cvsi.commands.compare import compare as compare_runs
     from cvsi.commands.comparison import tables
 

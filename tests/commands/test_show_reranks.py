@@ -1,4 +1,4 @@
-"""Reranks in `cvsi show` and `cvsi compare`: the same figures as a plain computation, and what is missing as one line."""
+"""Reranks in `cvsi show` and `cvsi compare`: figures as of a plain computation, what is missing as one line."""
 
 import json
 import random
@@ -200,5 +200,5 @@ def test_a_rerank_is_compared_with_its_earlier_state(reranked: Workspace) -> Non
     (row,) = [row for row in made.splits["val"] if row.name == "mAP@10"]
     assert row.difference == pytest.approx((values(SECOND) - before).mean()) and row.difference
     assert made.first.startswith("toy:second at HEAD") and made.differences == {"rerank": {"mix": ("1.0", "0.5")}}
-    with pytest.raises(CvsiError, match="no rerank 'third' of toy in its params.yaml"):
+    with pytest.raises(CvsiError, match="no rerank 'third' of toy in its params"):
         compare(params.load(), "toy:third", "toy:second", rev="HEAD")

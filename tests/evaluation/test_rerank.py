@@ -13,7 +13,7 @@ import pytest
 
 from cvsi.core import params, parquet, tables
 from cvsi.core.errors import CvsiError
-from cvsi.core.schema import RANKINGS, VERDICTS, per_query
+from cvsi.core.schema import RANKINGS, per_query
 from cvsi.datasets.formats import FORMATS
 from cvsi.evaluation import rerank
 from cvsi.pipeline import verdicts
