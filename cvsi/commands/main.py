@@ -324,14 +324,15 @@ def check_submission(
 def pack(
     dataset: str = typer.Argument(help="A dataset with captions and edits, e.g. demo."),
     out: str = typer.Argument(help="The folder to write; it must not exist."),
-    only: str = typer.Option("", help="captions, edits or readings, to pack only these."),
+    only: str = typer.Option("", help="captions, edits, readings or verdicts, to pack only these."),
+    rerank: str = typer.Option("", help="The rerank whose verdicts are packed, where the judges of several differ."),
 ) -> None:
-    """Write a dataset's captions, edits and readings, with recipes and a README, into a folder to publish."""
+    """Write a dataset's captions, edits, readings and verdicts, with recipes and a README, into a folder to publish."""
     from cvsi.commands.pack import write
 
-    if only not in ("", "captions", "edits", "readings"):
-        raise CvsiError(f"--only {only}: give captions, edits or readings, or leave it out for all of them")
-    write(dataset, Path(out), params.load(), [only] if only else ())  # type: ignore[list-item]
+    if only not in ("", "captions", "edits", "readings", "verdicts"):
+        raise CvsiError(f"--only {only}: give captions, edits, readings or verdicts, or leave it out for all of them")
+    write(dataset, Path(out), params.load(), [only] if only else (), rerank)  # type: ignore[list-item]
     next_step.after_pack(Path(out)).print()
 
 

@@ -269,6 +269,10 @@ class Params(Settings):
         """A run, or a CvsiError that lists the names there are."""
         return _named(self.runs, name, "run")
 
+    def reranks_of(self, dataset: str) -> list[str]:
+        """The names of the reranks of a dataset's runs."""
+        return [name for name, rerank in self.reranks.items() if rerank.run.dataset == dataset]
+
     def rerank(self, name: str) -> Rerank:
         """A rerank, or a CvsiError that lists the names there are."""
         return _named(self.reranks, name, "rerank")

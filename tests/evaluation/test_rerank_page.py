@@ -1,4 +1,4 @@
-"""The page of a rerank: its figures, its strips, failed pairs, escaped texts, and datasets without labels or queries."""
+"""The page of a rerank: its figures, strips, failed pairs, escaped texts, and datasets without labels."""
 
 import random
 import re
@@ -45,8 +45,8 @@ def test_the_metrics_have_paired_differences(toy: Workspace, groups: bool) -> No
     for name in names:
         difference = (second[name] - first[name]).to_numpy()
         low, high = interval(difference)
-        cells = [first[name].mean(), second[name].mean()]
-        expected = [name, *(f"{value:.2f}" for value in cells), f"{difference.mean():+.2f}"]
+        cells = [float(table[name].to_numpy().mean()) for table in (first, second)]
+        expected = [str(name), *(f"{value:.2f}" for value in cells), f"{difference.mean():+.2f}"]
         expected += [f"{low:+.2f} to {high:+.2f}", *(str(number) for number in tally(difference))]
         (row,) = [line for line in text.splitlines() if f"<td>{name}</td>" in line]
         assert re.findall(r"<td[^>]*>([^<]*)</td>", row) == expected
