@@ -32,6 +32,7 @@ from cvsi.core.schema import (
     with_later_columns,
 )
 from cvsi.core.strict_json import parse_json
+from cvsi.models.judge import ROUNDING
 from cvsi.pipeline.captions import CaptionJob, caption_job
 from cvsi.pipeline.edits import EditJob, edit_job
 from cvsi.pipeline.readings import ReadingJob, reading_job
@@ -51,7 +52,6 @@ NOUNS = {"captions": "captioner", "edits": "editor", "readings": "reader", "verd
 MAX_MANIFEST, MAX_JSON, MAX_PART = 8 << 20, 1 << 20, 256 << 20
 MAX_TEXT, MAX_DECODED, MAX_VALUES = 1 << 20, 512 << 20, 1 << 22  # of a part: bytes of one text, of all, and how many
 KEY = "^[0-9a-f]{64}$"
-ROUNDING = 1e-3  # a logarithm of a probability is above 0 by no more
 
 Kind = Literal["captions", "edits", "readings", "verdicts"]
 Job = CaptionJob | EditJob | ReadingJob | VerdictJob
