@@ -143,8 +143,8 @@ def _compare(sides: Sides, top: int) -> Comparison:
 def _side(settings: Params, name: str, cache: Path) -> Side:
     run_name, _, rerank = name.partition(":")
     run = settings.run(run_name)
-    if ":" in name and settings.rerank(rerank).run != run:
-        raise CvsiError(f"{name}: rerank '{rerank}' is of another run than {run_name}; cvsi show RUN lists a run's")
+    if ":" in name:
+        settings.rerank_of(run_name, rerank)
     return _of(name, run.dataset, run.backbone, cache)
 
 

@@ -78,11 +78,11 @@ def show(
 
 
 @app.command("open")
-def open_page(run: str = typer.Argument(help="A run of params.yaml, e.g. demo-tiny.")) -> None:
-    """Open a run's report in the browser; without a browser or a display, print its address."""
-    settings = params.load()
-    info(open_report(settings.run(run)))
-    next_step.after_open(run, settings).print()
+def open_page(run: str = typer.Argument(help="A run of params.yaml, e.g. demo-tiny, or RUN:RERANK.")) -> None:
+    """Open a run's report, or a rerank's page, in the browser; without a browser or a display, print its address."""
+    settings, (name, _, rerank) = params.load(), run.partition(":")
+    info(open_report(settings.run(name), settings.rerank_of(name, rerank) if ":" in run else ""))
+    next_step.after_open(name, settings).print()
 
 
 @app.command()

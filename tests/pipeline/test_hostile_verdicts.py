@@ -37,7 +37,7 @@ def logprobs(content: Any) -> dict[str, Any]:
     return answer
 
 
-HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
+HOSTILE: dict[str, tuple[Any, str]] = {
     "no logprobs": (choice("yes"), WITHOUT),
     "no key": (
         choice("yes") | {"choices": [{"index": 0, "message": {"role": "assistant", "content": "yes"}}]},
@@ -61,6 +61,12 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "a list as number": (reported(("yes", [1]), ("no", -1.0)), FORMAT),
     "two thousand alternatives": (reported(*(("yes", -8.0),) * 2000), FORMAT),
     "no probability at all": (reported(("yes", -1e9), ("no", -1e9)), "no answer"),
+    "parts without text": (
+        {"choices": [{"index": 0, "message": {"content": [{"type": "text"}]}, "finish_reason": "stop"}]},
+        FORMAT,
+    ),
+    "a million brackets": (b"[" * 1_000_000, FORMAT),
+    "a huge answer that is cut": (b'{"choices": ["' + b"x" * 5_000_000, FORMAT),
     "a huge token": (reported(("yes" + "!" * 1_000_000, -0.1), ("well", -3.0)), "no answer"),
     "half a character": (reported(("\ud83d", -0.1), ("well", -3.0)), "no answer"),
 }
@@ -100,6 +106,16 @@ def test_other_spellings_are_the_answer(toy: Workspace, word: str) -> None:
     with serving(judging(lambda *pair: [(word, 0.3), (word.upper(), 0.3), ("no", 0.2)])) as server:
         stage.write("second", with_rerank(toy, server.address, top=2))
     assert table()["yes"].to_list() == pytest.approx([0.75] * 2)
+
+
+def test_a_huge_text_after_a_verdict_is_not_read(toy: Workspace) -> None:
+    make_world(toy, queries=1, hidden=0)
+    answer = first_token([("yes", 0.5), ("no", 0.5)])
+    answer["choices"][0]["message"]["content"] = "yes " * 1_000_000
+    with serving(lambda seen, before: (200, answer, {})) as server:
+        stage.write("second", with_rerank(toy, server.address, top=2))
+    assert table()["yes"].to_list() == [0.5, 0.5]
+    assert sum(file.stat().st_size for file in Path("cache/store/verdicts").rglob("*.parquet")) < 10_000
 
 
 def test_a_number_that_rounding_put_above_0_is_a_probability(toy: Workspace) -> None:
