@@ -1,4 +1,4 @@
-"""`cvsi open`: a run's report, or a rerank's page, in the browser, or its address without a browser or a display.
+"""`cvsi open`: a run's report, or a rerank's page, in the browser, or its address without a browser or a display."""
 
 import os
 import sys
