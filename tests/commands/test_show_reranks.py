@@ -136,6 +136,17 @@ def test_a_ranking_is_compared_with_its_rerank(reranked: Workspace) -> None:
     assert other.difference == pytest.approx(-row.difference)
 
 
+def test_a_rerank_is_compared_with_that_of_another_workspace(reranked: Workspace) -> None:
+    shutil.copytree("cache", "other")
+    reranked.params(reranks__second__mix=0.5)
+    rerank.build("second", params.load())
+    made = compare(params.load(), "toy:second", "toy:second", Path("other"))
+    (row,) = [row for row in made.splits["val"] if row.name == "mAP@10"]
+    difference = values(Path("other/toy/tiny/rerank/second")) - values(SECOND)
+    assert row.difference == pytest.approx(difference.mean()) and row.difference
+    assert made.second == "toy:second in other" and made.differences == {"rerank": {"mix": ("0.5", "1.0")}}
+
+
 def test_two_reranks_are_compared(reranked: Workspace) -> None:
     entry = reranked.params()["reranks"]["second"]
     reranked.params(reranks={"second": entry, "third": entry | {"top": 10, "mix": 0.5}})
@@ -202,3 +213,29 @@ def test_a_rerank_is_compared_with_its_earlier_state(reranked: Workspace) -> Non
     assert made.first.startswith("toy:second at HEAD") and made.differences == {"rerank": {"mix": ("1.0", "0.5")}}
     with pytest.raises(CvsiError, match="no rerank 'third' of toy in its params"):
         compare(params.load(), "toy:third", "toy:second", rev="HEAD")
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("toy:second", "cache/toy/tiny/rerank/second/index.html: no browser"),
+        ("toy", "cache/toy/tiny/report/index.html: no browser"),
+    ],
+)
+def test_the_page_of_a_rerank_is_opened(
+    reranked: Workspace, name: str, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER", "WSL_DISTRO_NAME"):
+        monkeypatch.delenv(variable, raising=False)
+    done = invoke("open", name)
+    assert done.exit_code == 0 and line in done.output
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [("toy:third", "no rerank 'third'"), ("toy:", "no rerank ''"), ("none:second", "no run 'none'")],
+)
+def test_a_page_that_is_none_is_one_line(reranked: Workspace, name: str, line: str) -> None:
+    assert line in str(invoke("open", name).exception)
+    shutil.rmtree(SECOND)
+    assert "no page yet; dvc repro makes it" in str(invoke("open", "toy:second").exception)

@@ -21,6 +21,8 @@ from cvsi.evaluation.report.thumbnails import pictures
 KEY = ["split", "query_id"]
 SHOWN = 10  # images of a strip
 MOST = 6  # queries that became better, and as many that became worse
+# The page changes with the verdicts alone, so it has no setting of the judge that changes no verdict, such as an address.
+OF_JUDGE = ("engine", "model", "revision", "prompt", "answers", "images", "image_size")
 Metrics = Mapping[str, Mapping[str, float]]
 
 
@@ -37,7 +39,7 @@ def render(
     with changes_recorded(params):
         strips = _strips(params, run.dataset, protocol.main, queries, values, ranked, verdicts, entry.top)
     failed = verdicts.filter(pl.col("yes").is_null())
-    judge = ", ".join(f"{key} {_words(value)}" for key, value in entry.judge.items() if key != "address")
+    judge = ", ".join(f"{key} {_words(entry.judge[key])}" for key in OF_JUDGE if key in entry.judge)
     return template("rerank.html").render(
         name=name, dataset=run.dataset, backbone=run.backbone, main=protocol.main, shown=SHOWN, top=entry.top,
         facts={"judge": judge, "top": f"{entry.top} images of each query", "mix": f"{entry.mix:g}"},
