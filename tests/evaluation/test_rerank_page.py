@@ -12,6 +12,7 @@ from cvsi.core.schema import IMAGES, QUERIES
 from cvsi.evaluation import rerank, scores
 from cvsi.evaluation.metrics import interval, tally
 from cvsi.evaluation.report import thumbnails
+from cvsi.pipeline import verdicts as stage
 from tests.conftest import Workspace
 from tests.rerank_world import make_world, with_rerank, write_verdicts
 
@@ -160,3 +161,30 @@ def test_an_image_that_is_gone_leaves_the_old_output(toy: Workspace) -> None:
         file.unlink()
     thumbnails.thumbnail.cache_clear()
     assert "100.png" in toy.error("rerank", "second") and page() == text
+
+
+def test_a_dataset_without_queries_has_a_page_too(toy: Workspace) -> None:
+    make_world(toy)
+    images = tables.read("index", "toy", "images.parquet")
+    with tables.output("index", "toy") as out:
+        out.table("images.parquet", images, IMAGES)
+        out.table("queries.parquet", QUERIES.empty_table(), QUERIES)
+    vectors = pl.read_parquet("cache/toy/tiny/query_vectors/*.parquet").clear().to_arrow()
+    with tables.output("query_vectors", "toy", "tiny") as out:
+        out.shards(vectors, vectors.schema)
+    settings = with_rerank(toy, "http://localhost:1/v1", top=5)
+    scores.build("toy", "tiny", settings)
+    stage.write("second", settings)
+    rerank.build("second", settings)
+    assert cards(page()) == [] and "No split has labels" in page()
+
+
+def test_a_short_gallery_has_short_strips(toy: Workspace) -> None:
+    make_world(toy, queries=4, hidden=0)
+    path = SCORES / "rankings.parquet"
+    table = pl.read_parquet(path)
+    table.filter(pl.col("rank") <= 3).write_parquet(path)
+    settings = with_rerank(toy, "http://localhost:1/v1", top=50)
+    write_verdicts(toy, 50, lambda row: row % 2)
+    rerank.build("second", settings)
+    assert all(card.count("<figcaption>") == 6 for card in cards(page())) and cards(page())

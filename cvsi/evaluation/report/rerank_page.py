@@ -21,7 +21,7 @@ from cvsi.evaluation.report.thumbnails import pictures
 KEY = ["split", "query_id"]
 SHOWN = 10  # images of a strip
 MOST = 6  # queries that became better, and as many that became worse
-# The page changes with the verdicts alone, so it has no setting of the judge that changes no verdict, such as an address.
+# The page changes with the verdicts alone, so it has no setting that changes none of them, such as an address.
 OF_JUDGE = ("engine", "model", "revision", "prompt", "answers", "images", "image_size")
 Metrics = Mapping[str, Mapping[str, float]]
 
