@@ -248,6 +248,16 @@ def test_submissions_have_the_new_order(toy: Workspace) -> None:
     assert subset == sorted(ranked, key=lambda image: -yes[image])[:3]
 
 
+def test_scores_of_other_metrics_are_one_line(toy: Workspace) -> None:
+    make_world(toy)
+    settings = with_rerank(toy, "http://localhost:1/v1", top=5)
+    write_verdicts(toy, 5, lambda row: 0.5)
+    path = SCORES / "per_query.parquet"
+    pl.read_parquet(path).drop("mAP@10").write_parquet(path)
+    with pytest.raises(CvsiError, match=r"per_query.parquet: no column 'mAP@10'; run the stage scores again"):
+        rerank.build("second", settings)
+
+
 def broken(column: str, value: Any) -> Any:
     return lambda table: table.with_columns(pl.lit(value).alias(column))
 
