@@ -14,12 +14,14 @@ import polars as pl
 import pyarrow as pa
 from PIL import Image
 
-from cvsi.core import params, tables
+from cvsi.core import params, provenance, tables
 from cvsi.core.params import Params
-from cvsi.core.schema import IMAGES, QUERIES
+from cvsi.core.schema import IMAGES, QUERIES, VERDICTS
 from cvsi.evaluation import scores
+from cvsi.evaluation.report.build import build as report
+from cvsi.pipeline import verdicts as stage
 from tests.conftest import Workspace
-from tests.stage_inputs import write_vectors
+from tests.stage_inputs import write_captions, write_edits, write_vectors
 from tests.vision_server import Reply, Seen, choice
 
 LEVELS = (20, 80, 140, 200)
@@ -125,6 +127,31 @@ def oracle() -> Callable[[str, str, str], Distribution]:
         return [(" Yes", p), ("No", 1 - p)] if p > 0.5 else [("no", 1 - p), ("yes", p)]
 
     return verdict
+
+
+def write_verdicts(toy: Workspace, top: int, yes: Any, name: str = "second") -> pl.DataFrame:
+    """The table of verdicts as another program may write it, with `yes` by row number; the parameters must be there."""
+    images = pl.DataFrame(tables.read("index", "toy", "images.parquet"))
+    pairs = stage.candidates("toy", "tiny", top, images)
+    values = [yes(number) for number in range(pairs.height)]
+    status = ["no answer" if value is None else "ok" for value in values]
+    made = pairs.with_columns(yes=pl.Series(values, dtype=pl.Float32), status=pl.Series(status, dtype=pl.String))
+    with tables.output(
+        "verdicts",
+        "toy",
+        "tiny",
+        {"judge": {"model": "m", "code": 1}, "top": top, "from": provenance.digests({"scores": None}, "toy", "tiny")},
+        name,
+    ) as out:
+        out.shards(made.to_arrow(), VERDICTS)
+    return made
+
+
+def make_report(settings: Params) -> None:
+    """The report of the run, with captions and edits that name nothing."""
+    write_captions({name: [f"a plain picture {name}"] for name in IDS})
+    write_edits()
+    report("toy", "tiny", settings)
 
 
 def bytes_of(folder: Path, *names: str) -> dict[str, bytes]:

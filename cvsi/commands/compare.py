@@ -1,6 +1,7 @@
 """Two runs side by side: metrics with their difference and its interval, what moved, recipes, and warnings.
 
-Each run is one of this workspace, of another workspace's cache, or of an earlier state (`revision.py`). The interval is
+`RUN:RERANK` names a rerank of a run, whose rankings are compared as those of a run are. Each run is one of this
+workspace, of another workspace's cache, or of an earlier state (`revision.py`). The interval is
 a paired bootstrap over queries, so there is one where both runs answer the same queries. The values per query are those
 of the stage scores (`per_query.parquet`); no metric is computed again.
 """
@@ -33,7 +34,10 @@ Sides = tuple["Side", "Side"]
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two runs: its name, the cache it is in, its metrics and its recipes; `past` where a state has it."""
+    """One of the two runs: its name, the cache it is in, its metrics and its recipes; `past` where a state has it.
+
+    Of a rerank, `run` is RUN:RERANK.
+    """
 
     run: str
     dataset: str
@@ -50,15 +54,23 @@ class Side:
             return self.past.label
         return self.run if self.cache == paths.CACHE else f"{self.run} in {self.cache}"
 
+    @property
+    def stage(self) -> str:
+        """The stage that wrote its metrics."""
+        return "rerank" if ":" in self.run else "scores"
+
     def path(self, stage: str, name: str) -> Path:
         """The path of a file of one of its outputs."""
-        return provenance.output_path(stage, self.dataset, self.backbone, self.cache) / name
+        rerank = self.run.partition(":")[2] if stage in provenance.RERANK_STAGES else ""
+        return provenance.output_path(stage, self.dataset, self.backbone, self.cache, rerank) / name
 
 
 def compare(
     settings: Params, first: str, second: str, other: Path | None = None, rev: str | None = None, top: int = TOP
 ) -> Comparison:
-    """Compare two runs of `params.yaml`; the second one is in the cache `other`, or the first one at `rev`, if given.
+    """Compare two runs of `params.yaml`, or reranks as RUN:RERANK.
+
+    The second one is in the cache `other`, or the first one at `rev`, if given.
 
     Raises CvsiError where one is not defined or not scored, where no labelled split is in both, and where the state
     `rev` had other queries; `top` queries that moved most are named.
@@ -129,17 +141,26 @@ def _compare(sides: Sides, top: int) -> Comparison:
 
 
 def _side(settings: Params, name: str, cache: Path) -> Side:
-    run = settings.run(name)
+    run_name, _, rerank = name.partition(":")
+    run = settings.run(run_name)
+    if ":" in name:
+        settings.rerank_of(run_name, rerank)
     return _of(name, run.dataset, run.backbone, cache)
 
 
 def _of(name: str, dataset: str, backbone: str, cache: Path, past: PastRun | None = None) -> Side:
-    folder = provenance.output_path("scores", dataset, backbone, cache)
-    metrics = read(folder / "metrics.json")
+    rerank = name.partition(":")[2]
+    stage = "rerank" if rerank else "scores"
+    folder = provenance.output_path(stage, dataset, backbone, cache, rerank)
+    metrics = read(folder / "metrics.json", stage)
     if metrics is None:
         advice = "run dvc repro" if cache == paths.CACHE else "--other names another workspace's cache folder"
-        raise CvsiError(f"{folder}: no scores of {name}; {advice}")
-    return Side(name, dataset, backbone, cache, metrics, provenance.recipes(dataset, backbone, cache), past)
+        raise CvsiError(f"{folder}: no {'metrics' if rerank else 'scores'} of {name}; {advice}")
+    if rerank:
+        recipes = provenance.of_rerank(dataset, backbone, rerank, cache)
+    else:
+        recipes = provenance.recipes(dataset, backbone, cache)
+    return Side(name, dataset, backbone, cache, metrics, recipes, past)
 
 
 def _warnings(sides: Sides, differences: consistency.Differences) -> list[str]:
@@ -185,11 +206,11 @@ def _sorted(rows: Iterator[Row]) -> list[Row]:
 
 def _values(side: Side) -> tuple[pl.DataFrame | None, str]:
     """The values per query that the stage scores wrote; None and the reason where they cannot be used."""
-    path = side.path("scores", "per_query.parquet")
+    path = side.path(side.stage, "per_query.parquet")
     if not path.exists():
         if side.past is not None:
-            return None, f"{side.label}: no {path.name} in its scores; no interval"
-        return None, f"{path}: no such file; no interval; run the stage scores again (dvc repro)"
+            return None, f"{side.label}: no {path.name} in its {side.stage}; no interval"
+        return None, f"{path}: no such file; no interval; run the stage {side.stage} again (dvc repro)"
     used = side.recipes["scores"].get("from", {}).get("queries")
     if used is not None and used != provenance.queries_digest(side.dataset, side.cache):
         return (

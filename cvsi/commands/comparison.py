@@ -9,7 +9,7 @@ from cvsi.commands.layout import Prose, Table
 from cvsi.commands.moved import DEEPEST, Changes, Moved
 from cvsi.core.console import count, plain
 
-COUNTS = ("queries", "dropped", "dropped images", "fallbacks")
+COUNTS = ("queries", "dropped", "dropped images", "fallbacks", "judged", "failed")
 LONGEST = 60  # characters of a value of a recipe or of an instruction: prompts are long, and their beginnings alike
 
 

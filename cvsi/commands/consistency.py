@@ -41,6 +41,8 @@ def differences(first: Recipes, second: Recipes) -> dict[str, dict[str, tuple[st
 
 def confounded(differences: Differences) -> list[str]:
     """A line where two runs differ in several parts, one where in precision or in code; each phi has its backbone."""
+    if not_in_both(differences, "rerank"):  # a ranking and its rerank, which is what is compared
+        differences = {part: fields for part, fields in differences.items() if part != "judge"}
     parts = [part for part in differences if not (part == "phi" and "backbone" in differences)]
     lines = []
     if len(parts) > 1:
@@ -51,6 +53,12 @@ def confounded(differences: Differences) -> list[str]:
             noun = "code version" if name == "code" else name
             lines.append(f"these runs differ in {noun}: {words(where)}")
     return lines
+
+
+def not_in_both(differences: Differences, part: str) -> bool:
+    """Whether only one of two runs has a part at all."""
+    pairs = list(differences.get(part, {}).values())
+    return bool(pairs) and any(not any(values) for values in zip(*pairs, strict=True))
 
 
 def of_summary(settings: Params, scored: Iterable[str], averaged: Iterable[Iterable[str]]) -> list[str]:

@@ -50,11 +50,11 @@ def show(
     run: str = typer.Argument(help="A run of params.yaml, e.g. demo-tiny."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON for other programs instead of tables."),
 ) -> None:
-    """Print a run's methods, their differences, values by aspect, fallbacks, its report's path, and what it ran on."""
+    """Print a run's methods and reranks, differences, values by aspect, fallbacks, its report, and what it ran on."""
     from cvsi.commands import show as shown
     from cvsi.commands import times as record
     from cvsi.commands.fallback_warning import fallback_warning
-    from cvsi.commands.show_figures import collect
+    from cvsi.commands.show_reranks import collect, rerank_lines, rerank_tables
 
     settings = params.load()
     chosen, figures, console = settings.run(run), collect(run, settings), terminal()
@@ -62,12 +62,15 @@ def show(
         typer.echo(encodable_json(figures.model_dump_json(indent=2)))
         return
     print_all(console, shown.tables(figures))
+    print_all(console, rerank_tables(figures))
     if not figures.splits:
         say(console, shown.without_metrics(chosen, settings))
     for line in (*shown.lines(figures), *record.environment(record.of_run(chosen.dataset, chosen.backbone))):
         say(console, line)
     if figures.edits and (line := fallback_warning(chosen.dataset, settings)):
         say(console, line, style="red")
+    for line in rerank_lines(figures):
+        say(console, line)
     say(console, f"Report: {report_page(chosen)}")
     for note in figures.notes:
         warn(note)
@@ -75,17 +78,19 @@ def show(
 
 
 @app.command("open")
-def open_page(run: str = typer.Argument(help="A run of params.yaml, e.g. demo-tiny.")) -> None:
-    """Open a run's report in the browser; without a browser or a display, print its address."""
-    settings = params.load()
-    info(open_report(settings.run(run)))
-    next_step.after_open(run, settings).print()
+def open_page(run: str = typer.Argument(help="A run of params.yaml, e.g. demo-tiny, or RUN:RERANK.")) -> None:
+    """Open a run's report, or a rerank's page, in the browser; without a browser or a display, print its address."""
+    settings, (name, _, rerank) = params.load(), run.partition(":")
+    info(open_report(settings.run(name), settings.rerank_of(name, rerank) if ":" in run else ""))
+    next_step.after_open(name, settings).print()
 
 
 @app.command()
 def compare(
-    first: str = typer.Argument(help="A run of params.yaml; with --rev, the run at that state."),
-    second: str = typer.Argument("", help="The run to hold against it; the same one with --other or --rev."),
+    first: str = typer.Argument(help="A run of params.yaml, or RUN:RERANK; with --rev, the run at that state."),
+    second: str = typer.Argument(
+        "", help="The run, or RUN:RERANK, to hold against it; the same one with --other or --rev."
+    ),
     other: str = typer.Option("", help="The cache folder of another workspace, in which the second run lies."),
     rev: str | None = typer.Option(
         None, help="A git revision (HEAD~1, a tag, a branch) or a DVC experiment, from which the first run is read."
@@ -93,7 +98,7 @@ def compare(
     top: int = typer.Option(10, min=0, help="How many of the queries that moved most to name."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON for other programs instead of tables."),
 ) -> None:
-    """Compare two runs, or a run with its earlier state: metrics, queries that moved, recipes; with warnings."""
+    """Compare two runs or reranks, or one with its earlier state: metrics, moved queries, recipes; with warnings."""
     from cvsi.commands.compare import compare as compare_runs
     from cvsi.commands.comparison import tables
 
@@ -112,7 +117,7 @@ def compare(
     for line in comparison.doubts:
         warn(f"warning: {line}")
     if not as_json:  # with --other, the second run is another workspace's
-        next_step.after_compare(comparison, first if other else second or first, settings).print()
+        next_step.after_compare(comparison, (first if other else second or first).partition(":")[0], settings).print()
 
 
 @app.command()
@@ -319,14 +324,15 @@ def check_submission(
 def pack(
     dataset: str = typer.Argument(help="A dataset with captions and edits, e.g. demo."),
     out: str = typer.Argument(help="The folder to write; it must not exist."),
-    only: str = typer.Option("", help="captions, edits or readings, to pack only these."),
+    only: str = typer.Option("", help="captions, edits, readings or verdicts, to pack only these."),
+    rerank: str = typer.Option("", help="The rerank whose verdicts are packed, where the judges of several differ."),
 ) -> None:
-    """Write a dataset's captions, edits and readings, with recipes and a README, into a folder to publish."""
+    """Write a dataset's captions, edits, readings and verdicts, with recipes and a README, into a folder to publish."""
     from cvsi.commands.pack import write
 
-    if only not in ("", "captions", "edits", "readings"):
-        raise CvsiError(f"--only {only}: give captions, edits or readings, or leave it out for all of them")
-    write(dataset, Path(out), params.load(), [only] if only else ())  # type: ignore[list-item]
+    if only not in ("", "captions", "edits", "readings", "verdicts"):
+        raise CvsiError(f"--only {only}: give captions, edits, readings or verdicts, or leave it out for all of them")
+    write(dataset, Path(out), params.load(), [only] if only else (), rerank)  # type: ignore[list-item]
     next_step.after_pack(Path(out)).print()
 
 

@@ -9,8 +9,10 @@ import numpy as np
 import polars as pl
 from pydantic import BaseModel, ConfigDict
 
+from cvsi.evaluation.metrics import EPSILON as EPSILON
+from cvsi.evaluation.metrics import tally as tally
+
 KEY = ["split", "query_id"]
-EPSILON = 1e-9  # percent; a smaller difference is none
 DEEPEST = 1_000  # ranks of targets are known up to here
 
 
@@ -71,12 +73,6 @@ def changes(rows: pl.DataFrame, metric: str, top: int) -> Changes:
         metric=metric, better=better, worse=worse, same=same,
         moved=[Moved(**row) for row in most.select(names).to_dicts()],
     )  # fmt: skip
-
-
-def tally(differences: np.ndarray) -> tuple[int, int, int]:
-    """How many of some differences in percent are better, worse and the same."""
-    better, worse = int((differences > EPSILON).sum()), int((differences < -EPSILON).sum())
-    return better, worse, len(differences) - better - worse
 
 
 def by_aspect(rows: pl.DataFrame, metric: str) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""`cvsi open`: a run's report in the browser, or its address where there is no browser or no display."""
+"""`cvsi open`: a run's report, or a rerank's page, in the browser, or its address without a browser or a display."""
 
 import os
 import sys
@@ -10,16 +10,19 @@ from cvsi.core.errors import CvsiError
 from cvsi.core.params import Run
 
 
-def report_page(run: Run) -> Path:
-    """Where a run's report is, or will be."""
-    return paths.folder("report", run.dataset, run.backbone) / "index.html"
+def report_page(run: Run, rerank: str = "") -> Path:
+    """Where a run's report, or the page of one of its reranks, is or will be."""
+    return paths.folder("rerank" if rerank else "report", run.dataset, run.backbone, rerank) / "index.html"
 
 
-def open_report(run: Run) -> str:
-    """Open a run's report; the line that says so, or what to open. Raises CvsiError where there is no report."""
-    page = report_page(run)
+def open_report(run: Run, rerank: str = "") -> str:
+    """Open a run's report, or a rerank's page; the line that says so, or what to open.
+
+    Raises CvsiError where there is no page.
+    """
+    page = report_page(run, rerank)
     if not page.is_file():
-        raise CvsiError(f"{page}: no report yet; dvc repro makes it")
+        raise CvsiError(f"{page}: no {'page' if rerank else 'report'} yet; dvc repro makes it")
     address = page.resolve().as_uri()
     if _has_display() and _opened(address):
         return f"{page}: opened in the browser ({address})"

@@ -1,4 +1,4 @@
-"""A dataset's captions, edits and readings to a pack: rows in the store's form, their recipes, a manifest and a README.
+"""A dataset's captions, edits, readings and verdicts to a pack: rows as in the store, recipes, a manifest, a README.
 
 The same rows give the same bytes on any machine: rows are in the order of their keys, and no path, time, version or API
 key is written.
@@ -13,7 +13,7 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from cvsi.commands import pack_format
+from cvsi.commands import pack_format, pack_verdicts
 from cvsi.commands.pack_format import CARD, MANIFEST, NOUNS, RAW, RECIPE, SCHEMAS, VERSION, Kind, job_of
 from cvsi.commands.pack_readme import readme
 from cvsi.core import parquet, tables
@@ -34,10 +34,11 @@ from cvsi.store.rows import RowStore
 KEYS_OF_QUERY = pa.schema([EDITS.field("query_id"), EDITS.field("split")])
 
 
-def write(name: str, out: Path, params: Params, kinds: Sequence[Kind] = ()) -> None:
+def write(name: str, out: Path, params: Params, kinds: Sequence[Kind] = (), rerank: str = "") -> None:
     """Write the pack `out` of a dataset, completely or not at all; without `kinds`, of all that the dataset has.
 
-    Without queries these are its captions alone; readings are there where it names a reader.
+    Without queries these are its captions alone; readings are there where it names a reader, verdicts where one of its
+    reranks was run. `rerank` names the rerank whose verdicts are packed, where the judges of several differ.
 
     Raises CvsiError where `out` exists, where an output is missing or older than what it was made from, and where a
     recipe names a path of this machine.
@@ -45,17 +46,22 @@ def write(name: str, out: Path, params: Params, kinds: Sequence[Kind] = ()) -> N
     dataset = params.dataset(name)
     if out.exists() or out.is_symlink():
         raise CvsiError(f"{out}: exists already; give a folder that is not there yet")
-    every: tuple[Kind, ...] = ("captions", "edits") if dataset.reader is None else ("captions", "edits", "readings")
-    kinds = kinds or every
-    if {"edits", "readings"} & set(kinds) and not tables.read("index", name, "queries.parquet").num_rows:
+    reranks = pack_verdicts.chosen(name, params, rerank) if not kinds or "verdicts" in kinds else []
+    kinds = _kinds(name, dataset, kinds, reranks)
+    if {"edits", "readings", "verdicts"} & set(kinds) and not tables.read("index", name, "queries.parquet").num_rows:
         kinds, other = [kind for kind in kinds if kind == "captions"], kinds[0]
         if not kinds:
             raise CvsiError(f"{name}: no queries, so there are no {other} to pack; pack its captions (--only captions)")
         info(f"{name} has no queries: only its captions are packed")
-    recipes = {kind: _recipe(kind, name) for kind in kinds}
+    made_by = {kind: reranks[0] if kind == "verdicts" else name for kind in kinds}
+    recipes = {kind: _recipe(kind, made_by[kind], params) for kind in kinds}
     read = {"captions": _captions, "edits": _edits, "readings": _readings}
-    frames = {kind: read[kind](name, recipes[kind], params) for kind in kinds}
-    labels = {kind: _label(kind, recipes[kind], name, params) for kind in kinds}
+    frames: dict[Kind, pl.DataFrame] = {
+        kind: read[kind](name, recipes[kind], params) for kind in kinds if kind != "verdicts"
+    }
+    if "verdicts" in kinds:
+        frames["verdicts"] = pack_verdicts.rows_of(reranks, recipes["verdicts"], params)
+    labels = {kind: _label(kind, recipes[kind], made_by[kind], params) for kind in kinds}
     terms = _terms(dataset, recipes, labels)
     with atomic_dir(out) as partial:
         for kind in kinds:
@@ -78,6 +84,15 @@ def write(name: str, out: Path, params: Params, kinds: Sequence[Kind] = ()) -> N
     for kind, frame in frames.items():
         info(f"{out}: {count(frame.height, 'row')} of {kind}, recipe {digest(recipes[kind])[:12]}")
     info(f"{out}: manifest SHA-256 {written.sum}, which covers all files")
+
+
+def _kinds(name: str, dataset: Dataset, kinds: Sequence[Kind], reranks: Sequence[str]) -> list[Kind]:
+    """The kinds that are packed; raises CvsiError where verdicts are wanted and no rerank was run."""
+    if "verdicts" in kinds and not reranks:
+        raise CvsiError(f"{name}: no rerank of it was run, so there are no verdicts to pack; run dvc repro first")
+    with_reader: list[Kind] = ["readings"] if dataset.reader is not None else []
+    with_judge: list[Kind] = ["verdicts"] if reranks else []
+    return list(kinds) or ["captions", "edits", *with_reader, *with_judge]
 
 
 def _captions(name: str, recipe: dict[str, Any], params: Params) -> pl.DataFrame:
@@ -137,7 +152,11 @@ def _one_per_key(rows: pl.DataFrame, path: Path) -> pl.DataFrame:
     return rows.sort("key")
 
 
-def _recipe(kind: Kind, name: str) -> dict[str, Any]:
+def _recipe(kind: Kind, name: str, params: Params) -> dict[str, Any]:
+    if kind == "verdicts":
+        recipe = pack_verdicts.recipe(name, params)
+        _require_publishable(recipe, kind, f"rerank {name}")
+        return recipe
     stage = "captions" if kind == "captions" else "edits"
     path = folder(stage, name)
     if not path.is_dir():
@@ -149,13 +168,18 @@ def _recipe(kind: Kind, name: str) -> dict[str, Any]:
     recipe = reader if kind == "readings" else recipe
     if not recipe:
         raise CvsiError(f"{path}: no {tables.PROVENANCE}, so the recipe of these rows is unknown; run dvc repro first")
+    _require_publishable(recipe, kind, path)
+    return recipe
+
+
+def _require_publishable(recipe: dict[str, Any], kind: Kind, path: Path | str) -> None:
+    """Raise CvsiError for a model by a path of this machine."""
     model = recipe.get("model")
     if isinstance(model, str) and (PurePosixPath(model).is_absolute() or model.startswith("~")):
         raise CvsiError(
             f"{path}: its recipe names the model by a path of this machine, '{model}', which would be published; "
             f"let the server serve it under a name, set that as the {NOUNS[kind]}'s model and run dvc repro"
         )
-    return recipe
 
 
 def _label(kind: Kind, recipe: dict[str, Any], name: str, params: Params) -> str | None:

@@ -1,4 +1,4 @@
-"""The format of a pack, a folder of published captions, edits and readings, and its verified rows.
+"""The format of a pack, a folder of published captions, edits, readings and verdicts, and its verified rows.
 
 The manifest names every file with size and SHA-256, and nothing else is opened. A pack is untrusted: names, sizes,
 types and keys are checked against narrow bounds, links are not followed, and the bytes that are parsed are those whose
@@ -23,30 +23,47 @@ from cvsi.core.digest import digest
 from cvsi.core.errors import CvsiError, cause
 from cvsi.core.params import PATH, Name, Params, Settings
 from cvsi.core.parquet import SHARD_ROWS, check_version
-from cvsi.core.schema import LATER_COLUMNS, STORED_CAPTIONS, STORED_EDITS, STORED_READINGS, with_later_columns
+from cvsi.core.schema import (
+    LATER_COLUMNS,
+    STORED_CAPTIONS,
+    STORED_EDITS,
+    STORED_READINGS,
+    STORED_VERDICTS,
+    with_later_columns,
+)
 from cvsi.core.strict_json import parse_json
+from cvsi.models.judge import ROUNDING
 from cvsi.pipeline.captions import CaptionJob, caption_job
 from cvsi.pipeline.edits import EditJob, edit_job
 from cvsi.pipeline.readings import ReadingJob, reading_job
+from cvsi.pipeline.verdicts import VerdictJob, verdict_job
 
 VERSION = 1  # of packs; raised when an earlier reader would misread one
 MANIFEST, CARD, RECIPE = "manifest.json", "README.md", "recipe.json"
-SCHEMAS = {"captions": STORED_CAPTIONS, "edits": STORED_EDITS, "readings": STORED_READINGS}
+SCHEMAS = {"captions": STORED_CAPTIONS, "edits": STORED_EDITS, "readings": STORED_READINGS, "verdicts": STORED_VERDICTS}
 # What is compared with stored rows: of edits the model's answers; the texts may have been parsed at another time.
-RAW = {"captions": ["captions"], "edits": ["answers", "finish"], "readings": ["answers", "finish"]}
-NOUNS = {"captions": "captioner", "edits": "editor", "readings": "reader"}
+RAW = {
+    "captions": ["captions"],
+    "edits": ["answers", "finish"],
+    "readings": ["answers", "finish"],
+    "verdicts": ["tokens", "logprobs", "finish"],
+}
+NOUNS = {"captions": "captioner", "edits": "editor", "readings": "reader", "verdicts": "judge"}
 MAX_MANIFEST, MAX_JSON, MAX_PART = 8 << 20, 1 << 20, 256 << 20
 MAX_TEXT, MAX_DECODED, MAX_VALUES = 1 << 20, 512 << 20, 1 << 22  # of a part: bytes of one text, of all, and how many
 KEY = "^[0-9a-f]{64}$"
 
-Kind = Literal["captions", "edits", "readings"]
-Job = CaptionJob | EditJob | ReadingJob
+Kind = Literal["captions", "edits", "readings", "verdicts"]
+Job = CaptionJob | EditJob | ReadingJob | VerdictJob
 Fact = str | bool | int | float | None
 Recipe = dict[str, Fact | dict[str, str]]  # flat facts, and texts by task
 Checksum = Annotated[str, StringConstraints(pattern=KEY)]
 Text = Annotated[str, StringConstraints(max_length=1000)]
 FileName = Annotated[
-    str, StringConstraints(pattern=r"^(README\.md|(captions|edits|readings)/(recipe\.json|part-[0-9]{5}\.parquet))$")
+    str,
+    StringConstraints(
+        pattern=r"^(README\.md|(captions|edits|readings|verdicts)/(recipe\.json|part-[0-9]{5}\.parquet))$"
+    ),
 ]
 
 
@@ -75,9 +92,14 @@ class Manifest(Settings):
     files: Annotated[dict[FileName, File], Field(max_length=100_000)]
 
 
-def job_of(kind: Kind, dataset: str, params: Params) -> Job:
-    """The job that computes a dataset's rows of a kind; raises CvsiError where the dataset has no reader."""
-    return JOBS[kind](dataset, params)
+def job_of(kind: Kind, name: str, params: Params) -> Job:
+    """The job that computes the rows of a kind for one of its `users`; raises CvsiError where there is no reader."""
+    return JOBS[kind](name, params)
+
+
+def users(kind: Kind, dataset: str, params: Params) -> list[str]:
+    """The names in params.yaml of what uses a dataset's rows of a kind: its reranks for verdicts, else the dataset."""
+    return params.reranks_of(dataset) if kind == "verdicts" else [dataset]
 
 
 def _reading_job(dataset: str, params: Params) -> ReadingJob:
@@ -90,6 +112,7 @@ JOBS: dict[str, Callable[[str, Params], Job]] = {
     "captions": caption_job,
     "edits": edit_job,
     "readings": _reading_job,
+    "verdicts": verdict_job,
 }
 
 
@@ -202,12 +225,13 @@ def _rows(content: bytes, schema: pa.Schema, where: Path) -> pa.Table:
         with pq.ParquetFile(pa.BufferReader(content)) as parquet:
             columns, facts = parquet.schema_arrow, parquet.metadata
             check_version(columns.metadata, where)
-            earlier = pa.schema([field for field in schema if field.name not in LATER_COLUMNS])
+            later = [field.name for field in schema if field.name in LATER_COLUMNS and pa.types.is_list(field.type)]
+            earlier = pa.schema([field for field in schema if field.name not in later])
             if not (columns.equals(schema) or columns.equals(earlier)):
                 raise CvsiError(f"{where}: columns {_words(columns)}, not {_words(schema)}")
             groups = [facts.row_group(number) for number in range(facts.num_row_groups)]
             chunks = [group.column(number) for group in groups for number in range(facts.num_columns)]
-            paths = {chunk.path_in_schema for chunk in chunks}
+            paths = {chunk.path_in_schema for chunk in chunks if chunk.physical_type == "BYTE_ARRAY"}
             sizes = sum(chunk.total_uncompressed_size for chunk in chunks)
             values = sum(chunk.num_values for chunk in chunks)
             if facts.num_rows > SHARD_ROWS or sizes > MAX_DECODED or values > MAX_VALUES:
@@ -230,6 +254,8 @@ def _bounded(table: pa.Table, where: Path) -> None:
     for column in table.columns:
         for chunk in column.chunks:
             words = chunk.flatten() if pa.types.is_list(chunk.type) else chunk
+            if pa.types.is_floating(words.type):  # `MAX_VALUES` bounds them
+                continue
             lengths = pc.binary_length(words.dictionary).cast(pa.int64())
             total = pc.sum(lengths.take(words.indices)).as_py() or 0
             if (pc.max(lengths).as_py() or 0) > MAX_TEXT or total > MAX_DECODED:
@@ -244,6 +270,18 @@ def _check_values(table: pa.Table, where: Path) -> None:
     digests = pc.match_substring_regex(table["key"], KEY)
     if table.num_rows and not pc.all(digests).as_py():
         raise CvsiError(f"{where}: column 'key' has a value that is not a SHA-256 in hex")
+    if "logprobs" in table.column_names:
+        _check_probabilities(table, where)
+
+
+def _check_probabilities(table: pa.Table, where: Path) -> None:
+    """Refuse tokens without a logarithm of a probability each, from which no verdict can be computed."""
+    lengths = [pc.list_value_length(table[name]) for name in ("tokens", "logprobs")]
+    if not lengths[0].equals(lengths[1]):
+        raise CvsiError(f"{where}: not as many logprobs as tokens in a row")
+    numbers = pc.list_flatten(table["logprobs"])
+    if len(numbers) and not pc.all(pc.less_equal(numbers, ROUNDING)).as_py():  # false for NaN, too
+        raise CvsiError(f"{where}: column 'logprobs' has a value that is no logarithm of a probability")
 
 
 def _words(schema: pa.Schema) -> str:

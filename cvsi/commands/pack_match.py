@@ -20,6 +20,7 @@ from cvsi.models.model_id import absent, record
 from cvsi.pipeline.captions import caption_job
 from cvsi.pipeline.edits import with_keys
 from cvsi.pipeline.readings import ReadingJob
+from cvsi.pipeline.verdicts import VerdictJob
 
 MODEL = ("model", "revision", "weights")
 
@@ -31,7 +32,7 @@ def datasets(packed: str, params: Params) -> tuple[list[str], list[str]]:
 
 
 def fits(kind: Kind, recipe: Mapping[str, Any], name: str, params: Params) -> bool:
-    """Whether a dataset uses the pack's recipe."""
+    """Whether a dataset, or a rerank for verdicts, uses the pack's recipe."""
     try:
         return job_of(kind, name, params).recipe() == recipe
     except CvsiError:  # its model is missing, and its digest is unknown
@@ -65,16 +66,21 @@ def line(kind: Kind, recipe: Mapping[str, Any], label: str | None, name: str, pa
     try:
         job = job_of(kind, name, params)
     except CvsiError as error:
-        return f"{name}: {kind} not used: {error}"
+        return f"{_of(kind, name)}: {kind} not used: {error}"
     try:
         ours = job.recipe()
     except CvsiError as error:
-        return f"{name}: {kind} not used: {error}{_renamed(kind, job.settings.model, label)}"
+        return f"{_of(kind, name)}: {kind} not used: {error}{_renamed(kind, job.settings.model, label)}"
     if ours == recipe:
-        return f"{name}: {kind} {_complete(kind, name, params)}"
+        return f"{_of(kind, name)}: {kind} {_complete(kind, name, params)}"
     wrong = [key for key in sorted({*ours, *recipe}) if ours.get(key, "") != recipe.get(key, "")]
     differences = list(dict.fromkeys(_difference(kind, key, ours, recipe, label) for key in wrong))
-    return f"{name}: {kind} not used, {'; '.join(differences)}"
+    return f"{_of(kind, name)}: {kind} not used, {'; '.join(differences)}"
+
+
+def _of(kind: Kind, name: str) -> str:
+    """What a line begins with."""
+    return f"rerank {name}" if kind == "verdicts" else name
 
 
 def _identified_by_name(kind: Kind, name: str, params: Params) -> bool:
@@ -101,8 +107,18 @@ def _difference(kind: Kind, key: str, ours: Mapping[str, Any], recipe: Mapping[s
     if key == "prompts":
         tasks = [task for task in _tasks(theirs) if theirs.get(task) != mine.get(task)]
         return "; ".join(_prompt(kind, task, theirs[task]) for task in tasks) or "the prompts are of other tasks"
+    if key == "prompt":
+        return _prompt(kind, key, str(theirs))
+    if key == "answers":
+        theirs, mine = _answers(theirs), _answers(mine)
     value = f"{{{theirs}}}" if key == "roles" else theirs
     return f"{key} is {mine} here, {theirs} in the pack: set {key}: {value} for the {noun}"
+
+
+def _answers(answers: Any) -> str:
+    """A judge's two answers as in params.yaml, the positive one first."""
+    pair = [answers.get(side) for side in ("positive", "negative")] if isinstance(answers, dict) else [answers]
+    return f"[{', '.join(map(str, pair))}]"
 
 
 def _tasks(prompts: Any) -> list[str]:
@@ -134,21 +150,27 @@ def _last(label: str | None) -> str:
 
 def _prompt(kind: Kind, task: str, text: str) -> str:
     """The prompt of this project with the pack's text."""
-    where = "for the reader" if kind == "readings" else "in the dataset's prompts"
+    where = f"for the {NOUNS[kind]}" if kind in ("readings", "verdicts") else "in the dataset's prompts"
     for entry in (resources.files("cvsi") / "prompts").iterdir():
         if entry.name.endswith(".txt") and entry.read_text(encoding="utf-8").strip() == text:
-            return f"prompt {task} differs: set {task}: {entry.name.removesuffix('.txt')} {where}"
+            return f"{_named_prompt(task)} differs: set {task}: {entry.name.removesuffix('.txt')} {where}"
     return (
-        f"prompt {task} differs and is not in this project: write it from {kind}/recipe.json of the pack to "
+        f"{_named_prompt(task)} differs and is not in this project: write it from {kind}/recipe.json of the pack to "
         f"cvsi/prompts/NAME.txt and set {task}: NAME {where}"
     )
 
 
+def _named_prompt(task: str) -> str:
+    return "the prompt" if task == "prompt" else f"prompt {task}"
+
+
 def _complete(kind: Kind, name: str, params: Params) -> str:
     """How many of a dataset's rows the store contains, in words."""
-    if not tables.exists("index", name):
-        return "fit; how many are used is known once it is indexed (dvc repro)"
     job = job_of(kind, name, params)
+    if not tables.exists("index", job.dataset):
+        return "fit; how many are used is known once it is indexed (dvc repro)"
+    if isinstance(job, VerdictJob) and not tables.exists("scores", job.dataset, job.backbone):
+        return "fit; how many are used is known once its run is ranked (dvc repro)"
     of_captions = kind == "edits" or (isinstance(job, ReadingJob) and job.settings.sees == "captions")
     keys = _edit_keys(name, params) if of_captions else job.wanted()["key"]
     if keys is None:

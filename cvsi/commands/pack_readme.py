@@ -17,6 +17,7 @@ from cvsi.core.statuses import fell_back
 from cvsi.models.engines import DEFAULT_CAPTIONER
 
 EXAMPLES, LONGEST = 3, 300
+DIGITS = 4  # of a logarithm of a probability
 SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~$-])")
 HTML = {ord("<"): "\\u003c", ord(">"): "\\u003e", ord("&"): "\\u0026"}
 
@@ -38,9 +39,9 @@ def readme(
         kind: {plain(task): code(text) for task, text in recipe["prompts"].items()}
         for kind, recipe in recipes.items()
         if "prompts" in recipe
-    }
+    } | {kind: {"question": code(recipe["prompt"])} for kind, recipe in recipes.items() if "prompt" in recipe}
     return _template().render(
-        what=" and ".join(recipes).capitalize(),
+        what=_words(list(recipes)).capitalize(),
         dataset=plain(dataset),
         parts=parts,
         prompts=prompts,
@@ -51,8 +52,18 @@ def readme(
 
 
 def _named(kind: Kind, recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe with the engine that a captioner's leaves out."""
+    """A recipe with the engine that a captioner's leaves out, and a judge's answers as words, without its prompt."""
+    if kind == "verdicts":
+        answers = recipe.get("answers")
+        sides = ("positive", "negative")
+        words = " / ".join(str(answers.get(side)) for side in sides) if isinstance(answers, Mapping) else answers
+        return {name: value for name, value in recipe.items() if name != "prompt"} | {"answers": words}
     return ({"engine": DEFAULT_CAPTIONER} if kind == "captions" else {}) | dict(recipe)
+
+
+def _words(names: list[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def plain(value: Any) -> str:
@@ -76,6 +87,8 @@ def _short(value: Any) -> Any:
         return {key: _short(part) for key, part in value.items()}
     if isinstance(value, list):
         return [_short(part) for part in value]
+    if isinstance(value, float):
+        return round(value, DIGITS)
     return value[:LONGEST] + "..." if isinstance(value, str) and len(value) > LONGEST else value
 
 
@@ -93,6 +106,8 @@ def _numbers(recipes: Mapping[Kind, Mapping[str, Any]], frames: Mapping[Kind, pl
         found["statuses"] = {plain(name): number for name, number in bad.iter_rows()}
     if "readings" in frames:
         found["readings"] = frames["readings"].height
+    if "verdicts" in frames:
+        found["verdicts"] = frames["verdicts"].height
     return found
 
 

@@ -25,8 +25,11 @@ from cvsi.datasets.roots import dvc_cache_files
 
 LOCK = "dvc.lock"
 RECIPE = "provenance.json"
-NEEDED = {"index": ("images.parquet", "queries.parquet"), "scores": ("metrics.json",)}
-OPTIONAL = {"scores": ("per_query.parquet",)}  # that earlier versions did not write; so is every recipe
+NEEDED = {"index": ("images.parquet", "queries.parquet"), "scores": ("metrics.json",), "rerank": ("metrics.json",)}
+OPTIONAL = {
+    "scores": ("per_query.parquet",),
+    "rerank": ("per_query.parquet",),
+}  # that earlier versions did not write; so is every recipe
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # as in params.yaml; a name becomes part of a path here
 MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
 # Safe loaders both; the slower one takes seconds for a lock of many runs, which has thousands of lines.
@@ -95,13 +98,13 @@ class _Files:
 
 @contextmanager
 def run_at(revision: str, run: str) -> Iterator[PastRun]:
-    """A run at a revision or experiment; its files are there within the context.
+    """A run, or a rerank as RUN:RERANK, at a revision or experiment; its files are there within the context.
 
     Raises CvsiError, in one line, where there is no git repository, no such state, no such run or stage in it, and
     where DVC's cache lacks a file or has a damaged one.
     """
     state = resolve(revision)
-    dataset, backbone = _defined(state, run)
+    dataset, backbone = _defined(state, *run.partition(":")[::2])
     files = _files(state, run, dataset, backbone)
     with _linked(files) as folder:
         try:
@@ -189,13 +192,18 @@ def _document(state: State, name: str) -> Mapping[str, Any]:
     return content
 
 
-def _defined(state: State, run: str) -> tuple[str, str]:
-    """Dataset and backbone of a run at a state; not by today's model of params.yaml, which may not fit an older one."""
-    runs = _document(state, str(PATH)).get("runs")
-    runs = runs if isinstance(runs, dict) else {}
+def _defined(state: State, run: str, rerank: str = "") -> tuple[str, str]:
+    """Dataset and backbone of a run at a state; not by today's model of params.yaml, which may not fit an older one.
+
+    Raises CvsiError where the state has no such run, or no such rerank of it.
+    """
+    document = _document(state, str(PATH))
+    runs, reranks = (part if isinstance(part := document.get(key), dict) else {} for key in ("runs", "reranks"))
     if run not in runs:
         raise CvsiError(f"{state}: no run '{run}' in its {PATH}; there are: {', '.join(map(str, runs)) or 'none'}")
     entry = runs[run] if isinstance(runs[run], dict) else {}
+    if rerank and (not isinstance(reranks.get(rerank), dict) or reranks[rerank].get("run") != entry):
+        raise CvsiError(f"{state}: no rerank '{rerank}' of {run} in its {PATH}")
     names = [str(entry.get(key, "")) for key in ("dataset", "backbone")]
     if not all(NAME.fullmatch(name) for name in names):
         raise CvsiError(f"{state}: {PATH}: runs.{run} has no usable names of a dataset and a backbone")
@@ -205,8 +213,10 @@ def _defined(state: State, run: str) -> tuple[str, str]:
 def _files(state: State, run: str, dataset: str, backbone: str) -> dict[str, Path]:
     """The files of a run in DVC's cache, by their paths in the project; raises CvsiError where any is not there."""
     digests, files = _outputs(state), _Files(state)
-    for stage in provenance.STAGES:
-        output = provenance.output_path(stage, dataset, backbone).as_posix()
+    rerank = run.partition(":")[2]
+    for stage in (*provenance.STAGES, *(provenance.RERANK_STAGES if rerank else ())):
+        of_rerank = rerank if stage in provenance.RERANK_STAGES else ""
+        output = provenance.output_path(stage, dataset, backbone, rerank=of_rerank).as_posix()
         needed, optional = NEEDED.get(stage, ()), (*OPTIONAL.get(stage, ()), RECIPE)
         if digests.get(output) == "":
             raise CvsiError(f"{state}: {LOCK}: {output} has no MD5 digest; run dvc repro there")

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cvsi.commands.layout import Table
-from cvsi.commands.show_figures import Edits, Figures, Label, Methods, Shown
+from cvsi.commands.show_figures import Difference, Edits, Label, Methods, Shown
 from cvsi.commands.summary import without_queries
 from cvsi.core.params import Params, Run
 from cvsi.datasets.formats import format_of
@@ -15,10 +15,10 @@ ROWS = 40  # aspects or tags that are shown; a file of tags may have thousands
 def tables(shown: Shown) -> Iterator[Table]:
     """For each labelled split its methods, their differences from the own fusion, and values by aspect and tag."""
     for split, figures in shown.splits.items():
-        yield _cut_offs(f"{shown.run}, {split}, percent", figures.methods, shown.metric, shown.own)
+        yield cut_offs(f"{shown.run}, {split}, percent", figures.methods, shown.metric, shown.own)
         if figures.differences:
-            yield _differences(
-                f"{split}, {shown.metric} of each method less {shown.own}, over the same queries", figures
+            yield differences_table(
+                f"{split}, {shown.metric} of each method less {shown.own}, over the same queries", figures.differences
             )
         yield from _by_label(f"{split}, {shown.metric} by aspect", "aspect", figures.aspects, figures.methods)
         yield from _by_label(f"{split}, {shown.metric} by tag", "tag", figures.tags, figures.methods)
@@ -52,7 +52,7 @@ def without_metrics(run: Run, settings: Params) -> str:
     return "No split has labels, so there are no metrics."
 
 
-def _cut_offs(title: str, rows: Methods, metric: str, own: str) -> Table:
+def cut_offs(title: str, rows: Methods, metric: str, own: str) -> Table:
     """Methods by the cut-offs of the main metric, with its interval; the report has the other metrics too."""
     family = metric.partition("@")[0]
     every = dict.fromkeys(name for values in rows.values() for name in values)
@@ -71,11 +71,11 @@ def _cut_off_of(name: str, family: str) -> bool:
     return kind == family and number.isdigit()
 
 
-def _differences(title: str, figures: Figures) -> Table:
+def differences_table(title: str, rows: Sequence[Difference], noun: str = "method") -> Table:
     """Methods with their paired difference from the own fusion; bold where the interval leaves out 0."""
-    table = Table(title).texts("method", key=True)
+    table = Table(title).texts(noun, key=True)
     table.figures("difference", "95% interval", "better", "worse", "same")
-    for row in figures.differences:
+    for row in rows:
         interval, clear = "-", False
         if row.low is not None and row.high is not None:
             interval, clear = f"{row.low:+.2f} to {row.high:+.2f}", not row.low <= 0 <= row.high

@@ -6,9 +6,9 @@ from pathlib import Path
 import polars as pl
 
 from cvsi.commands import pack_format, pack_match
-from cvsi.commands.pack_format import RAW, SCHEMAS, Kind, Pack
+from cvsi.commands.pack_format import RAW, SCHEMAS, Kind, Pack, users
 from cvsi.core.console import count, info, warn
-from cvsi.core.params import Params
+from cvsi.core.params import PATH, Params
 from cvsi.store.rows import Store
 
 
@@ -67,10 +67,18 @@ def _match(pack: Pack, params: Params) -> None:
     """Print which rows each dataset uses; missing models first, since they decide the recipes."""
     own, others = pack_match.datasets(pack.manifest.dataset, params)
     kinds = [(kind, pack.recipe(kind), part.model) for kind, part in pack.manifest.kinds.items()]
-    pairs = [(*each, name) for name in own for each in kinds]
+    if "verdicts" in pack.manifest.kinds and not any(users("verdicts", name, params) for name in own):
+        info(f"verdicts not used: {PATH} has no rerank of {' or '.join(own)}")
+    pairs = [(*each, user) for name in own for each in kinds for user in users(each[0], name, params)]
     for line in dict.fromkeys(pack_match.alias_weights(*each, params) for each in pairs):
         if line:
             info(line)
-    pairs += [(*each, name) for name in others for each in kinds if pack_match.fits(each[0], each[1], name, params)]
+    pairs += [
+        (*each, user)
+        for name in others
+        for each in kinds
+        for user in users(each[0], name, params)
+        if pack_match.fits(each[0], each[1], user, params)
+    ]
     for each in pairs:
         info(pack_match.line(*each, params))

@@ -269,6 +269,16 @@ class Params(Settings):
         """A run, or a CvsiError that lists the names there are."""
         return _named(self.runs, name, "run")
 
+    def rerank_of(self, run: str, name: str) -> str:
+        """The name of a rerank, or a CvsiError where there is none, or where it is of another run."""
+        if self.rerank(name).run != self.run(run):
+            raise CvsiError(f"{run}:{name}: rerank '{name}' is of another run than {run}; cvsi show RUN lists a run's")
+        return name
+
+    def reranks_of(self, dataset: str) -> list[str]:
+        """The names of the reranks of a dataset's runs."""
+        return [name for name, rerank in self.reranks.items() if rerank.run.dataset == dataset]
+
     def rerank(self, name: str) -> Rerank:
         """A rerank, or a CvsiError that lists the names there are."""
         return _named(self.reranks, name, "rerank")

@@ -14,13 +14,16 @@ from cvsi.core import paths, tables
 from cvsi.core.digest import digest
 
 STAGES = ("index", "captions", "edits", "gallery_vectors", "query_vectors", "scores")
+RERANK_STAGES = ("verdicts", "rerank")  # one folder for each rerank of a run
 OF_DATASET = ("index", "captions", "edits")  # one folder for all backbones
 INPUTS = {
     "gallery_vectors": ("captions",),
     "query_vectors": ("captions", "edits"),
     "scores": ("gallery_vectors", "query_vectors"),
+    "verdicts": ("scores",),
+    "rerank": ("scores", "verdicts"),
 }
-PARTS = ("dataset", "captioner", "editor", "reader", "prompts", "backbone", "phi", "fusion")
+PARTS = ("dataset", "captioner", "editor", "reader", "prompts", "backbone", "phi", "fusion", "judge", "rerank")
 Recipes = Mapping[str, Mapping[str, Any]]
 
 
@@ -52,15 +55,23 @@ def recipes(dataset: str, backbone: str, cache: Path = paths.CACHE) -> Recipes:
     return {stage: _read(stage, dataset, backbone, cache) for stage in STAGES}
 
 
-def output_path(stage: str, dataset: str, backbone: str, cache: Path = paths.CACHE) -> Path:
+def of_rerank(dataset: str, backbone: str, rerank: str, cache: Path = paths.CACHE) -> Recipes:
+    """The recipes of a run, as `recipes` gives them, with those of the stages of one of its reranks."""
+    own = {stage: tables.provenance(output_path(stage, dataset, backbone, cache, rerank)) for stage in RERANK_STAGES}
+    return {**recipes(dataset, backbone, cache), **own}
+
+
+def output_path(stage: str, dataset: str, backbone: str, cache: Path = paths.CACHE, rerank: str = "") -> Path:
     """The folder of a stage's output for a run, in the cache of this or another workspace."""
-    here = paths.folder(stage, dataset, None if stage in OF_DATASET else backbone)
+    here = paths.folder(stage, dataset, None if stage in OF_DATASET else backbone, rerank)
     return cache / here.relative_to(paths.CACHE)
 
 
 def stale(recipes: Recipes) -> Iterator[tuple[str, str]]:
     """(stage, input) where a stage was made from another recipe of that input than the current one."""
     for stage, names in INPUTS.items():
+        if stage not in recipes:  # of reranks
+            continue
         used = recipes[stage].get("from", {})
         current = {name: digest(recipes[name]) for name in names}
         yield from ((stage, name) for name in names if used.get(name, current[name]) != current[name])
@@ -80,8 +91,8 @@ def flat(recipe: Mapping[str, Any]) -> dict[str, str]:
 def by_part(recipes: Recipes) -> dict[str, dict[str, str]]:
     """`{part: {field: value}}` of a run; where stages differ in a field, it has all values, joined by ` | `."""
     values: dict[str, dict[str, list[str]]] = {part: {} for part in PARTS}
-    for stage in STAGES:
-        for name, text in flat(recipes[stage]).items():
+    for stage, recipe in recipes.items():
+        for name, text in flat(recipe).items():
             if (location := _part_of(stage, name)) is not None:
                 part, field = location
                 values[part].setdefault(field, []).append(text)
@@ -106,6 +117,8 @@ def _part_of(stage: str, name: str) -> tuple[str, str] | None:
         return ("prompts", rest) if first == "prompts" else ("editor", name)
     if stage == "scores":
         return "fusion", rest or name
+    if stage in RERANK_STAGES:
+        return ("judge", rest) if first == "judge" else ("rerank", name)
     if rest.startswith("phi.") or rest == "template" or first == "templates":
         return "phi", rest.removeprefix("phi.")
     return "backbone", rest or name

@@ -14,6 +14,7 @@ from cvsi.datasets.metrics import Protocol
 BOOTSTRAP_DRAWS = 1000
 BOOTSTRAP_SEED = 0
 ENDS = [2.5, 97.5]  # percentiles
+EPSILON = 1e-9  # percent; a smaller difference is none
 BLOCK = 1024  # rows whose resampled means are in memory at a time
 
 
@@ -78,6 +79,12 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     """The 95% bootstrap interval of a mean over queries: percentiles of the means of seeded resamples."""
     low, high = np.percentile(values[_draws(len(values))].mean(axis=1), ENDS)
     return float(low), float(high)
+
+
+def tally(differences: np.ndarray) -> tuple[int, int, int]:
+    """How many of some differences in percent are better, worse and the same."""
+    better, worse = int((differences > EPSILON).sum()), int((differences < -EPSILON).sum())
+    return better, worse, len(differences) - better - worse
 
 
 def intervals(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

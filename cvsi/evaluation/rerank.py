@@ -1,4 +1,4 @@
-"""Rankings and a judge's verdicts to rankings in another order, with the metrics and submissions that follow from it.
+"""Rankings and a judge's verdicts to rankings in another order, with metrics, submissions and a page.
 
 The first `top` images of a query, and its group by itself, are ordered by `mix * yes + (1 - mix) * score`, the score
 scaled to 0..1 within them. All other images stay where they were. Nothing is scored again: the ranks of the targets
@@ -27,10 +27,12 @@ from cvsi.datasets.metrics import Protocol
 from cvsi.evaluation import queries
 from cvsi.evaluation.metrics import by_query
 from cvsi.evaluation.queries import QueryTable
+from cvsi.evaluation.report import rerank_page
 from cvsi.evaluation.scores import (
     Metrics,
     metrics_of,
     print_main_metric,
+    read_values,
     submission_texts,
     warn_of_dropped,
     with_counts,
@@ -41,7 +43,7 @@ LISTS = ("target_ranks", "negative_ranks")  # columns of ranks; the second one i
 
 
 def build(rerank: str, params: Params) -> None:
-    """Write `cache/<dataset>/<backbone>/rerank/<rerank>`: rankings, values per query, metrics and submissions."""
+    """Write `cache/<dataset>/<backbone>/rerank/<rerank>`: rankings, values per query, metrics, submissions, a page."""
     settings = params.rerank(rerank)
     name, backbone = settings.run.dataset, settings.run.backbone
     dataset_format = format_of(params.dataset(name), name)
@@ -51,8 +53,13 @@ def build(rerank: str, params: Params) -> None:
     ranked = reordered(rankings, verdicts, settings.top, settings.mix)
     in_groups = reordered(groups, verdicts, None, settings.mix)
     _require_verdicts(ranked, in_groups, settings.top, rerank)
-    per_query_table = values(dataset_format.protocol, table, _ranks(name, backbone), ranked, in_groups)
-    metrics = metrics_of(dataset_format.protocol, table, per_query_table)
+    protocol = dataset_format.protocol
+    per_query_table = values(protocol, table, _ranks(name, backbone), ranked, in_groups)
+    metrics, before = metrics_of(protocol, table, per_query_table), read_values(name, backbone, protocol)
+    page = rerank_page.render(
+        rerank, params, protocol, table.frame, (before, per_query_table),
+        (metrics_of(protocol, table, before), metrics), ranked, verdicts,
+    )  # fmt: skip
     dropped = pl.DataFrame(tables.optional("index", name, "dropped_queries.parquet", DROPPED_QUERIES))
     recipe = {"top": settings.top, "mix": settings.mix, "format": params.dataset(name).format}
     recipe |= {"from": provenance.digests({"scores": None, "verdicts": rerank}, name, backbone)}
@@ -62,15 +69,17 @@ def build(rerank: str, params: Params) -> None:
         out.table(
             "per_query.parquet",
             per_query_table.to_arrow(),
-            per_query(dataset_format.protocol.names(), per_query_table.columns),
+            per_query(protocol.names(), per_query_table.columns),
         )
         out.json("metrics.json", with_judged(with_counts(name, metrics, table, dropped), verdicts))
         out.folder("submissions")
         for file, text in submission_texts(dataset_format.submissions, table, ordered, of_groups).items():
             out.file(f"submissions/{file}").write_text(text, encoding="utf-8")
+        out.file("index.html").write_text(page, encoding="utf-8")
     failed = verdicts["yes"].null_count()
     info(f"{count(table.frame.height, 'query')}, {count(verdicts.height - failed, 'verdict')}, {failed:,} failed")
-    print_main_metric(dataset_format.protocol, metrics)
+    info(f"page: {paths.folder('rerank', name, backbone, rerank) / 'index.html'}")
+    print_main_metric(protocol, metrics)
     warn_of_dropped(dataset_format.submissions, table, dropped)
 
 

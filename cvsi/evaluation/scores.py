@@ -12,6 +12,7 @@ import polars as pl
 from cvsi.core import parquet, paths, provenance, tables
 from cvsi.core.console import count, info, warn
 from cvsi.core.devices import device
+from cvsi.core.errors import CvsiError
 from cvsi.core.params import Params
 from cvsi.core.run_log import timed
 from cvsi.core.schema import DROPPED, DROPPED_QUERIES, EDITS, GROUP_RANKINGS, RANKINGS, SCORED_GROUP_RANKINGS, per_query
@@ -153,7 +154,10 @@ def read_values(name: str, backbone: str, protocol: Protocol) -> pl.DataFrame:
     """The table `per_query` that the stage wrote; raises CvsiError where it is missing or has other metrics."""
     path = paths.folder("scores", name, backbone) / "per_query.parquet"
     table = parquet.read_file(path)
-    return pl.DataFrame(table.select(per_query(protocol.names(), table.column_names).names))
+    wanted = per_query(protocol.names(), table.column_names).names
+    if missing := [column for column in wanted if column not in table.column_names]:
+        raise CvsiError(f"{path}: no column '{missing[0]}'; run the stage scores again (dvc repro)")
+    return pl.DataFrame(table.select(wanted))
 
 
 def print_main_metric(protocol: Protocol, metrics: Metrics) -> None:

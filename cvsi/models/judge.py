@@ -17,6 +17,7 @@ from cvsi.models.editor import Answer
 
 T = TypeVar("T")
 Word = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=40)]
+ROUNDING = 1e-3  # a logarithm of a probability is above 0 by no more
 GAP = 16  # pixels between the two images of a canvas
 BACKGROUND = (255, 255, 255)
 

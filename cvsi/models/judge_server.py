@@ -12,16 +12,17 @@ from pydantic import Field
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import Compute
 from cvsi.models.conversations import image_part, template_facts
-from cvsi.models.editor import FILTERED, REFUSED, Answer
+from cvsi.models.editor import FAILED, FILTERED, REFUSED, Answer
 from cvsi.models.engines import Engine, Requirements
 from cvsi.models.image_data import ENCODING, data_url
-from cvsi.models.judge import JudgeSettings, Question, Verdict, conversation, judge_facts, scaled
-from cvsi.models.server_client import Address, MaxTokensAs, ServerClient, Service, chat_answer
+from cvsi.models.judge import ROUNDING, JudgeSettings, Question, Verdict, conversation, judge_facts, scaled
+from cvsi.models.server_client import IN_A_ROW, Address, MaxTokensAs, ServerClient, Service, chat_answer
 from cvsi.models.server_requests import avoidable, options
 from cvsi.store.rows import Store
 
 KEY = "CVSI_JUDGE_KEY"  # not OPENAI_API_KEY: a teammate's params.yaml must not send that one to another address
 REPORTED = 20  # the most alternatives that OpenAI's interface reports
+MOST = 1000  # alternatives that are read; more are no answer
 LARGEST_CANVAS = 1 << 16  # pixels: a canvas is not scaled again
 
 
@@ -47,6 +48,7 @@ class ServerJudge:
             template="start the server with a chat template", images=True,
         )  # fmt: skip
         self.client = ServerClient(service, compute.requests)
+        self.without = 0  # answers without logprobs in a row
 
     def prepare(self, image: Image.Image) -> str | Image.Image:
         """An image (RGB) as a data URL, or scaled down where it becomes a part of a canvas."""
@@ -66,24 +68,30 @@ class ServerJudge:
         return options(self.settings, 1) | {"logprobs": True, "top_logprobs": self.settings.top_logprobs}
 
     def _read(self, response: Any) -> Answer:
-        """A response's first token; raises CvsiError where the server reports no probabilities at all.
+        """A response's first token; raises CvsiError where many responses in a row have no probabilities.
 
-        Other exceptions mean a response that is not in OpenAI's format.
+        Other exceptions mean a response that is not in OpenAI's format, or whose numbers are no probabilities.
         """
         answer, choice = chat_answer(response), response.choices[0]
         if answer.finish == FILTERED or answer.finish.startswith(REFUSED):
             return answer
         if getattr(choice, "logprobs", None) is None or choice.logprobs.content is None:
+            self.without += 1
+            if self.without < IN_A_ROW:
+                return Answer("", f"{FAILED}an answer without logprobs")
             raise CvsiError(
                 f"{self.settings.address}: the answers have no logprobs, from which verdicts are computed; use a "
                 "server or a model that reports them (vLLM, llama.cpp and OpenAI do)"
             )
+        self.without = 0
         first = choice.logprobs.content[0]
         given = list(first.top_logprobs)
         if first.token not in [one.token for one in given]:  # at a temperature of the server, any token may be drawn
             given.append(first)
-        tokens, logprobs = (str(one.token) for one in given), (float(one.logprob) for one in given)
-        return Verdict(answer.text, answer.finish, tuple(tokens), tuple(logprobs))
+        tokens, logprobs = tuple(str(one.token) for one in given), tuple(float(one.logprob) for one in given)
+        if len(tokens) > MOST or not all(logprob <= ROUNDING for logprob in logprobs):  # NaN is not, either
+            raise ValueError(f"{len(tokens)} alternatives, or a number that is no logarithm of a probability")
+        return Verdict(answer.text, answer.finish, tokens, logprobs)
 
 
 def _part(image: str | Image.Image) -> dict[str, Any]:

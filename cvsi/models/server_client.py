@@ -179,8 +179,10 @@ class ServerClient:
             raise NoAnswer(f"no connection: {cause(error.__cause__ or error)}", reached=False) from None
         except openai.APIStatusError as error:
             return self._refused(error)
-        except (openai.APIError, httpx.HTTPError, AttributeError, IndexError, TypeError, ValueError):
-            # HTML from a proxy, broken JSON, JSON of another kind, no choices
+        except (
+            openai.APIError, httpx.HTTPError, AttributeError, LookupError, TypeError, ValueError, RecursionError
+        ):  # fmt: skip
+            # HTML from a proxy, broken or very deep JSON, JSON of another kind, no choices
             raise NoAnswer("an answer that is not in OpenAI's format; check the address (it ends in /v1)") from None
 
     def _reduce(self) -> None:

@@ -24,7 +24,7 @@ from cvsi.core.schema import QUERIES, RANKINGS, STORED_VERDICTS, VERDICTS, image
 from cvsi.core.statuses import counts
 from cvsi.models.editor import FAILED, FILTERED, REFUSED, TOO_LONG, Answer, Unfinished
 from cvsi.models.engines import judge_engine, judge_of
-from cvsi.models.judge import Judge, JudgeSettings, Question, Verdict, normalised
+from cvsi.models.judge import ROUNDING, Judge, JudgeSettings, Question, Verdict, normalised
 from cvsi.pipeline.image_loader import ImageLoader
 from cvsi.pipeline.prompting import few_shot
 from cvsi.pipeline.stored_answers import LONGEST_FINISH, storable
@@ -36,6 +36,7 @@ from cvsi.store.rows import Store
 PLACEHOLDER = re.compile(r"\{(reference|instruction|candidate|yes|no)\}")
 ON_CANVAS = {"reference": "the picture on the left", "candidate": "the picture on the right"}
 SYSTEM = "System:"
+LONGEST_TOKEN = 200  # characters of a token that are stored
 LAST = 1 << 20  # the order of a group's members is after all ranks
 KEY = ["split", "query_id"]
 CROPS = ("reference_crop", "candidate_crop")  # where images are parts of files
@@ -217,10 +218,12 @@ def verdicts(stored: pl.DataFrame, answers: Sequence[str]) -> pl.DataFrame:
     """`yes` and `status` of stored rows, in order.
 
     `yes` is the probability of the tokens whose text, stripped and in lower case, is the positive answer, over that of
-    both answers; null where neither is among the reported tokens.
+    both answers; null where neither is among the reported tokens, or where the number of one is no probability.
     """
     token = pl.col("tokens").str.strip_chars().str.to_lowercase()
-    probability = pl.col("logprobs").cast(pl.Float64).clip(upper_bound=0).exp().fill_nan(0).fill_null(0)
+    logprob = pl.col("logprobs").cast(pl.Float64)
+    valid = (logprob <= ROUNDING) & logprob.is_not_nan()
+    probability = pl.when(valid).then(logprob.clip(upper_bound=0).exp()).otherwise(0.0)
     rows = stored.with_row_index("row")
     sums = (
         rows.select("row", "tokens", "logprobs")
@@ -229,11 +232,12 @@ def verdicts(stored: pl.DataFrame, answers: Sequence[str]) -> pl.DataFrame:
         .agg(
             positive=probability.filter(token == normalised(answers[0])).sum(),
             negative=probability.filter(token == normalised(answers[1])).sum(),
+            valid=valid.filter(token.is_in([normalised(answer) for answer in answers])).all(),
         )
     )
     both = pl.col("positive") + pl.col("negative")
     shares = rows.select("row", "finish").join(sums, on="row", how="left", maintain_order="left")
-    shares = shares.select("finish", share=pl.when(both > 0).then(pl.col("positive") / both))
+    shares = shares.select("finish", share=pl.when((both > 0) & pl.col("valid")).then(pl.col("positive") / both))
     reason = shares.select("share", status=_status(pl.col("finish"), pl.col("share")))
     ok = pl.col("status") == "ok"
     return reason.select(yes=pl.when(ok).then("share").cast(pl.Float32), status="status")
@@ -298,7 +302,9 @@ def _rows(keys: Sequence[str], answers: Sequence[Answer | None]) -> pa.Table:
     rows = [
         {
             "key": key,
-            "tokens": [storable(token) for token in answer.tokens] if isinstance(answer, Verdict) else [],
+            "tokens": [storable(token[:LONGEST_TOKEN]) for token in answer.tokens]
+            if isinstance(answer, Verdict)
+            else [],
             "logprobs": answer.logprobs if isinstance(answer, Verdict) else [],
             "finish": storable(answer.finish)[:LONGEST_FINISH],
         }

@@ -13,12 +13,12 @@ import pytest
 
 from cvsi.core import params, parquet, tables
 from cvsi.core.errors import CvsiError
-from cvsi.core.schema import RANKINGS, VERDICTS, per_query
+from cvsi.core.schema import RANKINGS, per_query
 from cvsi.datasets.formats import FORMATS
 from cvsi.evaluation import rerank
 from cvsi.pipeline import verdicts
 from tests.conftest import Workspace
-from tests.rerank_world import judging, make_world, oracle, targets, with_rerank
+from tests.rerank_world import judging, make_world, oracle, targets, with_rerank, write_verdicts
 from tests.vision_server import error, serving
 
 SCORES, SECOND = Path("cache/toy/tiny/scores"), Path("cache/toy/tiny/rerank/second")
@@ -28,18 +28,6 @@ COUNTS = ("judged", "failed")
 def metrics(folder: Path) -> dict[str, float]:
     """The metrics of split val."""
     return json.loads((folder / "metrics.json").read_text())["val"]  # type: ignore[no-any-return]
-
-
-def write_verdicts(toy: Workspace, top: int, yes: Any) -> pl.DataFrame:
-    """The table of verdicts as another program may write it, with `yes` by row number; the parameters must be there."""
-    images = pl.DataFrame(tables.read("index", "toy", "images.parquet"))
-    pairs = verdicts.candidates("toy", "tiny", top, images)
-    values = [yes(number) for number in range(pairs.height)]
-    status = ["no answer" if value is None else "ok" for value in values]
-    made = pairs.with_columns(yes=pl.Series(values, dtype=pl.Float32), status=pl.Series(status, dtype=pl.String))
-    with tables.output("verdicts", "toy", "tiny", {}, "second") as out:
-        out.shards(made.to_arrow(), VERDICTS)
-    return made
 
 
 def expected_order(
@@ -258,6 +246,16 @@ def test_submissions_have_the_new_order(toy: Workspace) -> None:
     members = {row["query_id"]: row for row in tables.read("index", "toy", "queries.parquet").to_pylist()}["30"]
     ranked = [image for image in members["group_ids"] if image != members["reference_id"]]
     assert subset == sorted(ranked, key=lambda image: -yes[image])[:3]
+
+
+def test_scores_of_other_metrics_are_one_line(toy: Workspace) -> None:
+    make_world(toy)
+    settings = with_rerank(toy, "http://localhost:1/v1", top=5)
+    write_verdicts(toy, 5, lambda row: 0.5)
+    path = SCORES / "per_query.parquet"
+    pl.read_parquet(path).drop("mAP@10").write_parquet(path)
+    with pytest.raises(CvsiError, match=r"per_query.parquet: no column 'mAP@10'; run the stage scores again"):
+        rerank.build("second", settings)
 
 
 def broken(column: str, value: Any) -> Any:

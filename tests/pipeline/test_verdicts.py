@@ -265,7 +265,7 @@ def test_a_first_paragraph_can_be_a_system_message(toy: Workspace) -> None:
         system, user = server.seen[0].body["messages"]
     assert system["role"] == "system" and 'can only be "yes" or "no".' in system["content"]
     first, _, second, _ = user["content"]
-    assert first["text"].startswith("<Instruct>: ") and first["text"].endswith("\n<Query>:")
+    assert first["text"].startswith("<Instruct>: ") and first["text"].endswith("with everything else alike.<Query>:")
     assert second["text"] == "as request 0\n<Document>:"
 
 

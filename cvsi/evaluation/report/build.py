@@ -6,7 +6,6 @@
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import polars as pl
 
 from cvsi.core import paths, provenance, tables
@@ -22,6 +21,7 @@ from cvsi.evaluation.gallery import Gallery
 from cvsi.evaluation.queries import QueryTable
 from cvsi.evaluation.report import gallery_cards, method_table, published_section
 from cvsi.evaluation.report.query_cards import SHOWN, query_cards
+from cvsi.evaluation.report.templates import template
 
 OF_QUERIES = ("edits", "fallbacks", "readings")  # facts that a dataset without queries does not have
 
@@ -41,7 +41,7 @@ def build(name: str, backbone: str, params: Params) -> None:
     left_out = method_table.left_out(name, backbone, params, evaluations)
     published = published_section.section(name, dataset, params.backbone(backbone), queried.splits, table)
     recipes, edits = provenance.recipes(name, backbone), pl.DataFrame(tables.whole("edits", name))
-    page = _template().render(
+    page = template("page.html").render(
         name=name, backbone=backbone, main=main, shown=SHOWN, cards=cards, table=table, own=own_name, left_out=left_out,
         gallery=pictures, size=gallery.size, query_file=dataset_format.query_file,
         example=gallery_cards.example(pictures) if pictures else [],
@@ -66,14 +66,6 @@ def build(name: str, backbone: str, params: Params) -> None:
         out.file("index.html").write_text(page, encoding="utf-8")
     shown = count(len(cards), "query") if cards else count(len(pictures), "image")
     info(f"{shown} shown in {paths.folder('report', name, backbone) / 'index.html'}")
-
-
-def _template() -> jinja2.Template:
-    loader = jinja2.PackageLoader("cvsi.evaluation.report", "")
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("page.html")
 
 
 def _columns(table: method_table.Table) -> list[str]:
