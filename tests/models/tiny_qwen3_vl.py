@@ -11,7 +11,7 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
-from tests.models.tiny_vision_language import SPECIAL, TEMPLATE, tokenizer_of
+from tests.models.tiny_qwen import SPECIAL, TEMPLATE, tokenizer_of
 
 
 def make(folder: Path, seed: int = 0) -> Path:
