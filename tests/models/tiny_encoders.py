@@ -26,7 +26,7 @@ def save_clip(folder: Path, seed: int = 0, eos: int | None = None) -> Path:
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = CLIPConfig(
         text_config=sizes | {
-            "vocab_size": len(tokenizer), "max_position_embeddings": 24, "eos_token_id": end if eos is None else eos,
+            "vocab_size": len(tokenizer), "max_position_embeddings": 64, "eos_token_id": end if eos is None else eos,
             "bos_token_id": tokenizer.bos_token_id, "pad_token_id": end,
         },
         vision_config=sizes | {"image_size": SIDE, "patch_size": 8},
