@@ -274,6 +274,15 @@ def edit_json(name: str, **values: Any) -> Callable[[Path], None]:
     return change
 
 
+def write(name: str, text: str) -> Callable[[Path], None]:
+    """A file with another content."""
+
+    def change(folder: Path) -> None:
+        (folder / name).write_text(text)
+
+    return change
+
+
 def without(*names: str) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         for name in names:
@@ -312,8 +321,8 @@ WRONG: list[tuple[str, Callable[[Path], None], str]] = [
     ("qwen", edit_json("config.json", model_type="qwen2_5_vl"), r"is of type 'qwen2_5_vl', .* is a Qwen3-VL"),
     ("clip", edit_json("config.json", projection_dim=None), r"no projection_dim in its config\.json"),
     ("qwen", edit_json("config.json", text_config__hidden_size="64"), r"no text_config\.hidden_size in its config"),
-    ("clip", lambda folder: (folder / "config.json").write_text("[]") and None, r"is of type 'None'"),
-    ("clip", lambda folder: (folder / "config.json").write_text("{") and None, r"config\.json: no readable config"),
+    ("clip", write("config.json", "[]"), r"is of type 'None'"),
+    ("clip", write("config.json", "{"), r"config\.json: no readable config"),
     ("qwen", without("config.json"), r"config\.json: no readable configuration"),
     ("clip", without("model.safetensors"), r"no weights"),
     ("qwen", without("model.safetensors"), r"does not load"),
@@ -328,8 +337,8 @@ WRONG: list[tuple[str, Callable[[Path], None], str]] = [
     ("clip", without("tokenizer.json", "vocab.json", "merges.txt"), r"does not load|tokenizer has"),
     ("qwen", without("tokenizer.json"), r"does not load|tokenizer has"),
     ("qwen", without(TEMPLATE), r"no chat template"),
-    ("qwen", lambda folder: (folder / TEMPLATE).write_text("{{ raise_exception('no') }}") and None, r"one that fails"),
-    ("qwen", lambda folder: (folder / TEMPLATE).write_text("{{ messages[0]['role'] }}") and None, r"leaves out the"),
+    ("qwen", write(TEMPLATE, "{{ raise_exception('no') }}"), r"one that fails"),
+    ("qwen", write(TEMPLATE, "{{ messages[0]['role'] }}"), r"leaves out the"),
 ]
 
 
