@@ -102,7 +102,8 @@ class Qwen3VlEmbedding(BackboneEncoder):
         size = {"shortest_edge": self.settings.min_pixels, "longest_edge": self.settings.max_pixels}
         made = self.processor.image_processor(images=[padded(image)], size=size, return_tensors="pt")
         tokens = int(made["image_grid_thw"].prod()) // self.processor.image_processor.merge_size**2
-        return Picture(made["pixel_values"], made["image_grid_thw"], tokens)
+        # In the model's precision at once: the patches of a block of large images take gigabytes.
+        return Picture(made["pixel_values"].to(dtype(self.precision)), made["image_grid_thw"], tokens)
 
     @torch.inference_mode()
     def image_embeddings(self, images: Sequence[Picture]) -> Tensor:
@@ -212,7 +213,7 @@ class Qwen3VlEmbedding(BackboneEncoder):
 
     def _states_of(self, images: Sequence[Picture], prompts: list[str]) -> Tensor:
         """The last states of prompts with one image each, [n, d] float32 on the CPU."""
-        patches = torch.cat([image.patches for image in images]).to(self.device, dtype(self.precision))
+        patches = torch.cat([image.patches for image in images]).to(self.device)
         grids = torch.cat([image.grid for image in images]).to(self.device)
         return self._states(self._ids(prompts), pixel_values=patches, image_grid_thw=grids)
 

@@ -1,5 +1,6 @@
 """A backbone's folder or hub name to a model of transformers whose every tensor came from the checkpoint."""
 
+import gc
 import os
 import re
 from collections.abc import Callable, Collection
@@ -25,6 +26,7 @@ def load_model(backbone: Backbone, architecture: str, dtype: Any, unused: Collec
     Raises CvsiError for a model that does not load, and for a checkpoint that lacks tensors or has others.
     """
     require(backbone.model)
+    gc.collect()  # a model that is no longer used ends now: a GPU may not have the memory of two
     with loading("backbone", backbone.model, "choose a smaller model or a lower precision"):
         import transformers  # seconds of imports, needed only when a row is missing
 
