@@ -14,11 +14,6 @@ from cvsi.models.transformers_keys import ADVICE, checked_prefix, loaded_differe
 from cvsi.models.vllm_engine import loading
 
 
-def source_of(backbone: Backbone) -> dict[str, Any]:
-    """The arguments of transformers' `from_pretrained` besides the model; no code of a repository is run."""
-    return {"trust_remote_code": False} | ({"revision": backbone.revision} if backbone.revision else {})
-
-
 def load_model(backbone: Backbone, architecture: str, dtype: Any, unused: Collection[str] = ()) -> Any:
     """A model of a class in transformers in evaluation mode, on the CPU.
 
@@ -40,7 +35,8 @@ def load_model(backbone: Backbone, architecture: str, dtype: Any, unused: Collec
             dtype=dtype,
             key_mapping=pattern(prefix) or None,
             output_loading_info=True,
-            **source_of(backbone),
+            trust_remote_code=False,
+            **_revision(backbone),
         )
         others = [name for name in report["unexpected_keys"] if name not in unused]
         left = loaded_difference(report["missing_keys"], others, report["mismatched_keys"])
@@ -52,7 +48,7 @@ def load_model(backbone: Backbone, architecture: str, dtype: Any, unused: Collec
 def load_part(backbone: Backbone, load: Callable[..., Any]) -> Any:
     """A tokenizer or processor by its `from_pretrained`; raises CvsiError where it does not load."""
     with loading("backbone", backbone.model, "choose a smaller model"):
-        return load(backbone.model, **source_of(backbone))
+        return load(backbone.model, trust_remote_code=False, **_revision(backbone))
 
 
 def check_tokenizer(backbone: Backbone, tokenizer: Any, tokens: int) -> None:
@@ -77,3 +73,7 @@ def words_only(texts: list[str], tokenizer: Any) -> list[str]:
     # Some tokenizers match these names after they lowered the text.
     spelled = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or r"(?!)", re.IGNORECASE)
     return [spelled.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text) for text in texts]
+
+
+def _revision(backbone: Backbone) -> dict[str, str]:
+    return {"revision": backbone.revision} if backbone.revision else {}

@@ -355,6 +355,26 @@ def test_a_wrong_model_is_one_line(
     assert "\n" not in str(error.value)
 
 
+CODE = "from pathlib import Path; Path('ran').touch(); raise SystemExit"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_code_in_a_models_folder_is_not_run(
+    models: Path, tmp_path: Path, kind: str, images: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "model"
+    shutil.copytree(models / KINDS[kind], folder)
+    (folder / "code.py").write_text(CODE)
+    names = ("AutoConfig", "AutoModel", "AutoTokenizer", "AutoProcessor", "AutoImageProcessor")
+    for file in folder.glob("*config.json"):
+        edit_json(file.name, auto_map={name: "code.Class" for name in names})(folder)
+    ours, known = loaded(kind, folder), loaded(kind, models / KINDS[kind])
+    image = [known.prepare(images[0])]
+    assert torch.equal(ours.composed_vectors(image, ["is green"]), known.composed_vectors(image, ["is green"]))
+    assert not Path("ran").exists()
+
+
 def test_a_prompt_that_does_not_fit_is_one_line(models: Path, images: list[Image.Image]) -> None:
     ours = loaded("qwen3-vl-embedding", models / "qwen", max_length=100)
     prepared = [ours.prepare(Image.new("RGB", (640, 640)))]
