@@ -17,6 +17,7 @@ from cvsi.core.schema import ROLES
 from cvsi.datasets import formats
 from cvsi.evaluation import methods, published
 from cvsi.evaluation.fusion import Fusion
+from cvsi.models.encoder import composes, kind_of
 from cvsi.models.engines import (
     captioner_of,
     captioner_settings,
@@ -97,8 +98,10 @@ def check_blocks(params: Params) -> None:
         editor_of(dataset, name)
         published.check_benchmark(dataset.benchmark, name)
         _check_components(methods.fusion_of(params, name), f"datasets.{name}.fusion", roles)
+    for name, backbone in params.backbones.items():
+        kind_of(backbone, f"backbones.{name}")
     for run in params.runs.values():
-        _check_phi(methods.fusion_of(params, run.dataset), run, params, roles)
+        _check_parts(methods.fusion_of(params, run.dataset), run, params, roles)
     for name, method in methods.methods(params).items():
         for fusion in method.fusions.values():
             _check_components(fusion, f"methods.{name}", roles)
@@ -139,14 +142,18 @@ def _missing_roles(params: Params, inventory: requirements.Inventory) -> None:
             inventory.add_missing(f"role {name} in the fusion of {run.dataset}", advice)
 
 
-def _check_phi(fusion: Fusion, run: Run, params: Params, roles: frozenset[str]) -> None:
-    """Raise CvsiError for a weight of a component that needs phi, on a backbone without one."""
-    if params.backbone(run.backbone).phi is not None:
-        return
-    where = f"{PATH}: datasets.{run.dataset}"
-    components = [name for name in fusion.query_columns if name not in roles]
-    if needing := [name for name in components if QUERY_COMPONENTS.get(name, where).uses_phi]:
+def _check_parts(fusion: Fusion, run: Run, params: Params, roles: frozenset[str]) -> None:
+    """Raise CvsiError for a weight of a component that needs phi or composed vectors, on a backbone without them."""
+    backbone, where = params.backbone(run.backbone), f"{PATH}: datasets.{run.dataset}"
+    components = {name: QUERY_COMPONENTS.get(name, where) for name in fusion.query_columns if name not in roles}
+    if needing := [name for name, component in components.items() if component.uses_phi and backbone.phi is None]:
         raise CvsiError(
             f"{PATH}: datasets.{run.dataset}.fusion has a weight for {', '.join(needing)}, but "
             f"backbones.{run.backbone} has no phi; add a phi, or remove the weight"
+        )
+    if needing := [name for name, component in components.items() if component.composes and not composes(backbone)]:
+        raise CvsiError(
+            f"{PATH}: datasets.{run.dataset}.fusion has a weight for {', '.join(needing)}, but "
+            f"backbones.{run.backbone} is of kind {backbone.kind}, which makes no composed vectors; name a backbone "
+            "that does (docs/backbones.md), or remove the weight"
         )

@@ -17,6 +17,7 @@ from cvsi.core.params import PATH, Params
 from cvsi.core.yaml_edit import Document
 from cvsi.models import catalogue
 from cvsi.models.clip_checkpoint import hub_file
+from cvsi.models.encoder import kind_of
 from cvsi.models.hub import HubError, HubFile, Listing, address, listing
 from cvsi.models.hub_cache import Snapshot, one_line
 from cvsi.models.hub_files import INDEX, INDEX_BYTES, one_file, small_files, weights
@@ -117,6 +118,11 @@ def wanted(params: Params, failures: list[str]) -> Iterator[Wanted]:
                     add(Wanted(noun, model.name, model.revision), f"datasets.{name}.{noun}")
     for name in params.used_backbones:
         backbone = params.backbone(name)
+        if models := kind_of(backbone, f"backbones.{name}").models(backbone):
+            for model in models:
+                if not Path(model.name).exists() and is_hub_name(model.name):
+                    add(Wanted("backbone", model.name, model.revision), f"backbones.{name}")
+            continue
         try:
             place = hub_file(backbone)
         except CvsiError as error:

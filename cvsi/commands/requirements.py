@@ -29,6 +29,7 @@ from cvsi.datasets.walk import skipped_lines
 from cvsi.models import catalogue
 from cvsi.models.captioner_family import CONFIG, FAMILIES, refusal_of_file
 from cvsi.models.clip_checkpoint import FOLDER, PICKLE, hub_file
+from cvsi.models.encoder import kind_of
 from cvsi.models.engines import (
     Model,
     Requirements,
@@ -120,7 +121,7 @@ def collect(params: Params) -> Inventory:
     for _, requirements in judges(params):
         _engine(inventory, "judge", requirements, store)
     for name in params.used_backbones:
-        _backbone(inventory, params.backbone(name))
+        _backbone(inventory, params.backbone(name), store)
     return inventory
 
 
@@ -256,7 +257,18 @@ def _server(inventory: Inventory, noun: str, address: str) -> None:
         inventory.add_missing(f"server {address}", advice)
 
 
-def _backbone(inventory: Inventory, backbone: Backbone) -> None:
+def _backbone(inventory: Inventory, backbone: Backbone, store: Store) -> None:
+    kind = kind_of(backbone)
+    if models := kind.models(backbone):
+        before = len(inventory.missing)
+        for model in models:
+            _model(inventory, "backbone", model, store)
+        if len(inventory.missing) == before:
+            try:
+                kind.width(backbone)
+            except CvsiError as error:  # a model of another type, a configuration that is unreadable
+                inventory.add_missing(f"backbone {backbone.model}", str(error))
+        return
     source = catalogue.of_backbone(backbone)
     inventory.add_terms(f"backbone {backbone.model} {backbone.pretrained or ''}".strip(), source)
     if backbone.phi is not None:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic_core import InitErrorDetails
 
 from cvsi.core import paths
 from cvsi.core.errors import CvsiError
@@ -27,6 +28,7 @@ Block = dict[str, Any]  # a part of the file that a registry checks
 Text = Annotated[str, Field(min_length=1, max_length=4096)]
 # What other systems put beside photos: Synology's thumbnails, macOS's attributes, GNOME's thumbnails.
 NOT_PHOTOS = ("@eaDir", "._*", ".thumbnails")
+OPEN_CLIP = "open_clip"  # the kind of a backbone without the key `kind`
 
 
 class Settings(BaseModel):
@@ -102,17 +104,39 @@ class Rerank(Settings):
 
 
 class Backbone(Settings):
-    """A CLIP of open_clip (a name with `pretrained`, or `local-dir:FOLDER`) and, if any, the phi that belongs to it.
+    """A model that embeds images and texts; `kind` says which code loads it.
 
-    Without a phi, nothing that needs pseudo tokens is computed.
+    The kind `open_clip` is a CLIP of open_clip (a name with `pretrained`, or `local-dir:FOLDER`) and, if any, the phi
+    that belongs to it; without a phi, nothing that needs pseudo tokens is computed. Another kind has other keys in
+    their place, see `own`.
     """
 
+    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
+
+    kind: Name = OPEN_CLIP
     model: str
     pretrained: str | None = None
     revision: str | None = None
     phi: Text | None = None
     precision: Precision = "auto"
     preprocess: Literal["target-pad", "plain"] = "target-pad"
+
+    @property
+    def own(self) -> Block:
+        """The keys that are given besides those of every kind, unchecked."""
+        common = {"kind", "model", "revision", "precision"}
+        return {name: getattr(self, name) for name in sorted(self.model_fields_set - common)}
+
+    @model_validator(mode="before")
+    @classmethod
+    def open_clip_has_no_other_keys(cls, block: Any) -> Any:
+        """Refuse unknown keys here where no other kind is named; the registry of kinds checks the others."""
+        if isinstance(block, dict) and block.get("kind", OPEN_CLIP) == OPEN_CLIP:
+            unknown = [name for name in block if name not in cls.model_fields]
+            if unknown:
+                errors = [InitErrorDetails(type="extra_forbidden", loc=(name,), input=block[name]) for name in unknown]
+                raise ValidationError.from_exception_data(cls.__name__, errors)
+        return block
 
 
 class WordList(Settings):

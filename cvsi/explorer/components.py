@@ -20,12 +20,13 @@ from cvsi.core.params import Params, Run
 from cvsi.core.paths import libraries_log
 from cvsi.explorer.images import NewImage
 from cvsi.models.captioner import Captioner
+from cvsi.models.encoder import BackboneEncoder, load_encoder
 from cvsi.models.engines import captioner_engine, reader_engine
 from cvsi.models.reader import Reader, image_url
 from cvsi.pipeline.captions import caption_job
 from cvsi.pipeline.components import COMPUTED, QUERY_COMPONENTS, Component, Role
 from cvsi.pipeline.edits import edit_job, with_keys
-from cvsi.pipeline.embeddings import Embeddings, pseudo_keys, text_rows
+from cvsi.pipeline.embeddings import Embeddings, pair_keys, text_rows
 from cvsi.pipeline.readings import ReadingJob, reading_job, roles_of
 from cvsi.pipeline.vectors import query_jobs
 from cvsi.store.jobs import BlockWorker, Interrupted, RowJob
@@ -33,8 +34,6 @@ from cvsi.store.rows import RowStore
 
 if TYPE_CHECKING:  # torch takes seconds to import, and is needed only where vectors are computed
     import torch
-
-    from cvsi.models.clip_encoder import Encoder
 
 KEPT = 1_000  # computed rows of a kind in memory; a query has some tens
 # One query at a time: batches are filled up to their size, which would only take longer. No result depends on it.
@@ -121,13 +120,21 @@ class NewQueries:
             _ = self._reader
         if reads & COMPUTED or (roles and self._reads_captions):
             _ = self._captioner
-        _ = self._encoder.model, self._encoder.tokenizer
+        self._encoder.load()
         if any(component.uses_phi for component in components):
-            _ = self._encoder.phi
+            _ = self._pseudo_rows  # raises CvsiError where there is no phi
 
     def forget(self) -> None:
         """Drop computed rows where they are many."""
-        for name in ("_caption_rows", "_edit_rows", "_reading_rows", "_image_rows", "_text_rows", "_pseudo_rows"):
+        for name in (
+            "_caption_rows",
+            "_edit_rows",
+            "_reading_rows",
+            "_image_rows",
+            "_text_rows",
+            "_pseudo_rows",
+            "_composed_rows",
+        ):
             if (rows := vars(self).get(name)) is not None:
                 rows.forget()
 
@@ -197,8 +204,9 @@ class NewQueries:
         images, texts = self._image_rows, self._text_rows
         # Without a weight for a pseudo token, a backbone needs no phi.
         pseudo = self._pseudo_rows if any(component.uses_phi for component in chosen) else None
-        embeddings = Embeddings(images, texts, pseudo)
-        if image is not None:
+        composed = self._composed_rows if any(component.composes for component in chosen) else None
+        embeddings = Embeddings(images, texts, pseudo, composed)
+        if image is not None and not all(component.composes for component in chosen):
             images.ensure(pl.DataFrame({"key": [image.digest]}), lambda block: self._image_vector(block, image))
         wanted = text_rows(pl.concat([component.texts(rows).rename("text") for component in chosen]))
         texts.ensure(wanted, lambda block: self._text_vectors(block, None))
@@ -206,17 +214,21 @@ class NewQueries:
             if pseudo is None or not component.uses_phi:
                 continue
             text = component.sentences(rows)
-            keys = pseudo_keys(rows["digest"], text)
+            keys = pair_keys(rows["digest"], text)
             sentences = pl.DataFrame({"key": keys, "digest": rows["digest"], "text": text})
             pseudo.ensure(sentences, lambda block: self._text_vectors(block, embeddings.images(block["digest"])))
+        if composed is not None and image is not None:
+            pairs = pl.DataFrame({"key": pair_keys(rows["digest"], rows["instruction"]), "text": rows["instruction"]})
+            composed.ensure(pairs, lambda block: self._composed_vector(block, image))
         return embeddings
 
-    def _image_vector(self, block: pl.DataFrame, image: NewImage) -> pa.Table:
-        prepared = image.use(lambda picture: self._prepared(picture))
-        return _vector_table(block["key"], self._encoder.image_embeddings([prepared]))
+    def _composed_vector(self, block: pl.DataFrame, image: NewImage) -> pa.Table:
+        prepared = image.use(self._encoder.prepare)
+        return _vector_table(block["key"], self._encoder.composed_vectors([prepared], block["text"].to_list()))
 
-    def _prepared(self, picture: Any) -> "torch.Tensor":
-        return self._encoder.prepare(picture)
+    def _image_vector(self, block: pl.DataFrame, image: NewImage) -> pa.Table:
+        prepared = image.use(self._encoder.prepare)
+        return _vector_table(block["key"], self._encoder.image_embeddings([prepared]))
 
     def _text_vectors(self, block: pl.DataFrame, images: np.ndarray | None) -> pa.Table:
         import torch
@@ -289,6 +301,13 @@ class NewQueries:
         return KeptRows(self._vector_jobs["pseudo_vectors"])
 
     @cached_property
+    def _composed_rows(self) -> KeptRows:
+        """The rows of composed queries; raises CvsiError for a backbone whose kind makes none."""
+        if "composed_vectors" not in self._vector_jobs:
+            raise CvsiError(f"backbones.{self.backbone}: its kind makes no composed vectors; choose another fusion")
+        return KeptRows(self._vector_jobs["composed_vectors"])
+
+    @cached_property
     def _captioner(self) -> Captioner[Any]:
         settings = self._caption_job.settings
         with redirect_output(libraries_log()):
@@ -310,13 +329,11 @@ class NewQueries:
         return reader
 
     @cached_property
-    def _encoder(self) -> "Encoder":
+    def _encoder(self) -> BackboneEncoder:
         """The backbone; raises CvsiError where its weights are missing or do not fit."""
-        from cvsi.models.clip_encoder import Encoder
-
-        encoder = Encoder(self.params.backbone(self.backbone), self.params.compute)
+        encoder = load_encoder(self.params.backbone(self.backbone), self.params.compute)
         with redirect_output(libraries_log()):
-            _ = encoder.model
+            encoder.load()
         return encoder
 
 

@@ -84,7 +84,9 @@ def of_model(name: str) -> Entry:
 
 
 def of_backbone(backbone: Backbone) -> Entry:
-    """A backbone by open_clip's names."""
+    """A backbone by open_clip's names, or by hub name."""
+    if backbone.pretrained is None:
+        return of_model(backbone.model)
     return known().backbones.get(f"{backbone.model}/{backbone.pretrained}", UNKNOWN)
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from cvsi.core.errors import CvsiError
-from cvsi.core.params import Backbone
+from cvsi.core.params import OPEN_CLIP, Backbone
 from cvsi.models.clip_checkpoint import FOLDER, identity
+from cvsi.models.encoder import EncoderKind
+from cvsi.models.engines import imported
 from cvsi.models.model_id import identify
 from cvsi.store.kinds import CODE_VERSIONS
 
@@ -28,7 +30,15 @@ TEMPLATES = {"objects added": template("{instruction}", "{added}"), "nothing add
 
 
 def embedding_dims(backbone: Backbone) -> tuple[int, int]:
-    """A backbone's vector width and token width, from its configuration alone; raises CvsiError where there is none."""
+    """A CLIP's vector width and token width, from its configuration alone; raises CvsiError where there is none.
+
+    A backbone of another kind has no width of tokens, which a phi needs, and is an error.
+    """
+    if backbone.kind != OPEN_CLIP:
+        raise CvsiError(
+            f"params.yaml: backbone model '{backbone.model}' is of kind {backbone.kind}, which has no phi; name a "
+            f"backbone of kind {OPEN_CLIP}"
+        )
     if backbone.model.startswith(FOLDER):
         path = Path(backbone.model.removeprefix(FOLDER)) / "open_clip_config.json"
         try:
@@ -60,3 +70,10 @@ def recipe(backbone: Backbone, kind: str, precision: str) -> dict[str, Any]:
             raise CvsiError(f"params.yaml: backbone {backbone.model} has no phi, which pseudo tokens need; add one")
         facts |= {"phi": identify(backbone.phi), "template": TEMPLATES["objects added"]}
     return facts
+
+
+KIND = EncoderKind(
+    width=lambda backbone: embedding_dims(backbone)[0],
+    recipe=recipe,
+    load=imported("cvsi.models.clip_encoder:Encoder"),
+)

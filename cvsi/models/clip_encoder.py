@@ -26,9 +26,10 @@ from cvsi.models.clip_activation import check_settings
 from cvsi.models.clip_checkpoint import locate, tag
 from cvsi.models.clip_tokenizer import Tokenizer
 from cvsi.models.clip_weights import load_into
+from cvsi.models.encoder import BackboneEncoder
 
 
-class Encoder:
+class Encoder(BackboneEncoder):
     """One backbone's two towers and phi; the model is loaded when it is first used."""
 
     def __init__(self, backbone: Backbone, compute: Compute, worker: int = 0) -> None:
@@ -42,6 +43,11 @@ class Encoder:
     def recipe(self, kind: str) -> dict[str, Any]:
         """What decides this backbone's `image`, `text` or `pseudo` rows, for the store."""
         return recipe(self.backbone, kind, self.precision)
+
+    def load(self) -> None:
+        """Load the model and its tokenizer, and check phi where its file exists."""
+        self.check_phi()
+        _ = self.model, self.tokenizer
 
     @cached_property
     def model(self) -> Any:

@@ -23,9 +23,14 @@ COMPUTED = frozenset({"captions", "edited", "added"})
 
 
 class Component:
-    """One component; by default it encodes neither texts nor sentences with a pseudo token."""
+    """One component; by default it encodes neither texts nor sentences with a pseudo token.
+
+    `uses_phi` is one that a backbone without phi leaves out, `composes` one that needs a backbone which embeds the
+    reference image and the instruction together.
+    """
 
     uses_phi = False
+    composes = False
 
     @property
     def reads(self) -> frozenset[str]:
@@ -128,6 +133,23 @@ class PseudoToken(Component):
         )
 
 
+class Composed(Component):
+    """The reference image and the instruction in one vector, made by the backbone from both together."""
+
+    composes = True
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The image and the instruction alone."""
+        return frozenset()
+
+    def vectors(self, rows: pl.DataFrame, embeddings: Embeddings) -> np.ndarray:
+        """The composed queries' vectors."""
+        return mean_of_references(
+            rows, lambda chosen: embeddings.composed_queries(chosen["digest"], chosen["instruction"])
+        )
+
+
 @dataclass(frozen=True)
 class Role(MeanOfTexts):
     """The mean of the unit vectors of a reader's texts of one role; zeros for a query without one.
@@ -146,6 +168,7 @@ PSEUDO = PseudoToken()
 REFERENCE = ImageVector()
 SOURCE = MeanOfTexts("captions")
 INSTRUCTION = OneText("instruction")
+COMPOSED = Composed()
 IMAGE = ImageVector()
 CAPTION = MeanOfTexts("captions")
 
@@ -158,6 +181,7 @@ QUERY_COMPONENTS: Registry[Component] = Registry(
         "reference": "cvsi.pipeline.components:REFERENCE",
         "source": "cvsi.pipeline.components:SOURCE",
         "instruction": "cvsi.pipeline.components:INSTRUCTION",
+        "composed": "cvsi.pipeline.components:COMPOSED",
     },
 )
 GALLERY_COMPONENTS: Registry[Component] = Registry(

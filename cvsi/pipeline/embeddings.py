@@ -21,7 +21,7 @@ from cvsi.core.digest import digest
 from cvsi.core.params import Backbone
 from cvsi.core.run_log import timed
 from cvsi.models.batching import pool
-from cvsi.models.clip import embedding_dims, recipe
+from cvsi.models.encoder import load_encoder, recipe_of, width_of
 from cvsi.pipeline.image_loader import ImageLoader
 from cvsi.store.jobs import BlockWorker, RowJob, Words
 from cvsi.store.rows import RowStore
@@ -29,7 +29,7 @@ from cvsi.store.rows import RowStore
 if TYPE_CHECKING:  # torch takes seconds to import, and is needed only where vectors are computed or read
     import torch
 
-    from cvsi.models.clip_encoder import Encoder
+    from cvsi.models.encoder import BackboneEncoder
 
 TEXT_BATCHES = 16  # a block of texts has so many times the batches of a block of images: a text takes far less time
 Rows = Callable[[str], pl.DataFrame]
@@ -46,27 +46,21 @@ class VectorJob(RowJob):
     @property
     def schema(self) -> pa.Schema:
         """`key` and `vector`, float32 of the backbone's width."""
-        return schema.stored_vectors(embedding_dims(self.backbone)[0])
+        return schema.stored_vectors(width_of(self.backbone))
 
     def recipe(self) -> dict[str, Any]:
         """The backbone's recipe of this kind of rows."""
         used = precision(self.backbone.precision, device_kind(self.compute))
-        return recipe(self.backbone, self.kind.removesuffix("_vectors"), used)
+        return recipe_of(self.backbone, self.kind.removesuffix("_vectors"), used)
 
     def wanted(self) -> pl.DataFrame:
         """The rows of the stage's tables."""
         return self.source(self.dataset)
 
-    def encoder(self, worker: int) -> "Encoder":
-        """The backbone, loaded now so that its time counts as loading.
-
-        phi is checked too, where its file exists: the queries need one that fits, and a gallery may take days.
-        """
-        from cvsi.models.clip_encoder import Encoder
-
-        encoder = Encoder(self.backbone, self.compute, worker)
-        encoder.check_phi()
-        _ = encoder.model
+    def encoder(self, worker: int) -> "BackboneEncoder":
+        """The backbone, loaded now so that its time counts as loading."""
+        encoder = load_encoder(self.backbone, self.compute, worker)
+        encoder.load()
         return encoder
 
 
@@ -165,15 +159,58 @@ class PseudoTokenJob(TextVectorJob):
 
 
 @dataclass(frozen=True)
+class ComposedJob(VectorJob):
+    """Vectors of images with instructions, by a backbone that embeds both together.
+
+    Wanted rows have `key`, `text`, and of the reference image its `digest` and `path` below `root`, and `crop` where
+    images have it.
+    """
+
+    kind: ClassVar[str] = "composed_vectors"
+    words: ClassVar[Words] = Words("composed query", "to embed", "embedded")
+
+    root: Path
+
+    @property
+    def block_rows(self) -> int:
+        """Several batches of images."""
+        return self.compute.image_batch * self.compute.block_batches
+
+    @property
+    def memory_advice(self) -> str:
+        """The batch size."""
+        return f"compute.image_batch (now {self.compute.image_batch})"
+
+    def load(self, worker: int) -> BlockWorker:
+        """Load the backbone; a block's images are read batch by batch."""
+        encoder = self.encoder(worker)
+        size, ahead = self.compute.image_batch, encoder.device.type != "cpu"
+
+        def prefetch(block: pl.DataFrame) -> "tuple[pl.DataFrame, ImageLoader[Any]]":
+            images = block.drop("key", "text").rename({"digest": "key"})
+            return block, ImageLoader(self.root, images, size, encoder.prepare, ahead)
+
+        def compute(ready: "tuple[pl.DataFrame, ImageLoader[Any]]") -> pa.Table:
+            block, images = ready
+            texts = (part["text"].to_list() for part in block.iter_slices(size))
+            batches = zip(images.batches(), texts, strict=True)
+            vectors = [encoder.composed_vectors(batch, instructions) for (batch, _), instructions in batches]
+            return _rows(block, np.concatenate([batch.numpy() for batch in vectors]))
+
+        return BlockWorker(compute, prefetch)
+
+
+@dataclass(frozen=True)
 class Embeddings:
     """The stored vectors of one backbone, looked up by a file's digest, a text, or both.
 
-    `pseudo` is None for a table without pseudo tokens.
+    `pseudo` is None for a table without pseudo tokens, `composed` for one of a backbone that composes nothing.
     """
 
     image: RowStore
     text: RowStore
     pseudo: RowStore | None = None
+    composed: RowStore | None = None
 
     def images(self, digests: pl.Series) -> np.ndarray:
         """Un-normalised image embeddings, [rows, d] float32."""
@@ -186,7 +223,12 @@ class Embeddings:
     def pseudo_tokens(self, digests: pl.Series, sentences: pl.Series) -> np.ndarray:
         """Unit vectors of sentences with the pseudo tokens of these image files, [rows, d] float32."""
         assert self.pseudo is not None, "the table was made without pseudo tokens"
-        return _vectors(self.pseudo, pseudo_keys(digests, sentences))
+        return _vectors(self.pseudo, pair_keys(digests, sentences))
+
+    def composed_queries(self, digests: pl.Series, instructions: pl.Series) -> np.ndarray:
+        """Unit vectors of these image files with their instructions, [rows, d] float32."""
+        assert self.composed is not None, "the table was made without composed queries"
+        return _vectors(self.composed, pair_keys(digests, instructions))
 
 
 def text_rows(texts: pl.Series) -> pl.DataFrame:
@@ -200,9 +242,9 @@ def text_keys(texts: pl.Series) -> pl.Series:
     return pl.Series([digest(text) for text in texts], dtype=pl.String)
 
 
-def pseudo_keys(digests: pl.Series, sentences: pl.Series) -> pl.Series:
-    """The store's keys of sentences with the pseudo tokens of image files, in order."""
-    return pl.Series([digest(*pair) for pair in zip(digests, sentences, strict=True)], dtype=pl.String)
+def pair_keys(digests: pl.Series, texts: pl.Series) -> pl.Series:
+    """The store's keys of image files with a text each (a sentence with a pseudo token, an instruction), in order."""
+    return pl.Series([digest(*pair) for pair in zip(digests, texts, strict=True)], dtype=pl.String)
 
 
 def _vectors(rows: RowStore, keys: pl.Series) -> np.ndarray:

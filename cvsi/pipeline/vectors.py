@@ -1,6 +1,7 @@
 """Images, captions, edits and phi to vectors: the tables `gallery_vectors` and `query_vectors`."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,18 @@ import pyarrow as pa
 from cvsi.core import parquet, provenance, schema, tables
 from cvsi.core.console import info
 from cvsi.core.params import Backbone, Params
-from cvsi.models.clip import TEMPLATES, embedding_dims
+from cvsi.models.clip import TEMPLATES
+from cvsi.models.encoder import composes, kind_of, width_of
 from cvsi.pipeline.components import GALLERY_COMPONENTS, QUERY_COMPONENTS, Component, Role, unit
 from cvsi.pipeline.embeddings import (
+    ComposedJob,
     Embeddings,
     ImageVectorJob,
     PseudoTokenJob,
     Rows,
     TextVectorJob,
     VectorJob,
-    pseudo_keys,
+    pair_keys,
     text_rows,
 )
 from cvsi.pipeline.image_loader import image_rows
@@ -35,11 +38,17 @@ def gallery_jobs(name: str, backbone: str, params: Params) -> list[VectorJob]:
 
 
 def query_jobs(name: str, backbone: str, params: Params) -> list[VectorJob]:
-    """The jobs of the queries' vectors: reference images, texts and, where the backbone has a phi, pseudo tokens."""
+    """The jobs of the queries' vectors: reference images and texts, and what this backbone makes besides.
+
+    That is pseudo tokens where it has a phi, and composed queries where its kind makes them.
+    """
     settings, store = params.backbone(backbone), Store(Path(params.store))
     jobs: list[VectorJob] = _jobs(name, backbone, params, query_images, query_texts)
     if settings.phi is not None:
         jobs.append(PseudoTokenJob(params.compute, store, settings, name, query_sentences))
+    if composes(settings):
+        root = Path(params.dataset(name).root)
+        jobs.append(ComposedJob(params.compute, store, settings, name, query_pairs, root))
     return jobs
 
 
@@ -50,7 +59,7 @@ def write_gallery(name: str, backbone: str, params: Params) -> None:
     images = gallery_rows(name)
     recipe = _recipes(embeddings) | {"normalize_captions": dataset.normalize_captions}
     recipe |= provenance.inputs("gallery_vectors", name, backbone)
-    columns = schema.gallery_vectors(embedding_dims(params.backbone(backbone))[0], GALLERY_COMPONENTS.names())
+    columns = schema.gallery_vectors(width_of(params.backbone(backbone)), GALLERY_COMPONENTS.names())
     with tables.output("gallery_vectors", name, backbone, recipe) as out:
         for rows in images.iter_slices(parquet.SHARD_ROWS):
             vectors = {part: component.vectors(rows, embeddings) for part, component in GALLERY_COMPONENTS}
@@ -62,7 +71,8 @@ def write_gallery(name: str, backbone: str, params: Params) -> None:
 def write_queries(name: str, backbone: str, params: Params) -> None:
     """Write `cache/<name>/<backbone>/query_vectors`: one column per query component and role, float32, a row per query.
 
-    Components that use phi are left out where the backbone has none, roles where the edits have none.
+    Components that use phi are left out where the backbone has none, the composed one where its kind makes none, roles
+    where the edits have none.
     """
     settings = params.backbone(backbone)
     components = query_components(settings) | role_components(name)
@@ -70,7 +80,7 @@ def write_queries(name: str, backbone: str, params: Params) -> None:
     queries = query_rows(name)
     recipe = _recipes(embeddings) | ({} if settings.phi is None else {"templates": TEMPLATES})
     recipe |= provenance.inputs("query_vectors", name, backbone)
-    columns = schema.query_vectors(embedding_dims(settings)[0], list(components))
+    columns = schema.query_vectors(width_of(settings), list(components))
     with tables.output("query_vectors", name, backbone, recipe) as out:
         for start in range(0, max(queries.height, 1), parquet.SHARD_ROWS):
             rows = queries.slice(start, parquet.SHARD_ROWS)
@@ -79,8 +89,9 @@ def write_queries(name: str, backbone: str, params: Params) -> None:
 
 
 def query_components(backbone: Backbone) -> dict[str, Component]:
-    """The query components that a backbone can compute, by name: all, or without phi those that do not use it."""
-    every = dict(QUERY_COMPONENTS)
+    """The query components that a backbone can compute, by name: without phi, those that do not use it."""
+    composed = composes(backbone)
+    every = {part: component for part, component in QUERY_COMPONENTS if composed or not component.composes}
     left_out = [part for part, component in every.items() if component.uses_phi and backbone.phi is None]
     if left_out:
         info(f"the backbone has no phi: no column {', '.join(left_out)}")
@@ -141,9 +152,18 @@ def query_sentences(name: str) -> pl.DataFrame:
     for _, component in QUERY_COMPONENTS:
         for rows in (first, second_references(first)) if component.uses_phi else ():
             text = component.sentences(rows)
-            keys = pseudo_keys(rows["digest"], text)
+            keys = pair_keys(rows["digest"], text)
             parts.append(pl.DataFrame({"key": keys, "digest": rows["digest"], "text": text}))
     return pl.concat(parts)
+
+
+def query_pairs(name: str) -> pl.DataFrame:
+    """The wanted composed rows of the queries: `key`, `text`, and the reference image's `digest`, `path` and `crop`."""
+    first = query_rows(name)
+    rows = pl.concat([part.select(first.columns) for part in (first, second_references(first))])
+    files = [column for column in ("digest", "path", "crop") if column in rows.columns]
+    keys = pair_keys(rows["digest"], rows["instruction"]).alias("key")
+    return rows.select(keys, pl.col("instruction").alias("text"), *files)
 
 
 def _texts(components: Mapping[str, Component], rows: pl.DataFrame) -> pl.DataFrame:
@@ -152,6 +172,7 @@ def _texts(components: Mapping[str, Component], rows: pl.DataFrame) -> pl.DataFr
 
 def _jobs(name: str, backbone: str, params: Params, images: Rows, texts: Rows) -> list[VectorJob]:
     settings, store = params.backbone(backbone), Store(Path(params.store))
+    kind_of(settings, f"backbones.{backbone}")  # raises CvsiError for a wrong key, by the backbone's name
     root = Path(params.dataset(name).root)
     return [
         ImageVectorJob(params.compute, store, settings, name, images, root),
@@ -162,12 +183,13 @@ def _jobs(name: str, backbone: str, params: Params, images: Rows, texts: Rows) -
 def _compute(jobs: list[VectorJob]) -> Embeddings:
     """Compute what is missing, job by job."""
     opened = [job.rows() for job in jobs]  # raises CvsiError for a missing model or phi before any long work
-    return Embeddings(*(compute_missing(*pair) for pair in zip(jobs, opened, strict=True)))
+    rows = {job.kind: compute_missing(job, rows) for job, rows in zip(jobs, opened, strict=True)}
+    return Embeddings(**{kind.removesuffix("_vectors"): computed for kind, computed in rows.items()})
 
 
 def _recipes(embeddings: Embeddings) -> dict[str, Any]:
     """The recipe of each kind of rows that a table is made from."""
-    rows = {"image": embeddings.image, "text": embeddings.text, "pseudo": embeddings.pseudo}
+    rows = {field.name: getattr(embeddings, field.name) for field in fields(embeddings)}
     return {kind: store.recipe for kind, store in rows.items() if store is not None}
 
 

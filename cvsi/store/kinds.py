@@ -14,6 +14,7 @@ CODE_VERSIONS = {
     "image_vectors": 1,
     "text_vectors": 1,
     "pseudo_vectors": 1,
+    "composed_vectors": 1,  # of backbones that embed an image and a text together
     "keyword_spans": 1,  # captions with `$` in place of their keywords, for training phi
     "phi": 1,  # checkpoints of training
     "weights": 1,  # digests of models that are not on this machine, from packs

@@ -15,6 +15,7 @@ from tests.imports import ROOT
 
 NAMES = ["edited", "pseudo", "image", "text", "image+text", "product", "pdv", "adast", "seize"]
 OF_ROLES = ["soft", "osrcir", "sdr", "roles"]
+OF_BACKBONES = ["composed"]
 WEIGHTS = ["edited", "pseudo", "image", "text", "image+text", "pdv"]
 
 
@@ -31,7 +32,7 @@ def form(params: Params, name: str) -> Form:
 def test_the_methods_of_the_table() -> None:
     params = settings()
     table = methods.table(params, "circo")
-    assert list(table) == ["cvsi", *NAMES, *OF_ROLES]
+    assert list(table) == ["cvsi", *NAMES, *OF_ROLES, *OF_BACKBONES]
     assert table["cvsi"].recipe() == project_params()["datasets"]["circo"]["fusion"] | {"score": {"kind": "sum"}}
     assert form(params, "image+text").query == {"reference": 0.5, "instruction": 0.5}
     assert all(form(params, name).gallery == {"image": 1.0} for name in WEIGHTS)
@@ -55,7 +56,7 @@ def test_methods_of_params_follow_the_built_in_ones() -> None:
     params = settings(
         methods={"mine": {"known_as": "a test", "source": "here", **project_params()["datasets"]["demo"]["fusion"]}}
     )
-    assert list(methods.table(params, "demo")) == ["cvsi", *NAMES, *OF_ROLES, "mine"]
+    assert list(methods.table(params, "demo")) == ["cvsi", *NAMES, *OF_ROLES, *OF_BACKBONES, "mine"]
     assert methods.methods(params)["mine"].about.known_as == "a test"
     assert methods.table(params, "demo")["mine"] == methods.table(params, "demo")["cvsi"]
 

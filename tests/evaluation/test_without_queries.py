@@ -29,7 +29,7 @@ from tests.conftest import Workspace
 from tests.stage_inputs import DISC_CAPTIONS, write_captions, write_edits, write_index, write_vectors
 
 WITHOUT_PHI = [part for part in schema.QUERY_PARTS if part != "pseudo"]
-OF_ROLES = {"soft", "osrcir", "sdr", "roles"}  # methods that need a reader
+OF_OTHERS = {"soft", "osrcir", "sdr", "roles", "composed"}  # methods that need a reader, or another backbone
 PLAIN = {"query": {"edited": 0.7, "reference": 0.3}, "gallery": {"image": 0.8, "caption": 0.2}}
 
 
@@ -230,9 +230,9 @@ def test_labelled_queries_without_phi_have_metrics_and_name_the_methods_left_out
     content = json.loads((folder / "weightings.json").read_text())
     fusions = methods.table(params.load(), "toy")
     needing = {name for name, fusion in fusions.items() if "pseudo" in fusion.query_columns}
-    assert needing and set(content["left_out"]) == needing | OF_ROLES
+    assert needing and set(content["left_out"]) == needing | OF_OTHERS
     assert {content["left_out"][name] for name in needing} == {"no column pseudo; the backbone has no phi"}
-    assert set(content["splits"]["val"]) == set(fusions) - needing - OF_ROLES
+    assert set(content["splits"]["val"]) == set(fusions) - needing - OF_OTHERS
     assert set(pq.read_table(folder / "methods.parquet")["method"].to_pylist()).isdisjoint(needing)
     for name in needing:
         assert f"<b>{name}</b> (no column pseudo; the backbone has no phi)" in page
@@ -250,7 +250,7 @@ def test_the_page_of_a_backbone_with_phi_leaves_out_what_needs_a_reader(toy: Wor
     computed(toy)
     page = reported(params.load())
     content = json.loads((paths.folder("report", "toy", "tiny") / "weightings.json").read_text())
-    assert set(content["left_out"]) == OF_ROLES and "no phi" not in page
+    assert set(content["left_out"]) == OF_OTHERS and "no phi" not in page
 
 
 WITH_PSEUDO: dict[str, object] = {

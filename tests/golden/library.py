@@ -18,6 +18,7 @@ from cvsi.datasets import index as indexing
 from cvsi.models import model_id
 from cvsi.models.clip import template
 from cvsi.models.clip_encoder import Encoder
+from cvsi.models.encoder import recipe_of
 from cvsi.models.engines import captioner_settings, editor_settings
 from cvsi.pipeline import prompting
 from cvsi.pipeline.captions import CaptionJob
@@ -75,6 +76,11 @@ def span_recipe(words: Path) -> Recipe:
 def weights_recipe() -> Recipe:
     """What decides the records of weights that are not here."""
     return model_id.RECORDS
+
+
+def backbone_recipe(backbone: Settings, kind: str) -> Recipe:
+    """What decides the `image`, `text` or `composed` vectors of a backbone of any kind in fp32."""
+    return recipe_of(Backbone.model_validate(backbone), kind, "fp32")
 
 
 def phi_recipe(training: Settings, backbone: Settings) -> Recipe:

@@ -194,6 +194,48 @@ def test_vectors(backbone: dict[str, Any], kind: str, pinned: str) -> None:
     check(library.vector_recipe(backbone, kind), pinned)
 
 
+@pytest.mark.parametrize("kind", ["image", "text"])
+def test_the_registry_of_kinds_gives_the_recipes_of_clip(kind: str) -> None:
+    assert library.backbone_recipe(TINY, kind) == library.vector_recipe(TINY, kind)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "kind", "pinned"),
+    [
+        (HUB | {"kind": "bge-vl"}, "image", "158669847b4dec6ea5c7316cb9fe5105cfda4430af9e06c1e07b946348c4e7b6"),
+        (HUB | {"kind": "bge-vl"}, "text", "96012543423f2db0bf4f508e1b79446f8dcb4a65c95414c562cd6c17d5418b6d"),
+        (HUB | {"kind": "bge-vl"}, "composed", "d6a5bd10bcfa56d1f2476f34561e9bfd98152955e283ece3241f763275d46c01"),
+        (
+            HUB | {"kind": "bge-vl", "preprocess": "target-pad"},
+            "composed",
+            "ccb444e514b3743b710ce55e40ce427733f145e6ef9702682ac69c2efe914976",
+        ),
+        (
+            HUB | {"kind": "qwen3-vl-embedding"},
+            "image",
+            "cb93a99e58fe0e75da53d079f79e5833cb032e392db1b457e43b165277a1c241",
+        ),
+        (
+            HUB | {"kind": "qwen3-vl-embedding"},
+            "text",
+            "cd408489a2a9d4b8b99b2511b77c411ccdc05dfb321d1fc37b3e5eda4bef4230",
+        ),
+        (
+            HUB | {"kind": "qwen3-vl-embedding"},
+            "composed",
+            "df35ac4027bbb6aea223cafe47f0fa8a76740c0694d93c933f4f50e856c94000",
+        ),
+        (
+            HUB | {"kind": "qwen3-vl-embedding", "composed_instruction": "Change it."},
+            "composed",
+            "5130ddb22f0edbe584619bb595510bfd2f6eaae0103f990d28bda57945eddb04",
+        ),
+    ],
+)
+def test_vectors_of_other_kinds_of_backbones(backbone: dict[str, Any], kind: str, pinned: str) -> None:
+    check(library.backbone_recipe(backbone, kind), pinned)
+
+
 def test_facts_of_files() -> None:
     check(library.file_recipe(), "1f857f2f97f025a8281f786bdddddb8e8a2069a33eca6fd75a094c11b11ec004")
 

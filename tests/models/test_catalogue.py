@@ -48,7 +48,7 @@ def test_revisions_of_params_are_those_of_the_catalogue() -> None:
     pinned = [(catalogue.of_backbone(backbone), backbone.revision) for backbone in content.backbones.values()]
     pinned += [(catalogue.of_model(block["model"]), block.get("revision")) for block in content.editors.values()]
     compared = [(entry.revision.value, revision) for entry, revision in pinned if entry.revision and revision]
-    assert len(compared) == 4 and all(one == other for one, other in compared)
+    assert len(compared) == 8 and all(one == other for one, other in compared)
 
 
 def test_widths_and_parameters_of_backbones_are_those_of_open_clip() -> None:
