@@ -150,7 +150,8 @@ def build_method(
             why = f"; backbones.{backbone} has no phi" if part in PHI_PARTS and phi is None else ""
             raise CvsiError(f"{line}, which {asked.method} needs{why}")
     points = sweep_forms.form_points(inputs, asked.fusions)
-    group = min(points.group_size(memory), inputs.table.frame.height)
+    largest = max(inputs.table.of_split(split).height for split in inputs.table.labelled)
+    group = min(points.group_size(memory), largest)
     held = points.bytes_of(group) / 2**30
     info(
         f"{count(len(points), 'point')} of {asked.method} on {', '.join(inputs.table.labelled)}, "

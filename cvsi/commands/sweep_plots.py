@@ -211,7 +211,13 @@ def draw(sweep: Sweep, lattice: pl.DataFrame, view: View, title: str, path: Path
         own = rows.filter(sweep.is_own).to_dicts()
         if view.down is not None:
             _map(row[0], on_grid, own, sweep, view, view.down)
-        _profiles(row[-1], on_grid, own, sweep, view)
+        if view.sums or view.down is None:
+            _profiles(row[-1], on_grid, own, sweep, view, view.profiles)
+        else:  # numbers have scales of their own
+            for axes, name in _divided(row[-1], view.profiles):
+                _profiles(axes, on_grid, own, sweep, view, [name])
+                if name == view.across:
+                    axes.set_title("each value, the others at their best", loc="left", fontsize=12)
         words = "".join(f", {sweep.own} is number {int((rows[main] > one[main]).sum()) + 1:,}" for one in own)
         heading = f"{title}, {split}: {count(rows.height, sweep.noun)}{words}"
         pad = 6 if view.down is None else 62 if rows["in_noise"].any() else 44
@@ -255,12 +261,27 @@ def _edges(ticks: np.ndarray, half: float) -> np.ndarray:
     return np.array([2 * ticks[0] - middles[0], *middles, 2 * ticks[-1] - middles[-1]])
 
 
-def _profiles(axes: Axes, on_grid: pl.DataFrame, own: list[dict[str, Any]], sweep: Sweep, view: View) -> None:
-    """The best at each value of each column, and the dataset's or the method's own point."""
+def _divided(axes: Axes, names: Sequence[str]) -> Iterator[tuple[Axes, str]]:
+    """Axes beside and below each other in place of one, with the same heights, and the name that each is for."""
+    columns = 1 if len(names) < 4 else 2
+    place, figure = axes.get_subplotspec(), axes.figure
+    assert place is not None  # it was made by subplots
+    axes.remove()
+    grid, first = place.subgridspec(-(-len(names) // columns), columns), None
+    for number, name in enumerate(names):
+        one = figure.add_subplot(grid[divmod(number, columns)], sharey=first)
+        first = first or one
+        yield one, name
+
+
+def _profiles(
+    axes: Axes, on_grid: pl.DataFrame, own: list[dict[str, Any]], sweep: Sweep, view: View, names: Sequence[str]
+) -> None:
+    """The best at each value of columns, and the dataset's or the method's own point."""
     main = sweep.protocol.main
     order = [name for name in sweep.components.names if name in (*view.profiles, *view.others)]
     colours = dict(zip(order, cycle(COLOURS), strict=False)) | ({view.profiles[-1]: GREY} if view.sums else {})
-    for name in view.profiles:
+    for name in names:
         best = on_grid.group_by(name, maintain_order=True).first().sort(name)  # the rows are best first
         noise = best.filter("in_noise")
         axes.plot(best[name], best[main], "o-", color=colours[name], markersize=5, markerfacecolor="white", label=name)
@@ -269,10 +290,15 @@ def _profiles(axes: Axes, on_grid: pl.DataFrame, own: list[dict[str, Any]], swee
             axes.plot(row[name], row[main], "D", color=colours[name], markeredgecolor=ALARM, markersize=9)
     for row in own:
         axes.axhline(row[main], color=ALARM, linestyle="--", linewidth=1, marker="D", markersize=0, label=view.own)
+    axes.grid(alpha=0.3)
+    if names != view.profiles:
+        ends = dict(zip(sweep.components.names, sweep.components.short, strict=True))
+        axes.set(xlabel=f"{view.noun} of {ends[names[0]]}", ylabel=f"best {main}")
+        return
     if on_grid["in_noise"].any():
         axes.plot([], [], "o", color=GREY, markersize=6, label=f"filled: {IN_NOISE}")
-    axes.set(xlabel=view.noun, ylabel=f"best {main}, percent, at this {view.noun}")
-    if view.down is not None:
+    noun = view.noun if view.sums else f"{view.noun} of {names[0]}"
+    axes.set(xlabel=noun, ylabel=f"best {main}, percent, at this {view.noun}")
+    if view.sums:
         axes.set_title(f"each {view.noun}, the others at their best", loc="left", fontsize=12)
-    axes.grid(alpha=0.3)
     axes.legend(fontsize=10)

@@ -156,10 +156,14 @@ def parsed(block: Mapping[str, Any], name: str, setting: str) -> tuple[Keys, Any
     if matching:
         raise CvsiError(f"--set {key}: {name} has {', '.join(matching)}; write one of them in full")
     parent, _, column = key.rpartition(".")
-    for path in dict.fromkeys(keys[:-1] for keys in numbers_in(block)):
-        # A column that has no weight yet.
-        if column and path and path[-1] in SIDES and dotted(path) == parent:
-            return (*path, column), values
+    weights = [path for path in dict.fromkeys(keys[:-1] for keys in known.values()) if path and path[-1] in SIDES]
+    without = [path for path in weights if parent and dotted(path) == parent]
+    without = without or [path for path in weights if parent and ends_with(dotted(path), parent)]
+    if len(without) == 1 and column:
+        return (*without[0], column), values  # a column that has no weight yet
+    if without:
+        names = ", ".join(f"{dotted(path)}.{column}" for path in without)
+        raise CvsiError(f"--set {key}: {name} has several such places: {names}; write one of them in full")
     raise CvsiError(f"--set {key[:80]}: {name} has no such number; there are: {', '.join(known) or 'none'}")
 
 

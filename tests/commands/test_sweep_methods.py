@@ -240,7 +240,7 @@ def test_a_method_by_name_with_lists_from_the_command(roles: World) -> None:
         workspace, "toy", "tiny", "--method", "adast", "--set", "scale=1,4,8", "--set", "score.margin=[0, 0.05, 1e-1]"
     )
     assert done.returncode == 0, done.stderr
-    assert "9 points of adast on dev, val, 700 images; products of" in done.stdout
+    assert "9 points of adast on val, dev, 700 images; products of" in done.stdout
     assert "adast" in done.stdout and "scale" in done.stdout and "margin" in done.stdout
     assert max(len(line) for line in done.stdout.splitlines() if "│" in line or "──" in line) <= 80
     assert "Honest less adast:" in done.stdout.replace("\n", " ")
@@ -349,6 +349,7 @@ def test_points_without_any_weight_are_left_out(toy: Workspace, capsys: pytest.C
         ("scale=1,", "score.scale", [1.0]), ("score.scale = [1, 2]", "score.scale", [1.0, 2.0]),
         ("scale=1e-5,.5,-2", "score.scale", [1e-5, 0.5, -2.0]),
         ("query.edited=1,2", "forms.edited.query.edited", [1.0, 2.0]),
+        ("proxy.gallery.caption=0,0.5", "forms.proxy.gallery.caption", [0.0, 0.5]),
         ("forms.proxy.gallery.caption=0,0.5", "forms.proxy.gallery.caption", [0.0, 0.5]),
         ("parts.proxy.shift.toward.source=0.5", "parts.proxy.shift.toward.source", [0.5]),
     ],
@@ -398,6 +399,7 @@ def refused(match: str, method: str = "", *settings: str) -> None:
         ("adast", ["scal=1,2"], "--set scal: adast has no such number; there are: .*score.scale"),
         ("adast", ["score.nothing=1,2"], "--set score.nothing: adast has no such number"),
         ("adast", ["edited=1,2"], "--set edited: adast has .*write one of them in full"),
+        ("adast", ["gallery.caption=1,2"], "--set gallery.caption: adast has several such places: forms"),
         ("adast", ["unit=0,1"], "--set unit: adast has no such number"),
         ("cvsi", ["query.nothing=1,2"], "no column 'nothing', which cvsi needs"),
         ("cvsi", ["gallery.nothing=1,2"], "gallery_vectors: no column 'nothing', which cvsi needs"),
