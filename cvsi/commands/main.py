@@ -384,6 +384,8 @@ def sweep(
         run = settings.run(dataset)
         dataset, backbone = run.dataset, run.backbone
     numbers = bool(method or vary)
+    if numbers and (names != list(search.DEFAULT_PARTS) or step != search.DEFAULT_STEP):
+        raise CvsiError("--parts and --step are for weightings; with --method, give lists by --set KEY=VALUE,VALUE")
     if numbers:
         result = search.build_method(dataset, backbone, settings, method, vary or [])
     else:

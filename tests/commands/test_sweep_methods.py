@@ -479,5 +479,7 @@ def test_a_run_in_place_of_dataset_and_backbone(world: World) -> None:
     workspace.params(runs={"here": {"dataset": "toy", "backbone": "tiny"}})
     done = command(workspace, "here", "--method", "edited", "--set", "gallery.caption=0,0.5")
     assert done.returncode == 0 and "2 points of edited" in done.stdout, done.stderr
+    mixed = command(workspace, "here", "--method", "edited", "--step", "0.5")
+    assert mixed.returncode == 1 and "--parts and --step are for weightings" in mixed.stderr.strip()
     gone = command(workspace, "nowhere")
     assert gone.returncode == 1 and len(gone.stderr.strip().splitlines()) == 1 and "nowhere" in gone.stderr

@@ -100,7 +100,7 @@ def is_settings(text: str) -> bool:
 
 
 def kind_of(block: Block) -> str:
-    """What a block is: settings, a method with lists, queries, commands, paths, diagram, code of docs/extending.md, formula or output."""
+    """What a block is: settings, a method, queries, commands, paths, diagram, code of docs/extending.md, ..."""
     first = block.text.split()[0]
     if block.document == "docs/extending.md":
         return "code"
