@@ -368,27 +368,42 @@ def convert_phi(
 
 @app.command()
 def sweep(
-    dataset: str = typer.Argument(help="A dataset with labels, e.g. fashioniq-dress."),
-    backbone: str = typer.Argument(help="A backbone whose vectors are there, e.g. vit-b-32."),
+    dataset: str = typer.Argument(help="A dataset with labels, e.g. fashioniq-dress; or, alone, a run of params.yaml."),
+    backbone: str = typer.Argument("", help="A backbone whose vectors are there, e.g. vit-b-32."),
     parts: str = typer.Option("edited,pseudo,reference", help="Query parts to weigh, besides those of the fusion."),
     step: float = typer.Option(0.1, help="The grid's step; it must divide 1."),
     top: int = typer.Option(10, min=1, help="How many of the best to print."),
+    method: str = typer.Option("", help="Search the numbers of this method: a name, or a YAML file with lists in it."),
+    vary: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUES", help="Values of a number of the method, e.g. scale=0,0.5,1."),
+    ] = None,
 ) -> None:
-    """Evaluate a grid of weightings on the labelled splits, from existing vectors: hundreds in a minute."""
+    """Evaluate a grid of weightings, or of a method's numbers, on the labelled splits, from existing vectors."""
     from cvsi.commands import sweep as search
     from cvsi.commands import sweep_plots as plots
     from cvsi.commands.sweep_findings import findings
 
     names = [part.strip() for part in parts.split(",") if part.strip()]
     settings = params.load()
-    result = search.build(dataset, backbone, settings, names, step)
+    if not backbone:
+        run = settings.run(dataset)
+        dataset, backbone = run.dataset, run.backbone
+    numbers = bool(method or vary)
+    if numbers and (names != list(search.DEFAULT_PARTS) or step != search.DEFAULT_STEP):
+        raise CvsiError("--parts and --step are for weightings; with --method, give lists by --set KEY=VALUE,VALUE")
+    if numbers:
+        result = search.build_method(dataset, backbone, settings, method, vary or [])
+    else:
+        result = search.build(dataset, backbone, settings, names, step)
     print_all(terminal(), plots.tables(result, top))
     for finding in findings(result, dataset):
         typer.echo(finding) if isinstance(finding, str) else terminal().print(finding)
     folder = paths.folder("sweep", dataset, backbone)
-    info(f"{count(result.number, 'weighting')} in {seconds(result.seconds)}, {result.rate:,.0f} a minute")
-    info(f"{folder / 'weightings.parquet'} has all of them, {folder / 'sweep.png'} is a picture; for DVC's plot:")
-    typer.echo(plots.plot_command(folder, result.protocol.main))
+    table, noun = ("points.parquet", "value") if numbers else ("weightings.parquet", "weight")
+    info(f"{count(result.number, result.noun)} in {seconds(result.seconds)}, {result.rate:,.0f} a minute")
+    info(f"{folder / table} has all of them, {folder / 'sweep.png'} is a picture; for DVC's plot:")
+    typer.echo(plots.plot_command(folder, result.protocol.main, noun))
     warn(f"{dataset}: {plots.WARNING}")
     next_step.after_sweep(result, dataset, backbone, settings).print()
 

@@ -168,8 +168,8 @@ def after_sweep(sweep: "Sweep", dataset: str, backbone: str, settings: Params) -
     """After `cvsi sweep`: the best weights of the first split; the report where those of params.yaml are as good."""
     best, components = sweep.frame.row(0, named=True), sweep.components
     split = sweep.splits.get(best["split"])
-    as_good = split is not None and split.noise is not None and split.noise.within[split.own]
-    if as_good or sweep.own in best["name"].split(", "):
+    as_good = split is not None and split.noise is not None and split.own is not None and split.noise.within[split.own]
+    if as_good or (sweep.own and sweep.own in best["name"].split(", ")):
         runs = [name for name, run in settings.runs.items() if (run.dataset, run.backbone) == (dataset, backbone)]
         return _open(runs[0], settings.run(runs[0])) if runs else CHECK
     from cvsi.commands.sweep_findings import flow

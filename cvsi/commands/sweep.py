@@ -5,7 +5,7 @@ chosen on the split on which they are reported are no result, so each call print
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -13,45 +13,81 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import torch
+from torch import Tensor
 
-from cvsi.commands import sweep_grid, sweep_noise, sweep_plots, sweep_ranks
+from cvsi.commands import sweep_forms, sweep_grid, sweep_noise, sweep_plots, sweep_ranks, sweep_values
 from cvsi.commands.sweep_grid import Components, Split, Sweep
+from cvsi.commands.sweep_request import Numbers, request
+from cvsi.commands.sweep_values import Inputs, Points, Wanted
 from cvsi.core import tables
-from cvsi.core.console import Meter, count, info
+from cvsi.core.console import count, info
 from cvsi.core.devices import device
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import PATH, Params
 from cvsi.core.schema import PHI_PARTS
 from cvsi.core.vector_columns import names_of
 from cvsi.datasets.formats import format_of
-from cvsi.datasets.metrics import Protocol
 from cvsi.evaluation import methods, queries, vectors
 from cvsi.evaluation.fusion import Form
-from cvsi.evaluation.metrics import with_ranks
-from cvsi.evaluation.queries import QueryTable
-from cvsi.evaluation.ranking import group_ranks
-from cvsi.evaluation.target_ranks import LAST
-from cvsi.evaluation.vectors import RunVectors
 
 DEFAULT_PARTS, DEFAULT_STEP = ("edited", "pseudo", "reference"), 0.1
 BATCH = 32  # weightings of a sum
 MEMORY = 512 * 2**20  # bytes of products at a time
-KEPT = 2**30  # bytes of the main metric's values per weighting and query of a split
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """What every weighting is evaluated on: labelled queries, vectors with their columns, and the metrics.
+class Grid:
+    """The points of a grid: `table` [points, columns] with the numbers of each, their names (or empty), and its own.
 
-    `own` is the name of the dataset's own weighting.
+    `own` is the point with the numbers of params.yaml or of the method, where there is one.
     """
 
-    table: QueryTable
-    vectors: RunVectors
-    components: Components
-    protocol: Protocol
-    device: torch.device
-    own: str
+    columns: Sequence[str]
+    names: Sequence[str]
+    table: np.ndarray
+    own: int | None
+
+
+@dataclass(frozen=True)
+class Weightings:
+    """The weightings of a table [w, components], evaluated from products of components."""
+
+    inputs: Inputs
+    table: np.ndarray
+    noun: str = "weightings"
+
+    def __len__(self) -> int:
+        """How many they are."""
+        return len(self.table)
+
+    @property
+    def sides(self) -> list[list[str]]:
+        """The components of queries and of the gallery that any weighting uses."""
+        components = self.inputs.components
+        return [
+            [name for name in side if self.table[:, components.names.index(name)].any()]
+            for side in (components.query, components.gallery)
+        ]
+
+    def group_size(self, memory: int) -> int:
+        """How many queries' products take `memory` bytes."""
+        query, gallery = self.sides
+        return sweep_ranks.group_size(len(query) * len(gallery), self.inputs.vectors.gallery.size, memory)
+
+    def of_group(self, rows: np.ndarray, wanted: Wanted) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
+        """Numbers of weightings [w], the targets' ranks from 0 [q, w, t] and the groups' scores [q, w, g]."""
+        inputs, (query, gallery) = self.inputs, self.sides
+        images = inputs.vectors.gallery.size
+        left = sweep_ranks.query_columns(inputs.vectors, rows, query)
+        shards = sweep_ranks.gallery_columns(inputs.vectors, gallery, left.shape[2])
+        products = sweep_ranks.products(left, shards, len(gallery), images, inputs.device)
+        never = sweep_ranks.is_excluded(wanted.groups, wanted.excluded, images)
+        sides = (self.table[:, inputs.components.indices(side)].astype(np.float32) for side in (query, gallery))
+        of_query, of_gallery = (torch.from_numpy(side).to(inputs.device) for side in sides)
+        for run in _runs(self.table[:, inputs.components.indices(query)]):
+            weights = (products, of_query[run.start], of_gallery[run])
+            ahead = sweep_ranks.ranks(*weights, wanted.targets, wanted.excluded)
+            yield np.arange(run.start, run.stop), ahead, sweep_ranks.scores_at(*weights, wanted.groups, never)
 
 
 def build(
@@ -80,7 +116,9 @@ def build(
     names, table = sweep_grid.with_named(inputs.components, table, known)
     size = count(inputs.vectors.gallery.size, "image")
     info(f"{count(len(table), 'weighting')} on {', '.join(inputs.table.labelled)}, {size}")
-    frame, splits = evaluate(inputs, names, table, memory)
+    own_row = next(index for index, shown in enumerate(names) if inputs.own in shown.split(", "))
+    grid = Grid(inputs.components.names, names, table, own_row)
+    frame, splits = evaluate(inputs, Weightings(inputs, table), grid, memory)
     result = Sweep(
         frame, inputs.components, inputs.protocol, len(table), time.perf_counter() - began, splits, inputs.own
     )
@@ -88,11 +126,53 @@ def build(
         "fusion": methods.fusion_of(params, name).recipe(), "format": params.dataset(name).format, "parts": chosen,
         "step": step,
     }  # fmt: skip
-    kinds = {"split": pa.string(), "name": pa.string(), "in_noise": pa.bool_()}
-    schema = pa.schema({column: kinds.get(column, pa.float64()) for column in frame.columns})
+    view = sweep_plots.of_weights(inputs.components, chosen)
     with tables.output("sweep", name, backbone, recipe) as out:
-        out.table("weightings.parquet", frame.to_arrow(), schema)
-        sweep_plots.write(out, result, lattice, chosen, f"{name}, {backbone}")
+        out.table("weightings.parquet", frame.to_arrow(), _schema(frame))
+        sweep_plots.write(out, result, lattice, view, f"{name}, {backbone}")
+    return result
+
+
+def build_method(
+    name: str, backbone: str, params: Params, method: str, settings: Sequence[str], memory: int = MEMORY
+) -> Sweep:
+    """Evaluate a method at all points of its lists of numbers and write `cache/<name>/<backbone>/sweep`.
+
+    `method` is a name or a YAML file, and `settings` (`KEY=VALUES`) put lists in place of its numbers. Raises CvsiError
+    for what cannot be searched.
+    """
+    began = time.perf_counter()
+    phi = params.backbone(backbone).phi
+    asked = request(params, name, method, settings)
+    inputs = read(name, backbone, params)
+    for fusion in asked.fusions:
+        for part, line in inputs.vectors.missing(fusion).items():
+            why = f"; backbones.{backbone} has no phi" if part in PHI_PARTS and phi is None else ""
+            raise CvsiError(f"{line}, which {asked.method} needs{why}")
+    points = sweep_forms.form_points(inputs, asked.fusions)
+    largest = max(inputs.table.of_split(split).height for split in inputs.table.labelled)
+    group = min(points.group_size(memory), largest)
+    held = points.bytes_of(group) / 2**30
+    info(
+        f"{count(len(points), 'point')} of {asked.method} on {', '.join(inputs.table.labelled)}, "
+        f"{count(inputs.vectors.gallery.size, 'image')}; products of {group:,} queries at a time: {held:.2f} GiB"
+    )
+    numbers = Numbers(asked.block, asked.keys)
+    grid = Grid(numbers.names, asked.names, asked.table, asked.own)
+    frame, splits = evaluate(inputs, points, grid, memory)
+    own = asked.method if asked.own is not None else ""
+    took = time.perf_counter() - began
+    result = Sweep(frame, numbers, inputs.protocol, len(points), took, splits, own, "point")
+    recipe = {
+        "method": asked.method, "block": asked.block, "format": params.dataset(name).format,
+        "lists": dict(zip(numbers.names, asked.lists, strict=True)),
+    }  # fmt: skip
+    lattice = pl.DataFrame(asked.table, schema=numbers.names)
+    for column, values in zip(numbers.names, asked.lists, strict=True):
+        lattice = lattice.filter(pl.col(column).is_in(values))
+    with tables.output("sweep", name, backbone, recipe) as out:
+        out.table("points.parquet", frame.to_arrow(), _schema(frame))
+        sweep_plots.write(out, result, lattice, sweep_plots.of_numbers(numbers), f"{name}, {backbone}, {asked.method}")
     return result
 
 
@@ -103,7 +183,10 @@ def weights_by_name(params: Params, name: str) -> dict[str, Form]:
     own = methods.own_name(params, name)
     if forms[own] is None:
         kind = fusions[own].scorer.kind
-        raise CvsiError(f"{PATH}: datasets.{name}.fusion: a sweep searches weights (score form sum), not '{kind}'")
+        raise CvsiError(
+            f"{PATH}: datasets.{name}.fusion: score form '{kind}' has no single weights; "
+            "vary its numbers with --set KEY=VALUE,VALUE, or name another method with --method"
+        )
     return {key: form for key, form in forms.items() if form is not None}
 
 
@@ -120,26 +203,23 @@ def read(name: str, backbone: str, params: Params) -> Inputs:
     return Inputs(table, inputs, columns, protocol, device(params.compute), methods.own_name(params, name))
 
 
-def evaluate(
-    inputs: Inputs, names: Sequence[str], table: np.ndarray, memory: int = MEMORY
-) -> tuple[pl.DataFrame, dict[str, Split]]:
-    """The metrics of weightings [w, components] on every labelled split, and what they are worth there.
+def evaluate(inputs: Inputs, points: Points, grid: Grid, memory: int = MEMORY) -> tuple[pl.DataFrame, dict[str, Split]]:
+    """The metrics of the points of a grid on every labelled split, and what they are worth there.
 
     The rows are best first, equal ones in the order given. A split of which no query counts in the main metric is left
     out with a message; raises CvsiError where that is every split.
     """
-    main = inputs.protocol.main
-    weights = {name: table[:, index] for index, name in enumerate(inputs.components.names)}
-    own = next(index for index, name in enumerate(names) if inputs.own in name.split(", "))
+    main, table = inputs.protocol.main, grid.table
+    numbers = {name: table[:, index] for index, name in enumerate(grid.columns)}
     frames, splits = [], {}
     for split in inputs.table.labelled:
-        means, values = _means(inputs, split, table, memory)
-        if np.isnan(means[main][own]):
+        means, values = sweep_values.means(inputs, split, points, memory)
+        if np.isnan(means[main] if grid.own is None else means[main][grid.own]).all():
             info(f"{split}: no query counts in {main}, so no weighting can be evaluated on it")
             continue
         queries = inputs.table.of_split(split)["query_id"]
-        splits[split] = judged(table, queries, means[main], values, own)
-        columns = {"split": [split] * len(table), "name": list(names)} | weights | means
+        splits[split] = judged(table, queries, means[main], values, grid.own)
+        columns = {"split": [split] * len(table), "name": list(grid.names)} | numbers | means
         frames.append(pl.DataFrame(columns).with_columns(noise_columns(splits[split])))
     if not frames:
         raise CvsiError(f"no query of {', '.join(inputs.table.labelled)} counts in {main}; no weights can be compared")
@@ -148,7 +228,7 @@ def evaluate(
     return frame, splits
 
 
-def judged(table: np.ndarray, ids: pl.Series, means: np.ndarray, values: np.ndarray | None, own: int) -> Split:
+def judged(table: np.ndarray, ids: pl.Series, means: np.ndarray, values: np.ndarray | None, own: int | None) -> Split:
     """What the main metric's means [w] over a split's queries are worth, by its values [w, queries], NaN among them.
 
     Without the values, which were too large to keep, nothing is computed.
@@ -156,7 +236,8 @@ def judged(table: np.ndarray, ids: pl.Series, means: np.ndarray, values: np.ndar
     number = len(ids)
     if values is None:
         size = 8 * len(table) * number / 2**30
-        why = f"the values of {count(number, 'query')} take {size:.1f} GiB; take a larger --step or fewer --parts"
+        advice = "take a larger --step, fewer --parts or shorter lists"
+        why = f"the values of {count(number, 'query')} take {size:.1f} GiB; {advice}"
         return Split(table, number, own, None, None, f"no noise band and no halves: {why}")
     counted = sweep_noise.counting(values)
     if counted.sum() < 2:
@@ -170,6 +251,11 @@ def judged(table: np.ndarray, ids: pl.Series, means: np.ndarray, values: np.ndar
     return Split(table, number, own, sweep_noise.noise_of(values, best), halves, few if halves is None else "")
 
 
+def _schema(frame: pl.DataFrame) -> pa.Schema:
+    kinds = {"split": pa.string(), "name": pa.string(), "in_noise": pa.bool_()}
+    return pa.schema({column: kinds.get(column, pa.float64()) for column in frame.columns})
+
+
 def noise_columns(split: Split) -> list[pl.Series]:
     """The columns of `sweep_grid.NOISE` of a split's weightings, in the order of its table."""
     noise, size = split.noise, len(split.table)
@@ -181,83 +267,9 @@ def noise_columns(split: Split) -> list[pl.Series]:
     ]
 
 
-def _means(
-    inputs: Inputs, split: str, table: np.ndarray, memory: int
-) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-    """The means of all metrics over a split's queries, [weightings] by name, a group of queries at a time.
-
-    Also the main metric's values, [weightings, queries] in the index's order, where they take at most `KEPT` bytes.
-    """
-    components, names, main = inputs.components, inputs.protocol.names(), inputs.protocol.main
-    sides = [
-        [name for name in side if table[:, components.names.index(name)].any()]
-        for side in (components.query, components.gallery)
-    ]
-    of_split = np.flatnonzero((inputs.table.frame["split"] == split).to_numpy())
-    # Queries with many right answers first: those with a second one, say, are then one piece of memory.
-    rows = of_split[np.argsort(-(inputs.table.named.targets[of_split] >= 0).sum(axis=1), kind="stable")]
-    size = sweep_ranks.group_size(len(sides[0]) * len(sides[1]), inputs.vectors.gallery.size, memory)
-    sums, numbers = ({name: np.zeros(len(table)) for name in names} for _ in range(2))
-    kept = np.empty((len(table), len(rows))) if 8 * len(table) * len(rows) <= KEPT else None
-    for start in range(0, len(rows), size):
-        group = rows[start : start + size]
-        columns = np.searchsorted(of_split, group)
-        if size < len(rows):
-            info(f"{split}: queries {start + 1:,} to {start + len(group):,} of {len(rows):,}")
-        for run, values in _values_of_group(inputs, group, sides, table):
-            for name, percent in values.items():
-                counts = ~np.isnan(percent)
-                sums[name][run] += np.where(counts, percent, 0).sum(axis=1)
-                numbers[name][run] += counts.sum(axis=1)
-            if kept is not None:
-                kept[run, columns] = values[main]
-    means = {name: np.full(len(table), np.nan) for name in names}
-    for name, mean in means.items():
-        np.divide(sums[name], numbers[name], out=mean, where=numbers[name] > 0)
-    return means, kept
-
-
-def _values_of_group(
-    inputs: Inputs, rows: np.ndarray, sides: list[list[str]], table: np.ndarray
-) -> Iterator[tuple[slice, Mapping[str, np.ndarray]]]:
-    """Some weightings, and their values of every metric for some queries, [weightings, rows] by name."""
-    products = sweep_ranks.products(inputs.vectors, rows, sides[0], sides[1], inputs.device)
-    left, right = (table[:, inputs.components.indices(side)] for side in sides)
-    with Meter(len(table), "weightings") as meter:
-        for run in _runs(left):
-            yield run, _values(inputs, rows, products, left[run.start], right[run])
-            meter.advance(run.stop - run.start)
-
-
 def _runs(left: np.ndarray) -> Iterator[slice]:
     """Neighbours with the same query weights, at most `BATCH` at a time."""
     edges = np.flatnonzero((left[1:] != left[:-1]).any(axis=1)) + 1
     for start, stop in pairwise([0, *edges.tolist(), len(left)]):
         for first in range(start, stop, BATCH):
             yield slice(first, min(first + BATCH, stop))
-
-
-def _values(
-    inputs: Inputs, rows: np.ndarray, products: torch.Tensor, left: np.ndarray, right: np.ndarray
-) -> dict[str, np.ndarray]:
-    """The protocol's values for queries under the query weights [parts] with each of the gallery weights [w, parts]."""
-    named, number = inputs.table.named, len(right)
-    row_of = np.full(inputs.table.frame.height, -1)
-    row_of[rows] = np.arange(len(rows))
-    mine = named.excluded[row_of[named.excluded[:, 0]] >= 0]
-    pairs = np.stack([row_of[mine[:, 0]], mine[:, 1]], axis=1)
-    arrays = (left.astype(np.float32), right.astype(np.float32), named.targets[rows], named.groups[rows], pairs)
-    query, gallery, targets, groups, excluded = (torch.from_numpy(array).to(inputs.device) for array in arrays)
-    never = sweep_ranks.is_excluded(groups, excluded, products.shape[3])
-    ahead = sweep_ranks.ranks(products, query, gallery, targets, excluded).transpose(0, 1).cpu().numpy()
-    scores = sweep_ranks.scores_at(products, query, gallery, groups, never).transpose(0, 1).cpu().numpy()
-    # One table for all weightings, since a protocol computes each row by itself.
-    target_ranks = np.where(ahead < LAST, ahead + 1, 0).reshape(number * len(rows), -1)
-    in_group = group_ranks(
-        scores.reshape(number * len(rows), -1),
-        np.tile(named.groups[rows], (number, 1)),
-        np.tile(named.targets[rows, 0], number),
-    )
-    frame = pl.concat([inputs.table.frame[rows]] * number)
-    values = inputs.protocol.values(with_ranks(frame, target_ranks, in_group, named.negatives))
-    return {name: percent.reshape(number, len(rows)) for name, percent in values.items()}

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from typing import Any
+from typing import Protocol as Interface
 
 import numpy as np
 import polars as pl
@@ -31,18 +33,23 @@ class Components:
         """All of them, those of the queries first."""
         return [*self.query, *self.gallery]
 
+    @property
+    def short(self) -> list[str]:
+        """The names themselves."""
+        return self.names
+
     def indices(self, names: Sequence[str]) -> list[int]:
         """The columns of these components in a table of weightings."""
         return [self.names.index(name) for name in names]
 
-    def form_of(self, weights: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    def form_of(self, row: Mapping[str, float]) -> dict[str, Any]:
         """Weights by column as a block `fusion` of params.yaml, zeros left out."""
         sides = (("query", self.query), ("gallery", self.gallery))
-        return {key: {name: weights[name] for name in side if weights[name]} for key, side in sides}
+        return {key: {name: row[name] for name in side if row[name]} for key, side in sides}
 
-    def words(self, weights: Mapping[str, float]) -> str:
+    def words(self, row: Mapping[str, float]) -> str:
         """Weights by column in words: `0.6 edited + 0.4 pseudo, on 0.8 image + 0.2 caption`."""
-        sides = self.form_of(weights).values()
+        sides = self.form_of(row).values()
         return ", on ".join(
             " + ".join(f"{round(weight, 4):g} {name}" for name, weight in side.items()) for side in sides
         )
@@ -55,17 +62,39 @@ class Components:
         )  # fmt: skip
 
 
+class Space(Interface):
+    """What a row of a sweep consists of: weights by component, or a method's numbers."""
+
+    @property
+    def names(self) -> list[str]:
+        """The columns of a table of points."""
+        ...
+
+    @property
+    def short(self) -> list[str]:
+        """What they are called where there is little room."""
+        ...
+
+    def form_of(self, row: Mapping[str, float]) -> dict[str, Any]:
+        """A row as a block `fusion` of params.yaml."""
+        ...
+
+    def words(self, row: Mapping[str, float]) -> str:
+        """A row in words."""
+        ...
+
+
 @dataclass(frozen=True)
 class Split:
     """What the figures of one split are worth; `table` [weightings, components] has the weights, as numbered here.
 
     Without `noise` or `halves`, `why` says why. `queries` is the number of the split's queries, `own` the dataset's
-    own weighting.
+    own weighting, or the point with a method's own numbers where it has any.
     """
 
     table: np.ndarray
     queries: int
-    own: int
+    own: int | None
     noise: Noise | None
     halves: Halves | None
     why: str
@@ -77,20 +106,23 @@ class Sweep:
 
     `frame` has `split`, `name` (the methods with these weights, joined by commas, or empty), the components, the
     protocol's metrics in percent and the columns of `NOISE`. `number` weightings took `seconds`, the reading of
-    vectors included.
+    vectors included. `noun` is what a row is called.
     """
 
     frame: pl.DataFrame
-    components: Components
+    components: Space
     protocol: Protocol
     number: int
     seconds: float
     splits: Mapping[str, Split] = field(default_factory=dict)
     own: str = OWN
+    noun: str = "weighting"
 
     @property
     def is_own(self) -> pl.Expr:
-        """Whether a row of the frame is the dataset's own weighting, which has the name `own`."""
+        """Whether a row of the frame is the one with the name `own`; no row is where that is empty."""
+        if not self.own:
+            return pl.col("name").is_null()
         return pl.col("name").str.split(", ").list.contains(self.own)
 
     @property

@@ -57,13 +57,13 @@ class Halves:
     """Weights chosen on one half and reported on the other, both ways.
 
     `honest` is the mean over all queries, each under the weights that the other half chose; `gain` is that less the
-    dataset's own weighting; `optimistic` is the best weighting's on the queries that chose it.
+    dataset's own weighting, where there is one; `optimistic` is the best weighting's on the queries that chose it.
     """
 
     first: Half
     second: Half
     honest: Mean
-    gain: Mean
+    gain: Mean | None
     optimistic: Mean
 
 
@@ -94,7 +94,7 @@ def in_first_half(query_ids: Sequence[str]) -> np.ndarray:
     return first
 
 
-def halves_of(values: np.ndarray, first: np.ndarray, own: int, best: int) -> Halves | None:
+def halves_of(values: np.ndarray, first: np.ndarray, own: int | None, best: int) -> Halves | None:
     """Choices by half of values [weightings, queries] without NaN; None where a half has fewer than `FEWEST` queries.
 
     Of equal means the first weighting is chosen.
@@ -108,7 +108,8 @@ def halves_of(values: np.ndarray, first: np.ndarray, own: int, best: int) -> Hal
         Half(int(half.sum()), choice, float(here[choice]), float(other[choice]))
         for half, choice, here, other in zip((first, ~first), chosen, means, reversed(means), strict=True)
     )
-    return Halves(first_half, second_half, _mean(honest), _mean(honest - values[own]), _mean(values[best]))
+    gain = None if own is None else _mean(honest - values[own])
+    return Halves(first_half, second_half, _mean(honest), gain, _mean(values[best]))
 
 
 def _mean(values: np.ndarray) -> Mean:

@@ -6,7 +6,7 @@ are taken with `TILE_ROWS` images and `QUERIES` queries, the last ones filled up
 after the other: a score has the same bits in every group and block in which it is computed.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -30,29 +30,41 @@ def group_size(pairs: int, gallery: int, memory: int) -> int:
     return QUERIES * max(1, memory // (4 * QUERIES * max(1, pairs * gallery)))
 
 
-def products(
-    vectors: RunVectors, rows: np.ndarray, query: Sequence[str], gallery: Sequence[str], device: torch.device
-) -> Tensor:
-    """The products of some queries' components with the gallery's: [rows, query, gallery, images] float32.
+def query_columns(vectors: RunVectors, rows: np.ndarray, columns: Sequence[str]) -> np.ndarray:
+    """Columns of some queries' vectors side by side, [rows, columns, d] float32; raises CvsiError for a bad one."""
+    return stacked(vectors.queries.take(rows), columns, vectors.query_path)
 
-    The gallery is read through once. Raises CvsiError for a column that is missing or has numbers that are not finite.
+
+def gallery_columns(vectors: RunVectors, columns: Sequence[str], width: int) -> Iterator[np.ndarray]:
+    """Columns of the gallery's vectors side by side, a shard [m, columns, d] float32 at a time.
+
+    Raises CvsiError for a column that is missing, has numbers that are not finite or vectors not `width` long.
     """
-    left = _stacked(vectors.queries.take(rows), query, vectors.query_path)
-    filled = np.zeros((-(-len(rows) // QUERIES) * QUERIES, *left.shape[1:]), dtype=np.float32)
-    filled[: len(rows)] = left
-    blocks = torch.from_numpy(filled).to(device).view(-1, QUERIES * len(query), left.shape[2])
-    out = torch.empty((*blocks.shape[:2], len(gallery), vectors.gallery.size), device=device)
-    start = 0
     for shard in vectors.gallery.shards(vectors.backbone):
-        right = _stacked(shard, gallery, vectors.gallery_path)
-        vectors.check_width(left.shape[2], right.shape[2])
-        for tile, images in _tiles(right):
+        right = stacked(shard, columns, vectors.gallery_path)
+        vectors.check_width(width, right.shape[2])
+        yield right
+
+
+def products(left: np.ndarray, gallery: Iterable[np.ndarray], sides: int, images: int, device: torch.device) -> Tensor:
+    """The products of queries [q, p, d] with a gallery of so many images: [q, p, sides, images] float32.
+
+    The gallery arrives in shards [m, sides, d].
+    """
+    number, parts, width = left.shape
+    filled = np.zeros((-(-number // QUERIES) * QUERIES, parts, width), dtype=np.float32)
+    filled[:number] = left
+    blocks = torch.from_numpy(filled).to(device).view(-1, QUERIES * parts, width)
+    out = torch.empty((*blocks.shape[:2], sides, images), device=device)
+    start = 0
+    for right in gallery:
+        for tile, here in _tiles(right):
             matrices = torch.from_numpy(tile).to(device)
             for block, into in zip(blocks, out, strict=True):
                 for component, matrix in enumerate(matrices):
-                    into[:, component, start : start + images] = (block @ matrix.T)[:, :images]
-            start += images
-    return out.view(len(filled), len(query), len(gallery), vectors.gallery.size)[: len(rows)]
+                    into[:, component, start : start + here] = (block @ matrix.T)[:, :here]
+            start += here
+    return out.view(len(filled), parts, sides, images)[:number]
 
 
 def weighted(parts: Tensor, left: Tensor, right: Tensor, memory: Tensor | None = None) -> Tensor:
@@ -97,7 +109,7 @@ def ranks(parts: Tensor, left: Tensor, right: Tensor, targets: Tensor, excluded:
             scores = weighted(parts[block, :, :, start : start + BLOCK], left, right, memory)
             here = mine & (columns >= start) & (columns < start + BLOCK)
             scores[rows[here] - first, :, columns[here] - start] = LOWEST
-            _count(scores, start, targets[block], limits[block], ahead[block], memory[1])
+            count_ahead(scores, start, targets[block], limits[block], ahead[block], memory[1])
     return ahead.masked_fill_(limits == LOWEST, UNRANKED)
 
 
@@ -116,21 +128,30 @@ def _sums(parts: Tensor, weights: Tensor, total: Tensor, scaled: Tensor) -> Tens
     return total
 
 
-def _count(scores: Tensor, start: int, targets: Tensor, limits: Tensor, ahead: Tensor, scratch: Tensor) -> None:
-    """Add to `ahead` [q, w, t] how many of the images from `start` on, with scores [q, w, n], are ahead of targets."""
-    positions = torch.arange(start, start + scores.shape[2], device=scores.device)
+def count_ahead(scores: Tensor, start: int, targets: Tensor, limits: Tensor, ahead: Tensor, scratch: Tensor) -> None:
+    """Add to `ahead` [q, w, t] how many of the images from `start` on, with scores [q, w, n], are ahead of targets.
+
+    `targets` [q, t] are positions or -1, `limits` [q, w, t] their scores; `scratch` is as large as the scores or
+    larger.
+    """
+    end = start + scores.shape[2]
+    positions = torch.arange(start, end, device=scores.device)
     for index, wanted in enumerate(targets.T):
         ranked = torch.nonzero(wanted >= 0)
         rows = slice(int(ranked[-1]) + 1 if len(ranked) else 0)
-        mine, limit = scores[rows], limits[rows, :, index, None]
+        mine, limit, wanted = scores[rows], limits[rows, :, index], wanted[rows]
+        # Images that come before a target are ahead with an equal score, too: they are above the next lower number.
+        least = torch.where((wanted >= end)[:, None], limit.nextafter(limit.new_tensor(LOWEST)), limit)
         # Zeros and ones as floats: comparing into booleans takes five times as long.
         flags = scratch[: len(mine), : mine.shape[1], : mine.shape[2]]
-        ahead[rows, :, index] += torch.gt(mine, limit, out=flags).sum(2).long()
-        earlier = (positions < wanted[rows, None]).float()[:, None]
-        ahead[rows, :, index] += torch.eq(mine, limit, out=flags).mul_(earlier).sum(2).long()
+        ahead[rows, :, index] += torch.gt(mine, least[:, :, None], out=flags).sum(2).long()
+        inside = torch.nonzero((wanted >= start) & (wanted < end)).flatten()
+        if len(inside):
+            equal = (mine[inside] == limit[inside, :, None]) & (positions < wanted[inside, None])[:, None]
+            ahead[inside, :, index] += equal.sum(2)
 
 
-def _stacked(table: pa.Table, columns: Sequence[str], where: str) -> np.ndarray:
+def stacked(table: pa.Table, columns: Sequence[str], where: str) -> np.ndarray:
     """Columns of a table side by side, [rows, columns, d] float32."""
     matrices = [matrix_of(table, column, where) for column in columns]
     if len({matrix.shape for matrix in matrices}) > 1:

@@ -7,7 +7,7 @@ tables; no name of one is known here.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import field_validator
 
@@ -15,8 +15,9 @@ from cvsi.core.errors import CvsiError
 from cvsi.core.params import PATH, Name, Settings, checked
 from cvsi.core.schema import GALLERY_PARTS, QUERY_PARTS
 from cvsi.evaluation.parts import Part, Weights, check_parts, described
-from cvsi.evaluation.scorers import Scorer, scorer_of
+from cvsi.evaluation.scorers import SCORERS, Scorer, scorer_of
 
+Path = tuple[str | int, ...]  # the keys of a value in a block
 SUM = {"kind": "sum"}
 # The order in which columns are added decides the last bit of a sum, so it must not depend on the order in a file.
 ORDER = {name: number for number, name in enumerate((*QUERY_PARTS, *GALLERY_PARTS))}
@@ -106,6 +107,10 @@ def read_fusion(block: Mapping[str, Any], where: str) -> Fusion:
 
     A block is `query` and `gallery`, or `forms` and `score`; either may also have `parts`.
     """
+    for path, values in lists_in(block).items():
+        raise CvsiError(
+            f"{PATH}: {where}.{dotted(path)}: one value, not the list {repr(values)[:60]}; only cvsi sweep takes lists"
+        )
     parts = checked(Parts, {"parts": block.get("parts", {})}, where).parts
     check_parts(parts, where)
     scorer = scorer_of(block.get("score", SUM), f"{where}.score")
@@ -128,6 +133,30 @@ def read_fusion(block: Mapping[str, Any], where: str) -> Fusion:
                 f"{PATH}: {shown}.gallery: '{derived[0]}' is a part of the query; use columns of the gallery vectors"
             )
     return Fusion({name: forms[name] for name in scorer.forms}, scorer, parts)
+
+
+def lists_in(block: Mapping[str, Any]) -> dict[Path, list[Any]]:
+    """The lists of a block that stand where one value belongs, by path; a pair of a score form is no such list."""
+    score = block.get("score")
+    kind = score.get("kind") if isinstance(score, Mapping) else None
+    fields = SCORERS.get(kind, "score").model_fields if isinstance(kind, str) and kind in SCORERS.names() else {}
+    pairs = {("score", name) for name, field in fields.items() if get_origin(field.annotation) in (tuple, list)}
+    found: dict[Path, list[Any]] = {}
+
+    def walk(value: Any, path: Path) -> None:
+        if isinstance(value, list) and path not in pairs:
+            found[path] = value
+        elif isinstance(value, Mapping | list):
+            for key, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
+                walk(inner, (*path, key))
+
+    walk(block, ())
+    return found
+
+
+def dotted(path: Path) -> str:
+    """A path as it is written: `score.low.0`."""
+    return ".".join(str(key) for key in path)
 
 
 def _described(form: Form) -> str:

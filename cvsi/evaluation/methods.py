@@ -67,6 +67,26 @@ def methods(params: Params) -> dict[str, Method]:
     return known
 
 
+def block_of(params: Params, dataset: str, name: str) -> dict[str, Any]:
+    """The data of a method of a dataset's table, with the constants of its format and without texts, as it is written.
+
+    Numbers may be lists there. Raises CvsiError for an unknown name.
+    """
+    settings = params.dataset(dataset)
+    if name == OWN and not isinstance(settings.fusion, str):
+        return dict(settings.fusion)
+    blocks = dict(_builtin_blocks()) | params.methods
+    if name not in blocks:
+        raise CvsiError(f"unknown method '{name[:80]}'; there are: {', '.join(blocks)}, and files that end in .yaml")
+    return for_format(blocks[name], settings.format, f"methods.{name}")
+
+
+def for_format(block: Mapping[str, Any], dataset_format: str, where: str) -> dict[str, Any]:
+    """A method's block with the constants of a format in place, without them and without texts."""
+    about, common = _divided(block, where)
+    return _merged(common, about.constants.get(dataset_format, about.constants.get(DEFAULT, {})))
+
+
 def own_name(params: Params, name: str) -> str:
     """The name of a dataset's own fusion in its table: that of the method it names, else `cvsi`."""
     fusion = params.dataset(name).fusion
@@ -85,13 +105,18 @@ def table(params: Params, name: str) -> dict[str, Fusion]:
 def read_method(name: str, block: Mapping[str, Any]) -> Method:
     """A method from its block; raises CvsiError for a bad one."""
     where = f"methods.{name}"
-    about = checked(About, {key: value for key, value in block.items() if key in About.model_fields}, where)
-    common = {key: value for key, value in block.items() if key not in About.model_fields}
+    about, common = _divided(block, where)
     fusions = {
         key: read_fusion(_merged(common, changes), f"{where}.constants.{key}")
         for key, changes in about.constants.items()
     }
     return Method(name, about, {DEFAULT: read_fusion(common, where)} | fusions)
+
+
+def _divided(block: Mapping[str, Any], where: str) -> tuple[About, dict[str, Any]]:
+    """What a block says beside its fusion, and the fusion."""
+    about = checked(About, {key: value for key, value in block.items() if key in About.model_fields}, where)
+    return about, {key: value for key, value in block.items() if key not in About.model_fields}
 
 
 def _merged(block: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,6 +134,11 @@ def _merged(block: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
 
 @cache
 def _builtin() -> Mapping[str, Method]:
+    return {name: read_method(name, block) for name, block in _builtin_blocks().items()}
+
+
+@cache
+def _builtin_blocks() -> Mapping[str, Block]:
     text = (importlib.resources.files("cvsi.evaluation") / "methods.yaml").read_text(encoding="utf-8")
     blocks: dict[str, Block] = yaml.safe_load(text)
-    return {name: read_method(name, block) for name, block in blocks.items()}
+    return blocks

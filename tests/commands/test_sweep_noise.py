@@ -14,7 +14,7 @@ import yaml
 from rich.console import Console
 from typer.testing import CliRunner
 
-from cvsi.commands import sweep, sweep_noise
+from cvsi.commands import sweep, sweep_noise, sweep_values
 from cvsi.commands.main import app
 from cvsi.commands.sweep_findings import findings, noise_text, set_command, to_paste
 from cvsi.commands.sweep_grid import Split
@@ -121,6 +121,7 @@ def test_weights_are_chosen_on_one_half_and_reported_on_the_other(ids: list[str]
         (halves.gain, honest - values[own]),
         (halves.optimistic, values[best]),
     ):
+        assert mean is not None
         assert (mean.value, mean.low, mean.high) == pytest.approx((wanted.mean(), *reference(wanted)))
     assert halves.honest.value <= halves.optimistic.value
     if len(ids) % 2 == 0:
@@ -184,10 +185,11 @@ def test_splits_with_few_queries_say_what_is_left_out(queries: int) -> None:
 
 
 def test_values_that_were_too_large_to_keep(monkeypatch: pytest.MonkeyPatch, world: World) -> None:
-    assert "the values of 60 queries take 0.0 GiB; take a larger --step or fewer --parts" in judged(None).why
+    advice = "take a larger --step, fewer --parts or shorter lists"
+    assert f"the values of 60 queries take 0.0 GiB; {advice}" in judged(None).why
     world("circo")
     kept = sweep.build("toy", "tiny", params.load(), step=0.5).frame
-    monkeypatch.setattr(sweep, "KEPT", 8 * 22 * 37 - 1)  # dev has fewer queries
+    monkeypatch.setattr(sweep_values, "KEPT", 8 * 22 * 37 - 1)  # dev has fewer queries
     outcome = sweep.build("toy", "tiny", params.load(), step=0.5)
     assert outcome.splits["val"].noise is None and outcome.splits["dev"].noise is not None
     val = outcome.frame.filter(split="val")

@@ -39,6 +39,7 @@ from typer.testing import CliRunner
 
 from cvsi.commands.check import check_blocks
 from cvsi.commands.main import app
+from cvsi.commands.sweep_request import request
 from cvsi.core import params
 from cvsi.datasets import index
 from demo.world.dataset import draw
@@ -99,7 +100,7 @@ def is_settings(text: str) -> bool:
 
 
 def kind_of(block: Block) -> str:
-    """What a block is: settings, queries, commands, paths, diagram, code of docs/extending.md, formula or output."""
+    """What a block is: settings, a method, queries, commands, paths, diagram, code of docs/extending.md, ..."""
     first = block.text.split()[0]
     if block.document == "docs/extending.md":
         return "code"
@@ -111,6 +112,8 @@ def kind_of(block: Block) -> str:
         return "commands"
     if is_settings(block.text):
         return "settings"
+    if block.document == "docs/sweep.md" and block.kind == "yaml":
+        return "method"
     if "--index-->" in block.text:
         return "diagram"
     if block.text.startswith(FORMULAS):
@@ -126,6 +129,12 @@ UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # typer has a click
 def of_kind(kind: str) -> pytest.MarkDecorator:
     """The parameters of a test: every block of a kind."""
     return pytest.mark.parametrize("block", [block for block in BLOCKS if kind_of(block) == kind], ids=str)
+
+
+@of_kind("method")
+def test_a_method_with_lists_is_one_that_a_sweep_takes(block: Block, place: Workspace) -> None:
+    (place.path / "method.yaml").write_text(block.text, encoding="utf-8")
+    assert len(request(params.load(), "demo", "method.yaml", ()).fusions) > 1
 
 
 def test_every_block_is_of_a_known_kind() -> None:
