@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tests.models.tiny_vision_language import SPECIAL, TEMPLATE, tokenizer_of
+from tests.models.tiny_qwen import SPECIAL, TEMPLATE, tokenizer_of
 
 SIDE = 32  # of the tiny CLIP's images
 
