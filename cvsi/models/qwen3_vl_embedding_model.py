@@ -206,7 +206,10 @@ class Qwen3VlEmbedding(BackboneEncoder):
         if len(text.encode()) <= tokens:
             return text
         ends = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        return text if len(ends) <= tokens else text[: ends[tokens - 1][1]]
+        if len(ends) <= tokens:
+            return text
+        # A character of several tokens is not cut in two: all of these name the whole character.
+        return text[: min(ends[tokens - 1][1], ends[tokens][0])]
 
     def _ids(self, prompts: list[str]) -> list[list[int]]:
         return self.tokenizer(prompts)["input_ids"]  # type: ignore[no-any-return]
