@@ -226,11 +226,20 @@ def check(
         "--download",
         help="First download the models that are missing from the hub, continue what was begun, verify all of them.",
     ),
+    of_methods: bool = typer.Option(
+        False, "--methods", help="Print only what each method of each run would cost: model calls, and their time."
+    ),
 ) -> None:
     """Check params.yaml and the folders it names: what is missing or changed, what would be computed, terms of use."""
-    from cvsi.commands.check import check_blocks, report
+    from cvsi.commands.check import check_blocks, report, report_methods
 
     settings, failed = params.load(), 0
+    if of_methods:
+        if download:
+            raise CvsiError("--methods and --download: give one of the two")
+        report_methods(settings, terminal())
+        next_step.after_methods().print()
+        return
     if download:
         from cvsi.commands.download import download as fetch
 
