@@ -59,7 +59,7 @@ def evaluate_all(
 
 
 def left_out(name: str, backbone: str, params: Params, evaluations: Mapping[str, Evaluation]) -> dict[str, str]:
-    """The methods of a labelled dataset that were not evaluated, each with the columns that it needs and lacks."""
+    """The methods of a labelled dataset that were not evaluated, each with what it needs or the columns it lacks."""
     if not any(outcome.metrics for outcome in evaluations.values()):
         return {}
     of_queries, of_images = (
@@ -71,9 +71,11 @@ def left_out(name: str, backbone: str, params: Params, evaluations: Mapping[str,
         if method not in evaluations:
             missing = [part for part in fusion.query_columns if part not in of_queries]
             missing += [part for part in fusion.gallery_columns if part not in of_images]
+            of_others = set(missing) - {*QUERY_PARTS, *GALLERY_PARTS}  # roles, say
+            if of_others and method in known and known[method].about.needs:
+                reasons[method] = f"needs {known[method].about.needs}"
+                continue
             reason = "; the backbone has no phi" if without_phi and set(missing) & set(PHI_PARTS) else ""
-            if set(missing) - {*QUERY_PARTS, *GALLERY_PARTS} and method in known and known[method].about.needs:
-                reason += f"; needs {known[method].about.needs}"
             reasons[method] = f"no column {', '.join(dict.fromkeys(missing))}{reason}"
     return reasons
 
