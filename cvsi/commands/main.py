@@ -49,6 +49,7 @@ def version() -> None:
 def show(
     run: str = typer.Argument(help="A run of params.yaml, e.g. demo-tiny."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON for other programs instead of tables."),
+    as_markdown: bool = typer.Option(False, "--markdown", help="Print only the table of methods, in Markdown."),
 ) -> None:
     """Print a run's methods, their differences, values by aspect, fallbacks, its report's path, and what it ran on."""
     from cvsi.commands import show as shown
@@ -56,10 +57,18 @@ def show(
     from cvsi.commands.fallback_warning import fallback_warning
     from cvsi.commands.show_figures import collect
 
+    if as_json and as_markdown:
+        raise CvsiError("--json and --markdown: give one of the two")
     settings = params.load()
     chosen, figures, console = settings.run(run), collect(run, settings), terminal()
     if as_json:
         typer.echo(encodable_json(figures.model_dump_json(indent=2)))
+        return
+    if as_markdown:
+        from cvsi.commands import show_markdown
+
+        for line in show_markdown.lines(figures) if figures.splits else [shown.without_metrics(chosen, settings)]:
+            typer.echo(encodable(plain(line), sys.stdout))
         return
     print_all(console, shown.tables(figures))
     if not figures.splits:
