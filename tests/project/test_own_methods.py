@@ -5,22 +5,19 @@ The stages before are not run: their outputs are written here and committed as t
 """
 
 import json
-import shutil
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
-from dvc.repo import Repo
 
 from cvsi.core import params
 from cvsi.core.schema import QUERY_PARTS
 from cvsi.datasets import index
 from cvsi.evaluation import scores
 from cvsi.evaluation.report import build as report
-from tests.conftest import Workspace, environment, repro
-from tests.imports import ROOT
+from tests.conftest import Workspace, repro
+from tests.project.collaboration import call
+from tests.project.tracked import changed_stages, track
 from tests.stage_inputs import write_captions, write_edits, write_vectors
 
 MINE = {
@@ -32,23 +29,9 @@ MINE = {
 BOTH = ["scores@toy-tiny", "report@toy-tiny"]
 
 
-def call(path: Path, *command: str) -> str:
-    done = subprocess.run(command, cwd=path, env=environment(path), text=True, capture_output=True)
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
 @pytest.fixture
 def tracked(toy: Workspace) -> Workspace:
     """The toy dataset under DVC with every stage up to date."""
-    for name in ("stages", "cvsi"):
-        shutil.copytree(ROOT / name, toy.path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("dvc.yaml", ".dvcignore"):
-        shutil.copy(ROOT / name, toy.path)
-    for name in ("demo/world", "demo/weights/clip", "data/demo/annotations"):
-        (toy.path / name).mkdir(parents=True)
-    for name in ("stages/world.py", "demo/weights/phi.safetensors", "data/demo/annotations/val.json"):
-        (toy.path / name).touch()
     toy.params(compute={"device": "cpu"})
     settings = params.load()
     index.build("toy", settings)
@@ -57,16 +40,15 @@ def tracked(toy: Workspace) -> Workspace:
     write_vectors(QUERY_PARTS)
     scores.build("toy", "tiny", settings)
     report.build("toy", "tiny", settings)
-    for command in ("git init -q", "dvc init -q", "dvc config core.analytics false", "dvc commit -q -f"):
-        call(toy.path, *command.split())
+    track(toy)
     assert changed(toy) == []
     return toy
 
 
 def changed(toy: Workspace) -> list[str]:
-    """The stages with a changed dependency, `index` left out, which always looks."""
-    listed = list(Repo(str(toy.path)).status())
-    return sorted((name for name in listed if not name.startswith("index@")), key=[*BOTH, *listed].index)
+    """The stages with a changed dependency, `scores` and `report` first."""
+    listed = changed_stages(toy)
+    return sorted(listed, key=[*BOTH, *listed].index)
 
 
 def figures(toy: Workspace) -> dict[str, dict[str, float]]:
@@ -128,7 +110,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 def test_every_change_of_a_method_is_one_of_scores_and_report_alone(tracked: Workspace) -> None:
     tracked.params(methods={"mine": MINE})
-    call(tracked.path, "dvc", "commit", "-q", "-f")
+    call(tracked, "dvc", "commit", "-q", "-f")
     for what, block in CHANGES.items():
         tracked.params(methods={"mine": block})
         assert changed(tracked) == BOTH, what
