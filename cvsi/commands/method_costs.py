@@ -280,21 +280,19 @@ class RunCosts:
 
 def lacking(run: Run, params: Params) -> dict[str, str]:
     """What a run lacks, by method of its table: a phi, or a reader with roles; empty where it lacks nothing."""
-    written, reader, components = written_columns(run), reader_of(params.dataset(run.dataset), run.dataset), _queries()
+    written, reader, backbone = written_columns(run), reader_of(params.dataset(run.dataset), run.dataset), run.backbone
+    components = _queries()
     given = {*components, *written, *(reader.roles if reader is not None else ())}
     of_phi = {name for name, component in components.items() if component.uses_phi and name not in written}
-    without_phi = of_phi if params.backbone(run.backbone).phi is None else set[str]()
-    return {
-        method: _lacks([column for column in fusion.query_columns if column not in given], without_phi, fusion)
-        for method, fusion in methods.table(params, run.dataset).items()
-    }
+    without = dict.fromkeys(of_phi if params.backbone(backbone).phi is None else (), "a phi of the backbone")
+    return {method: _lacks(fusion, given, without) for method, fusion in methods.table(params, run.dataset).items()}
 
 
-def _lacks(roles: Sequence[str], without_phi: Collection[str], fusion: Fusion) -> str:
+def _lacks(fusion: Fusion, given: Collection[str], without: Mapping[str, str]) -> str:
+    """What a fusion lacks: `given` are the columns that there may be, `without` those that the backbone has not."""
+    roles = [column for column in fusion.query_columns if column not in given]
     lacks = [f"a reader with {'the role' if len(roles) == 1 else 'the roles'} {', '.join(roles)}"] if roles else []
-    if not set(without_phi).isdisjoint(fusion.query_columns):
-        lacks.append("a phi of the backbone")
-    return " and ".join(lacks)
+    return " and ".join(dict.fromkeys([*lacks, *(without[name] for name in fusion.query_columns if name in without)]))
 
 
 def _queries() -> dict[str, Component]:
