@@ -163,7 +163,7 @@ def test_each_step_is_what_the_state_calls_for_and_a_command_that_exists() -> No
         assert step.line.startswith(f"next: {command}") and "\n" not in step.line, state
         exists(step.line)
         seen.add(state)
-    assert len(seen) == 45
+    assert len(seen) == 46
 
 
 def test_every_function_is_tested_and_used() -> None:
