@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from rich.console import Console
 
-from cvsi.commands import downloads, forecast, requirements
+from cvsi.commands import downloads, forecast, method_costs, requirements
 from cvsi.commands.layout import Table, say
 from cvsi.core import paths, tables
 from cvsi.core.console import count
@@ -33,6 +33,11 @@ from cvsi.pipeline.components import GALLERY_COMPONENTS, QUERY_COMPONENTS
 from cvsi.pipeline.verdicts import check_prompt
 from cvsi.store.executors import check_executor
 
+METHODS_NOTE = (
+    "Methods share calls: dvc repro makes all calls of a run once, whatever its fusion. `<=` is the most there can be, "
+    "where the tables that name the rows are not there yet; `over` is the part of a time whose rate is known."
+)
+
 
 def report(params: Params, console: Console) -> int:
     """Check every block of params.yaml and print the preflight of the active datasets and runs; how much is missing."""
@@ -51,6 +56,10 @@ def report(params: Params, console: Console) -> int:
         for line in sources:
             say(console, line)
         console.print()
+    if ranked := [name for name, run in params.runs.items() if not inventory.without_queries(run.dataset)]:
+        for name in ranked:
+            say(console, method_costs.short(name, params))
+        console.print()
     if inventory.downloads:
         console.print(downloads.table(inventory.downloads))
         say(console, downloads.total(inventory.downloads))
@@ -63,6 +72,32 @@ def report(params: Params, console: Console) -> int:
     else:
         say(console, "Nothing is missing." + " The index is older than what it lists: dvc repro." * bool(stale))
     return len(inventory.missing)
+
+
+def report_methods(params: Params, console: Console) -> None:
+    """Check every block of params.yaml and print what each method of each run would cost, and what it lacks."""
+    check_blocks(params)
+    inventory = requirements.collect(params)
+    changes = forecast.changes_of(params, inventory)
+    if not params.runs:
+        say(console, "No run in params.yaml, so no methods.")
+    for name, run in params.runs.items():
+        if inventory.without_queries(run.dataset):
+            say(console, f"{name}: {run.dataset} has no queries, so no method is evaluated.")
+            continue
+        try:
+            of_run = method_costs.RunCosts(name, params, inventory)
+            costs = list(of_run.costs())
+        except CvsiError as error:
+            say(console, f"{name}: cannot be counted ({error})")
+            continue
+        console.print(method_costs.table(name, costs, of_run.answers_per_edit))
+        for line in method_costs.lines(costs):
+            say(console, line)
+        if changes[run.dataset].line(run.dataset):
+            say(console, f"The folder of {run.dataset} changed since its index was made; the numbers are the index's.")
+        console.print()
+    say(console, METHODS_NOTE)
 
 
 def todo(tasks: Iterable[forecast.Task]) -> Table:

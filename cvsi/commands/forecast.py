@@ -83,31 +83,31 @@ def tasks(params: Params, inventory: Inventory, changes: Mapping[str, Changes] =
 def _of_rerank(name: str, params: Params, inventory: Inventory, changes: Mapping[str, Changes]) -> Task:
     """The pairs that a rerank's judge is shown: exact where its run is ranked, else `top` per query and its group."""
     job = verdict_job(name, params)
-    queries, changed = _queries(job.dataset, params, inventory), changes.get(job.dataset, Changes())
+    queries, changed = query_number(job.dataset, params, inventory), changes.get(job.dataset, Changes())
     ranked = exists("scores", job.dataset, job.backbone) and not (changed.files or changed.queries)
-    known = _rate(catalogue.of_model(job.settings.model), "verdicts", device_kind(params.compute))
+    known = known_rate(catalogue.of_model(job.settings.model), "verdicts", device_kind(params.compute))
     groups = read("index", job.dataset, "queries.parquet")["group_ids"] if exists("index", job.dataset) else []
     most = queries * job.top + sum(map(len, groups))
     return _task(job, name, "pairs to judge", most, ranked, _More(0, 0), known)
 
 
 def _of_dataset(name: str, params: Params, inventory: Inventory, changes: Changes) -> list[Task]:
-    images, queries = _images(name, params, inventory), _queries(name, params, inventory)
+    images, queries = image_number(name, params, inventory), query_number(name, params, inventory)
     captions = caption_job(name, params)
     n = captions.settings.n
     indexed, captioned = exists("index", name), exists("index", name) and exists("captions", name)
     of_images, of_texts = _More(changes.files, changes.new), _More(changes.files * n, changes.new * n)
     of_queries = _More(changes.edits, max(changes.queries - changes.removed_queries, 0))
     on = device_kind(params.compute)
-    captioning = _rate(catalogue.of_model(captions.settings.model), "captions", on, n)
+    captioning = known_rate(catalogue.of_model(captions.settings.model), "captions", on, n)
     listed = [_task(captions, name, f"images to {n} captions", images, indexed, of_images, captioning)]
     if queries or of_queries.todo:
         edits = edit_job(name, params)
-        editing = _rate(catalogue.of_model(edits.settings.model), "edits", on)
+        editing = known_rate(catalogue.of_model(edits.settings.model), "edits", on)
         listed.append(_task(edits, name, "queries to edit", queries, captioned, of_queries, editing))
         if (reading := reading_job(name, params)) is not None:
             model, countable = reading.settings.model, captioned or (indexed and reading.settings.sees == "image")
-            known = _rate(catalogue.of_model(model), "readings", on)
+            known = known_rate(catalogue.of_model(model), "readings", on)
             listed.append(_task(reading, name, "queries to read", queries, countable, of_queries, known))
     else:  # the editor is not needed and need not be there
         listed.append(Task(name, "no queries to edit", 0, 0, True))
@@ -115,7 +115,7 @@ def _of_dataset(name: str, params: Params, inventory: Inventory, changes: Change
         if run.dataset == name:
             for job in gallery_jobs(name, run.backbone, params):
                 of_run = f"{name}, {run.backbone}"
-                embedding = _rate(catalogue.of_backbone(params.backbone(run.backbone)), job.kind, on)
+                embedding = known_rate(catalogue.of_backbone(params.backbone(run.backbone)), job.kind, on)
                 if job.words.noun == "image":
                     listed.append(_task(job, of_run, "image vectors", images, indexed, of_images, embedding))
                 else:
@@ -130,20 +130,20 @@ class _More(NamedTuple):
     total: int
 
 
-class _Rate(NamedTuple):
+class KnownRate(NamedTuple):
     """Rows a second that were measured elsewhere, and where; None and nothing if that is unknown."""
 
     per_second: float | None
     source: str
 
 
-def _rate(entry: catalogue.Entry, kind: str, on: str, texts: int = 1) -> _Rate:
+def known_rate(entry: catalogue.Entry, kind: str, on: str, texts: int = 1) -> KnownRate:
     """The catalogue's rate of a kind of row, each of which has so many texts."""
     rate = entry.rate(kind, on)
-    return _Rate(rate.per_second / texts, rate.source) if rate else _Rate(None, "")
+    return KnownRate(rate.per_second / texts, rate.source) if rate else KnownRate(None, "")
 
 
-def _task(job: RowJob, name: str, kind: str, most: int, countable: bool, more: _More, known: _Rate) -> Task:
+def _task(job: RowJob, name: str, kind: str, most: int, countable: bool, more: _More, known: KnownRate) -> Task:
     """The rows of one job: counted by key where its tables are there and not too large, else the most there can be."""
     counted = countable and most <= COUNTED
     total, todo, recipe = most, most, job.recipe()
@@ -158,7 +158,7 @@ def _task(job: RowJob, name: str, kind: str, most: int, countable: bool, more: _
     return Task(name, kind, total, todo, counted and not more.todo, todo / rate if rate else None, source)
 
 
-def _images(name: str, params: Params, inventory: Inventory) -> int:
+def image_number(name: str, params: Params, inventory: Inventory) -> int:
     """How many images there are or will be; raises CvsiError where nothing says so."""
     dataset = params.dataset(name)
     if exists("index", name):
@@ -172,7 +172,7 @@ def _images(name: str, params: Params, inventory: Inventory) -> int:
     raise CvsiError(f"{name}: no images to count")
 
 
-def _queries(name: str, params: Params, inventory: Inventory) -> int:
+def query_number(name: str, params: Params, inventory: Inventory) -> int:
     """How many queries there are or will be."""
     dataset = params.dataset(name)
     if exists("index", name):
@@ -215,7 +215,7 @@ def disk(params: Params, inventory: Inventory) -> str:
     needed = 0
     for run in params.runs.values():
         try:
-            images, n = _images(run.dataset, params, inventory), caption_job(run.dataset, params).settings.n
+            images, n = image_number(run.dataset, params, inventory), caption_job(run.dataset, params).settings.n
         except CvsiError:
             continue
         needed += images * _width(params.backbone(run.backbone)) * (8 + 4 * n)

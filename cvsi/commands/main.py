@@ -49,6 +49,7 @@ def version() -> None:
 def show(
     run: str = typer.Argument(help="A run of params.yaml, e.g. demo-tiny."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON for other programs instead of tables."),
+    as_markdown: bool = typer.Option(False, "--markdown", help="Print only the table of methods, in Markdown."),
 ) -> None:
     """Print a run's methods and reranks, differences, values by aspect, fallbacks, its report, and what it ran on."""
     from cvsi.commands import show as shown
@@ -56,10 +57,18 @@ def show(
     from cvsi.commands.fallback_warning import fallback_warning
     from cvsi.commands.show_reranks import collect, rerank_lines, rerank_tables
 
+    if as_json and as_markdown:
+        raise CvsiError("--json and --markdown: give one of the two")
     settings = params.load()
     chosen, figures, console = settings.run(run), collect(run, settings), terminal()
     if as_json:
         typer.echo(encodable_json(figures.model_dump_json(indent=2)))
+        return
+    if as_markdown:
+        from cvsi.commands import show_markdown
+
+        for line in show_markdown.lines(figures) if figures.splits else [shown.without_metrics(chosen, settings)]:
+            typer.echo(encodable(plain(line), sys.stdout))
         return
     print_all(console, shown.tables(figures))
     print_all(console, rerank_tables(figures))
@@ -231,11 +240,20 @@ def check(
         "--download",
         help="First download the models that are missing from the hub, continue what was begun, verify all of them.",
     ),
+    of_methods: bool = typer.Option(
+        False, "--methods", help="Print only what each method of each run would cost: model calls, and their time."
+    ),
 ) -> None:
     """Check params.yaml and the folders it names: what is missing or changed, what would be computed, terms of use."""
-    from cvsi.commands.check import check_blocks, report
+    from cvsi.commands.check import check_blocks, report, report_methods
 
     settings, failed = params.load(), 0
+    if of_methods:
+        if download:
+            raise CvsiError("--methods and --download: give one of the two")
+        report_methods(settings, terminal())
+        next_step.after_methods().print()
+        return
     if download:
         from cvsi.commands.download import download as fetch
 

@@ -134,6 +134,11 @@ def after_check(missing: int) -> Step:
     return Step(CHECK.words, "when the missing things are there") if missing else REPRO
 
 
+def after_methods() -> Step:
+    """After `cvsi check --methods`: what is missing and what the run computes."""
+    return CHECK
+
+
 def after_set(key: str, lines: Sequence[str]) -> Step:
     """After `cvsi set`: the preflight where nothing changed or where data may be missing now, else the run."""
     unchanged = bool(lines) and lines[-1].endswith("already; nothing changed")

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cvsi.commands.layout import Table
-from cvsi.commands.show_figures import Difference, Edits, Label, Methods, Shown
+from cvsi.commands.show_figures import Difference, Edits, Label, Methods, Readings, Shown
 from cvsi.commands.summary import without_queries
 from cvsi.core.params import Params, Run
 from cvsi.datasets.formats import format_of
@@ -25,21 +25,36 @@ def tables(shown: Shown) -> Iterator[Table]:
 
 
 def lines(shown: Shown) -> Iterator[str]:
-    """Lines below the tables: the edits' statuses, and methods that the vectors do not allow, each with the reason."""
+    """Lines below the tables: statuses of edits and readings, and methods that the vectors do not allow, by reason."""
     if shown.edits is not None:
         yield edits_text(shown.edits)
-    names = [f"{name} ({why})" for name, why in shown.left_out.items()]
+    if shown.readings is not None:
+        yield readings_text(shown.readings)
+    reasons: dict[str, list[str]] = {}
+    for name, why in shown.left_out.items():
+        reasons.setdefault(why, []).append(name)
+    names = [f"{', '.join(names)} ({why})" for why, names in reasons.items()]
     if names:
         yield f"Left out: {', '.join(names)}."
 
 
 def edits_text(edits: Edits) -> str:
     """The edits by status, and how many fell back to the captions, with the dataset's limit."""
-    statuses = ", ".join(
-        f"{number:,} {status} ({100 * number / edits.queries:.1f}%)" for status, number in edits.statuses.items()
-    )
+    statuses = _statuses(edits.statuses, edits.queries)
     fallen = f"{edits.fallbacks:,} of {edits.queries:,} ({edits.percent:.1f}%), limit {edits.limit:g}%"
     return f"Edits: {statuses}. Fallbacks: {fallen}."
+
+
+def readings_text(readings: Readings) -> str:
+    """The readings by status, how many have no usable text, and how many queries have texts of each role."""
+    statuses = _statuses(readings.statuses, readings.queries)
+    unusable = f"{readings.unusable:,} of {readings.queries:,} ({100 * readings.unusable / readings.queries:.1f}%)"
+    roles = ", ".join(f"{role} {number:,}" for role, number in readings.roles.items())
+    return f"Readings: {statuses}. Without a usable text: {unusable}. Queries with texts: {roles}."
+
+
+def _statuses(statuses: dict[str, int], number: int) -> str:
+    return ", ".join(f"{rows:,} {status} ({100 * rows / number:.1f}%)" for status, rows in statuses.items())
 
 
 def without_metrics(run: Run, settings: Params) -> str:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cvsi.commands.moved import KEY, tally
-from cvsi.core import parquet, paths, provenance, tables
+from cvsi.core import parquet, paths, provenance, schema, tables
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import Params, Run, explain
 from cvsi.core.statuses import counts, fallbacks
@@ -22,6 +22,7 @@ from cvsi.evaluation.metrics import interval
 
 LABELS = ("aspects", "tags")  # columns of the index's queries; tags are optional
 ASPECTS, TAGS = LABELS
+STATUS = "reader_status"  # of the table of edits, where the dataset names a reader
 Methods = dict[str, dict[str, float]]
 T = TypeVar("T")
 
@@ -90,6 +91,17 @@ class Edits(BaseModel):
     limit: float
 
 
+class Readings(BaseModel):
+    """How many of a dataset's readings have each status, how many have no usable text, and queries by role."""
+
+    model_config = ConfigDict(frozen=True)
+
+    queries: int
+    statuses: dict[str, int]
+    unusable: int
+    roles: dict[str, int]
+
+
 class Shown(BaseModel):
     """A run as `cvsi show --json` prints it; `notes` are lines about what could not be read."""
 
@@ -102,6 +114,7 @@ class Shown(BaseModel):
     own: str
     splits: dict[str, Figures]
     edits: Edits | None
+    readings: Readings | None = None
     left_out: dict[str, str]
     report: str
     notes: list[str]
@@ -125,6 +138,7 @@ def collect(name: str, settings: Params) -> Shown:
     return Shown(
         run=name, dataset=run.dataset, backbone=run.backbone, metric=report.metric, own=report.own, splits=splits,
         edits=_or_note(notes, lambda: edits_of(run.dataset, settings.dataset(run.dataset).fallback_limit)),
+        readings=_or_note(notes, lambda: readings_of(run.dataset)),
         left_out=report.left_out, report=str(paths.folder("report", run.dataset, run.backbone) / "index.html"),
         notes=notes,
     )  # fmt: skip
@@ -156,6 +170,25 @@ def edits_of(dataset: str, limit: float) -> Edits | None:
     return Edits(
         queries=frame.height, statuses=counts(frame["status"]), fallbacks=fallen.number,
         percent=100 * fallen.share, limit=100 * limit,
+    )  # fmt: skip
+
+
+def readings_of(dataset: str) -> Readings | None:
+    """The statuses of a dataset's readings, and how many queries have texts of each role; None without a reader.
+
+    Raises CvsiError for a table that cannot be read.
+    """
+    folder = paths.folder("edits", dataset)
+    if not any(folder.glob("*.parquet")) or STATUS not in (columns := tables.schema_of("edits", dataset)).names:
+        return None
+    roles = {role: pa.list_(pa.string()) for role in schema.roles_in(columns)}
+    wanted = pa.schema({STATUS: pa.string(), **roles})
+    frame = pl.DataFrame(parquet.fit(tables.whole("edits", dataset), wanted, str(folder)))
+    if not frame.height:
+        return None
+    return Readings(
+        queries=frame.height, statuses=counts(frame[STATUS]), unusable=fallbacks(frame, STATUS).number,
+        roles={role: int((frame[role].list.len() > 0).sum()) for role in roles},
     )  # fmt: skip
 
 
@@ -270,5 +303,6 @@ def _or_note(notes: list[str], read: Callable[[], T]) -> T | None:
     try:
         return read()
     except CvsiError as error:
-        notes.append(str(error))
+        if str(error) not in notes:  # two figures may come from one table
+            notes.append(str(error))
         return None

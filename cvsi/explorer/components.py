@@ -179,7 +179,7 @@ class NewQueries:
         block = job.with_keys(pl.DataFrame([query], schema=READ))
         url = "" if self._reads_captions else image.use(lambda picture: image_url(picture, job.settings))
         try:
-            self._reading_rows.ensure(block, lambda missing: job.read(self._reader, missing, [url]))
+            self._reading_rows.ensure(block, lambda missing: job.read(self._reader, missing, [(url, "")]))
         except Interrupted as end:
             raise (end.__cause__ or end) from None
         stored = self._reading_rows.get(block["key"])

@@ -58,13 +58,15 @@ class ReaderSettings(Settings):
 class Reading(NamedTuple):
     """One reference to read: the texts of the conversation, and the image as a data URL (empty for captions alone).
 
-    `examples` are pairs of a request and its answer; `last` is what is said about the reference itself.
+    `examples` are pairs of a request and its answer; `last` is what is said about the reference itself. `second` is the
+    second image of a reference that has two.
     """
 
     task: str
     examples: Sequence[tuple[str, str]]
     last: str
     image: str = ""
+    second: str = ""
 
 
 class Reader(Protocol):
@@ -95,4 +97,5 @@ def turns_of(reading: Reading, system: bool = True) -> Turns:
         before = ""
     if not reading.image:
         return [*turns, {"role": "user", "content": before + reading.last}]
-    return [*turns, {"role": "user", "content": [image_part(reading.image), text_part(before + reading.last)]}]
+    images = [image_part(url) for url in (reading.image, reading.second) if url]
+    return [*turns, {"role": "user", "content": [*images, text_part(before + reading.last)]}]

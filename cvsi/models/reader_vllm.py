@@ -1,5 +1,6 @@
 """The reader engine `vllm`: a vision-language model, or a text model over captions, in vLLM's offline engine."""
 
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -13,6 +14,9 @@ from cvsi.models.server_errors import CONTEXT
 from cvsi.models.vllm_chat import COMPACT, NO_REASONING, has_system_role
 from cvsi.models.vllm_engine import loading, start
 from cvsi.store.rows import Store
+
+MOST_IMAGES = re.compile(r"at most \d+ image", re.IGNORECASE)
+ONE_IMAGE = "for queries with two reference images, name a model that takes two, or set second_reference: ignore"
 
 
 class VllmReaderSettings(ReaderSettings):
@@ -30,7 +34,7 @@ class VllmReader:
         from vllm import SamplingParams  # seconds of imports, needed only when a row is missing
         from vllm.sampling_params import StructuredOutputsParams
 
-        images = int(settings.sees == "image")
+        images = 2 if settings.sees == "image" else 0  # of a model that takes one, vLLM allows one
         with loading("reader", settings.model, "lower the reader's context or compute.gpu_memory"):
             self.engine: Any = start(
                 settings.model, settings.revision, settings.precision, compute, max_model_len=settings.context,
@@ -54,7 +58,7 @@ class VllmReader:
             return self._chat(conversations)
         except Exception as error:  # vLLM refuses all where one prompt is too long
             if not CONTEXT.search(str(error)):
-                raise CvsiError(f"params.yaml: reader model '{self.settings.model}': {cause(error)}") from None
+                raise self._failed(error) from None
         return [self._alone(conversation) for conversation in conversations]
 
     def _alone(self, conversation: Turns) -> Answer:
@@ -62,8 +66,12 @@ class VllmReader:
             return self._chat([conversation])[0]
         except Exception as error:
             if not CONTEXT.search(str(error)):
-                raise CvsiError(f"params.yaml: reader model '{self.settings.model}': {cause(error)}") from None
+                raise self._failed(error) from None
             return Answer("", TOO_LONG)
+
+    def _failed(self, error: Exception) -> CvsiError:
+        one = f"; {ONE_IMAGE}" if MOST_IMAGES.search(str(error)) else ""
+        return CvsiError(f"params.yaml: reader model '{self.settings.model}': {cause(error)}{one}")
 
     def _chat(self, conversations: Sequence[Turns]) -> list[Answer]:
         options = {**NO_REASONING, **self.settings.chat_template_kwargs}

@@ -14,20 +14,27 @@ from cvsi.models.reader import ReaderSettings, Reading
 from cvsi.pipeline.prompting import CONTENT, INSTRUCTION, Example, distinct, examples_of, task_of
 
 CUE = "Answer:"
+BOTH = "The reference is both photos together."  # for queries with two reference images
 TURNS = 1  # the form of a conversation, raised when it changes: part of the recipe
 
 
 def reading_of(
-    settings: ReaderSettings, text: str, instruction: str, image: str = "", captions: Sequence[str] = ()
+    settings: ReaderSettings,
+    text: str,
+    instruction: str,
+    image: str = "",
+    captions: Sequence[str] = (),
+    second: str = "",
 ) -> Reading:
-    """The conversation about one reference: its image as a data URL, or its captions.
+    """The conversation about one reference: its image as a data URL, `second` where it has two, or its captions.
 
     Raises CvsiError for an example block that does not have its three lines, or whose answer is no JSON.
     """
     words = " ".join(instruction.split())
     shown = " ".join(", ".join(distinct(captions, settings.captions)).split())
     last = f"{INSTRUCTION} {words}" if settings.sees == "image" else f"{CONTENT} {shown}\n{INSTRUCTION} {words}"
-    return Reading(f"{task_of(text)}\n\n{form_of(settings)}", examples(settings, text), last, image)
+    last = f"{BOTH}\n{last}" if second else last
+    return Reading(f"{task_of(text)}\n\n{form_of(settings)}", examples(settings, text), last, image, second)
 
 
 def form_of(settings: ReaderSettings) -> str:

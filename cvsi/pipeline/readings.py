@@ -30,6 +30,7 @@ from cvsi.pipeline.answers import Query
 from cvsi.pipeline.components import GALLERY_COMPONENTS, QUERY_COMPONENTS
 from cvsi.pipeline.image_loader import ImageLoader, image_rows
 from cvsi.pipeline.prompting import few_shot
+from cvsi.pipeline.second_reference import FILE, second_references, with_second_captions, with_second_files
 from cvsi.pipeline.stored_answers import LONGEST_FINISH, failed_once, storable
 from cvsi.store.jobs import BlockWorker, Interrupted, RowJob, Words
 from cvsi.store.kinds import CODE_VERSIONS
@@ -45,11 +46,14 @@ class Block(NamedTuple):
     rows: pl.DataFrame
     images: ImageLoader[str] | None
 
-    def urls(self) -> list[str]:
-        """One data URL per row, empty where captions do."""
+    def urls(self) -> list[tuple[str, str]]:
+        """The data URLs of each row's image and second image, empty where captions do or there is none."""
         if self.images is None:
-            return [""] * self.rows.height
-        return [url for batch, _ in self.images.batches() for url in batch]
+            return [("", "")] * self.rows.height
+        urls = [url for batch, _ in self.images.batches() for url in batch]
+        first, second = urls[: self.rows.height], iter(urls[self.rows.height :])
+        both = self.rows["second_digest"] if "second_digest" in self.rows.columns else [None] * len(first)
+        return [(url, "" if other is None else next(second)) for url, other in zip(first, both, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -103,14 +107,27 @@ class ReadingJob(RowJob):
         }  # fmt: skip
 
     def wanted(self) -> pl.DataFrame:
-        """Every query of the index: `key`, `path` and `digest` of its reference image, `captions`, `instruction`."""
+        """Every query of the index: `key`, `path` and `digest` of its reference image, `captions`, `instruction`.
+
+        Of a second reference image: `second_path`, `second_digest`, null without one.
+        """
         queries = references(self.dataset, captions=self.settings.sees == "captions")
-        return self.with_keys(queries).select("key", "path", "digest", "captions", "instruction", *_crop(queries))
+        optional = ("crop", *(f"second_{name}" for name in FILE))
+        names = [name for name in optional if name in queries.columns]
+        return self.with_keys(queries).select("key", "path", "digest", "captions", "instruction", *names)
 
     def with_keys(self, queries: pl.DataFrame) -> pl.DataFrame:
-        """Rows of `digest`, `captions` and `instruction`, with the store's `key` of each."""
+        """Rows of `digest`, `captions` and `instruction`, with the store's `key` of each.
+
+        `second_digest` is optional, and part of a key where there is one.
+        """
         seen = "digest" if self.settings.sees == "image" else "captions"
-        keys = [digest(reference, text) for reference, text in queries.select(seen, "instruction").iter_rows()]
+        two = seen == "digest" and "second_digest" in queries.columns
+        second = queries["second_digest"] if two else [None] * queries.height
+        keys = [
+            digest(reference, text) if other is None else digest(reference, other, text)
+            for (reference, text), other in zip(queries.select(seen, "instruction").iter_rows(), second, strict=True)
+        ]
         return queries.with_columns(key=pl.Series(keys, dtype=pl.String))
 
     def permanent(self, rows: pa.Table) -> pa.Table:
@@ -127,11 +144,11 @@ class ReadingJob(RowJob):
         """Raise CvsiError for a prompt whose example blocks are wrong."""
         reading_prompts.examples(self.settings, self.prompt)
 
-    def read(self, reader: Reader, rows: pl.DataFrame, images: Sequence[str]) -> pa.Table:
+    def read(self, reader: Reader, rows: pl.DataFrame, images: Sequence[tuple[str, str]]) -> pa.Table:
         """The rows of a block; raises Interrupted with the complete ones where the reader stops early."""
         readings = [
-            reading_prompts.reading_of(self.settings, self.prompt, instruction, image, captions or [])
-            for (captions, instruction), image in zip(
+            reading_prompts.reading_of(self.settings, self.prompt, instruction, image, captions or [], second)
+            for (captions, instruction), (image, second) in zip(
                 rows.select("captions", "instruction").iter_rows(), images, strict=True
             )
         ]
@@ -166,7 +183,7 @@ class ReadingJob(RowJob):
         """A block whose images are read from now on."""
         if self.settings.sees == "captions":
             return Block(rows, None)
-        files = image_rows(rows)
+        files = pl.concat([image_rows(rows), image_rows(second_references(rows))])
         prepare = partial(image_url, settings=self.settings)
         return Block(rows, ImageLoader(self.root, files, self.compute.caption_batch, prepare, ahead=True))
 
@@ -203,18 +220,20 @@ def _crop(images: pl.DataFrame) -> list[str]:
 
 
 def references(name: str, captions: bool = True) -> pl.DataFrame:
-    """The indexed queries with `digest`, `path` and `captions` of their reference images, in order.
+    """The indexed queries with `digest`, `path` and `captions` of their reference images, in order, and second files.
 
     Without `captions`, that column is null and the table is not read.
     """
     queries = pl.DataFrame(tables.read("index", name, "queries.parquet"))
     images = pl.DataFrame(tables.read("index", name, "images.parquet"))
-    images = images.select("digest", "path", *_crop(images), reference_id="image_id")
-    joined = queries.join(images, on="reference_id", how="left", maintain_order="left")
+    files = images.select("digest", "path", *_crop(images), reference_id="image_id")
+    joined = queries.join(files, on="reference_id", how="left", maintain_order="left")
+    joined = with_second_files(joined, images)
     if not captions:
         return joined.with_columns(captions=pl.lit(None, dtype=pl.List(pl.String)))
-    known = pl.DataFrame(tables.whole("captions", name)).select("captions", reference_id="image_id")
-    return joined.join(known, on="reference_id", how="left", maintain_order="left")
+    known = pl.DataFrame(tables.whole("captions", name)).select("image_id", "captions")
+    of_first = known.rename({"image_id": "reference_id"})
+    return with_second_captions(joined.join(of_first, on="reference_id", how="left", maintain_order="left"), known)
 
 
 def table_schema(job: ReadingJob | None) -> pa.Schema:

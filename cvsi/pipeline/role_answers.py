@@ -15,8 +15,10 @@ from unicodedata import category
 
 from cvsi.models.editor import CUT, Answer
 from cvsi.models.reader import LONGEST_TEXT
-from cvsi.pipeline.answer_forms import BULLET, FENCE, Unusable, json_value, unmarked, without_tokens
+from cvsi.pipeline.answer_forms import FENCE, Unusable, json_value, unmarked, without_tokens
 from cvsi.pipeline.answers import UNPRINTABLE, Query, body_of, check_whole, repeats, words
+from cvsi.pipeline.loose_json import loose_object
+from cvsi.pipeline.role_lines import by_line
 
 LONGEST_RAW = 20_000  # characters of an answer that are read
 TRIES = 200  # braces at which an object may begin, and ends at which a cut one may be closed
@@ -27,6 +29,9 @@ TWICE = "_twice"  # a key of our own: that another one was there twice
 NOTHING = re.compile(r"(?:none|nothing|n/?a|not applicable|null|nil|empty|-+)\.?", re.IGNORECASE)
 CUT_REPAIR = "cut, whole texts kept"
 WRAPPERS = 3  # objects around the object with the roles
+LOOSE_TRIES = 10  # braces at which text that is nearly JSON may begin
+# Words that models add to a role's name.
+ADDED = "s|texts?|lists?|items?|captions?|descriptions?|objects?|elements?|attributes?|images?"
 
 
 @dataclass(frozen=True)
@@ -64,16 +69,22 @@ def _lists(answer: Answer, roles: Mapping[str, int], lines: bool) -> tuple[dict[
     fences = [fence[2].strip() for fence in FENCE.finditer(body) if fence[2].strip()]
     repairs += ["code"] if fences else []
     content = fences[-1] if fences else body.strip()
-    if lines and (by_line := _by_line(content, roles)):
-        return _whole_lines(by_line, cut), [*repairs, *_cut_line(cut), *_missing(by_line, roles)]
-    for text in dict.fromkeys((*reversed(fences), body.strip(), without_tokens(body))):
+    if lines and "{" not in content and (found := by_line(content, roles)):
+        return _whole_lines(found, cut), [*repairs, *_cut_line(cut), *_missing(found, roles)]
+    for text in dict.fromkeys((*reversed(fences), body.strip(), without_tokens(body), _unescaped(body))):
         if with_repairs := _object(text, roles, cut):
             values, more = with_repairs
+            more += ["escaped quotes"] if text == _unescaped(body) != body else []
             return values, [*repairs, *more, *_missing(values, roles)]
-    if by_line := _by_line(without_tokens(content), roles) or _by_line(without_tokens(body), roles):
-        repairs += ["lines instead of JSON", *_cut_line(cut)]
-        return _whole_lines(by_line, cut), [*repairs, *_missing(by_line, roles)]
+    if found := by_line(without_tokens(content), roles) or by_line(without_tokens(body), roles):
+        repairs += [*([] if lines else ["lines instead of JSON"]), *_cut_line(cut)]
+        return _whole_lines(found, cut), [*repairs, *_missing(found, roles)]
     raise Unusable(_why_none(body, roles, cut))
+
+
+def _unescaped(text: str) -> str:
+    """A text in which JSON stands as a text within JSON, with its quotes as they are meant."""
+    return text.replace('\\\\"', '"').replace('\\"', '"') if '\\"' in text else text
 
 
 def _object(text: str, roles: Mapping[str, int], cut: bool) -> tuple[dict[str, Any], list[str]] | None:
@@ -84,8 +95,14 @@ def _object(text: str, roles: Mapping[str, int], cut: bool) -> tuple[dict[str, A
         repairs = [] if alone else ["text around the JSON"]
     elif (value := _literal(text)) is not None and _has_role(value, roles):
         values, repairs = value, ["JSON with other quotes or commas"]
+    elif (value := _loose(text, roles, whole=True)) is not None:
+        values, repairs = value, ["JSON with other quotes or commas"]
     elif (value := _closed(text)) is not None and _has_role(value, roles):
         values, repairs = value, [CUT_REPAIR if cut else "JSON without an end"]
+    elif (value := _loose(text, roles, whole=False)) is not None:
+        values, repairs = value, ["JSON with other quotes or commas", CUT_REPAIR if cut else "JSON without an end"]
+    elif value := _entries(text, roles):
+        values, repairs = value, ["a list of roles"]
     else:
         return None
     inner = _unwrapped(values, roles)
@@ -94,10 +111,37 @@ def _object(text: str, roles: Mapping[str, int], cut: bool) -> tuple[dict[str, A
         other = _unwrapped(earlier, roles)
         if not roles.keys() & other.keys() & inner.keys():
             inner, repairs = other | inner, [*repairs, "several objects"]
+    inner, renamed = _renamed(inner, roles)
+    repairs += renamed
     foreign = [key for key in inner if key not in roles and key != TWICE]
     repairs += ["a key twice"] if TWICE in inner else []
     repairs += [f"other roles ({', '.join(foreign[:NAMED])})"] if foreign else []
     return {role: inner[role] for role in roles if role in inner}, repairs
+
+
+def _loose(text: str, roles: Mapping[str, int], whole: bool) -> dict[str, Any] | None:
+    """The last object of a text that is nearly JSON and has a role; with `whole`, only one that ends."""
+    starts = [match.start() for match in re.finditer("{", text)][:LOOSE_TRIES]
+    for start in starts if not whole else reversed(starts):
+        read = loose_object(text, start, _mapping)
+        if read is not None and (read[1] or not whole) and _has_role(read[0], roles):
+            return read[0]
+    return None
+
+
+def _entries(text: str, roles: Mapping[str, int]) -> dict[str, Any]:
+    """The values by role of objects that each name a role and have its texts, such as `{"role": "target", "text": ..}`.
+
+    An object with anything else is left out.
+    """
+    found = list[tuple[str, Any]]()
+    for entry, _ in _objects(text):
+        named = {key: value.strip().casefold() for key, value in entry.items() if isinstance(value, str)}
+        keys = [key for key, value in named.items() if value in roles]
+        if len(entry) == 2 and len(keys) == 1:
+            found += [(named[keys[0]], value) for key, value in entry.items() if key != keys[0]]
+    joined = _mapping(found)
+    return {key: value for key, value in joined.items() if key != TWICE}
 
 
 def _literal(text: str) -> dict[str, Any] | None:
@@ -163,7 +207,18 @@ def _unwrapped(value: dict[str, Any], roles: Mapping[str, int]) -> dict[str, Any
 
 
 def _has_role(value: dict[str, Any], roles: Mapping[str, int]) -> bool:
-    return not roles.keys().isdisjoint(_unwrapped(value, roles))
+    return not roles.keys().isdisjoint(_renamed(_unwrapped(value, roles), roles)[0])
+
+
+def _renamed(value: dict[str, Any], roles: Mapping[str, int]) -> tuple[dict[str, Any], list[str]]:
+    """An object in which a missing role's name with a word more is the role, and which keys were renamed."""
+    names = dict[str, str]()
+    for role in roles:
+        more = [key for key in value if re.fullmatch(rf"{re.escape(role)}_?(?:{ADDED})", key)]
+        if role not in value and len(more) == 1:
+            names[more[0]] = role
+    renamed = {names.get(key, key): item for key, item in value.items()}
+    return renamed, [f"{key} for {role}" for key, role in names.items() if key not in roles]
 
 
 def _mapping(pairs: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
@@ -177,28 +232,6 @@ def _mapping(pairs: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
         else:
             values[name] = value
     return values
-
-
-def _by_line(text: str, roles: Mapping[str, int]) -> dict[str, Any]:
-    """The texts by role of lines `role: text; text`; lines after one, without a label of their own, belong to it."""
-    label = re.compile(
-        rf"^[\s>#*_`\"'\[(-]*({'|'.join(map(re.escape, roles))})[\s*_`\"'\])]*(?:[:\uff1a=]|-\s)[\s*_`]*(.*)$",
-        re.IGNORECASE,
-    )
-    texts, current = dict[str, list[str]](), ""
-    for line in text.split("\n"):
-        if match := label.match(line):
-            current = match[1].casefold()
-            texts.setdefault(current, []).extend(_items(match[2]))
-        elif current and BULLET.match(line.strip()):
-            texts[current] += _items(line)
-        elif line.strip():
-            current = ""
-    return dict(texts)
-
-
-def _items(line: str) -> list[str]:
-    return [item.strip() for item in line.strip().strip("[]").split(";") if item.strip()]
 
 
 def _whole_lines(texts: dict[str, Any], cut: bool) -> dict[str, Any]:
@@ -230,7 +263,11 @@ def _texts(value: Any, role: str, most: int, query: Query, repairs: list[str], r
     """The texts of one role; what was left out or changed is added to `repairs` and `refused`."""
     if not isinstance(value, list):
         repairs.append(f"{role} is no list")
-        value = [] if value is None else [value]
+        inner = [item for item in value.values() if isinstance(item, list)] if isinstance(value, dict) else []
+        value = [] if value is None else inner[0] if len(inner) == 1 == len(value) else [value]
+    if value and all(isinstance(item, list) for item in value):
+        repairs.append(f"{role}: lists within a list")
+        value = [one for item in value for one in item]
     texts = list[str]()
     for item in value:
         item = _only_text(item)

@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 from rich.console import Console
 
-from cvsi.commands import check, forecast, search, show, store, summary, sweep_plots, times
+from cvsi.commands import check, forecast, method_costs, search, show, store, summary, sweep_plots, times
 from cvsi.commands.comparison import Comparison, Row
 from cvsi.commands.comparison import tables as compared
 from cvsi.commands.layout import Prose, Table, print_all, terminal
@@ -164,6 +164,25 @@ def checked() -> Iterable[Table]:
     return [check.todo(tasks), check.listed("terms of use", terms), check.listed("missing: 2 things", missing)]
 
 
+def costs() -> Iterable[Table]:
+    """A run of CIRCO before anything is computed, and one in which most is stored."""
+    number = method_costs.Number
+    before = {
+        "captions": number(123_403, 123_403, False), "edits": number(1_020, 1_020, False),
+        "image_vectors": number(123_403, 123_403, True), "text_vectors": number(1_866_345, 1_866_345, False),
+    }  # fmt: skip
+    after = {"edits": number(340, 12, True), "readings": number(340, 340, True), "text_vectors": number(9, 0, True)}
+    listed = [
+        method_costs.Cost("cvsi", before, 45_296.0, True, ""),
+        method_costs.Cost("near-the-reference-and-far", after, 1.5, False, ""),
+        method_costs.Cost("moody", {"text_vectors": None}, 0.0, False, "a reader with the role mood"),
+        method_costs.Cost("text", {"text_vectors": number(9, 0, True)}, 0.0, True, ""),
+        method_costs.Cost(method_costs.ALL, before | after, 45_297.5, False, ""),
+        method_costs.Cost("rerank second", before | {"verdicts second": number(51_000, 51_000, False)}, 9.0, False, ""),
+    ]
+    return [method_costs.table("circo-vit-l-14", listed, 2)]
+
+
 def swept() -> Iterable[Table]:
     components = Components(schema.QUERY_PARTS, schema.GALLERY_PARTS)
     protocol = FORMATS.get("cirr", "test").protocol
@@ -219,6 +238,7 @@ CASES: dict[str, Callable[[], Iterable[Table | Prose]]] = {
     "compare-rev": lambda: comparison("demo-tiny at HEAD~1 (0123abc)", "demo-tiny"),
     "compare-other": lambda: comparison("demo-tiny", "demo-tiny in /home/team/of/people/another-workspace/cache"),
     "check": checked,
+    "check-methods": costs,
     "sweep": swept,
     "sweep-halves": found,
     "search": searched,

@@ -103,6 +103,7 @@ def steps() -> Iterator[tuple[str, Step, str]]:
     yield "deleted under an output", again, "dvc repro --force captions@demo"
     yield "nothing missing", next_step.after_check(0), "dvc repro"
     yield "missing", next_step.after_check(2), "cvsi check"
+    yield "costs of methods", next_step.after_methods(), "cvsi check"
     yield "set", next_step.after_set("captioners.tiny.n", ["captioners.tiny.n: 5 -> 9"]), "dvc repro"
     yield "weight", next_step.after_set("datasets.demo.fusion.query.edited", ["a: 1 -> 2"]), "dvc repro"
     yield "data", next_step.after_set("active", ["active: [demo] -> [circo]"]), "cvsi check"
@@ -162,7 +163,7 @@ def test_each_step_is_what_the_state_calls_for_and_a_command_that_exists() -> No
         assert step.line.startswith(f"next: {command}") and "\n" not in step.line, state
         exists(step.line)
         seen.add(state)
-    assert len(seen) == 45
+    assert len(seen) == 46
 
 
 def test_every_function_is_tested_and_used() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
@@ -249,6 +250,49 @@ def test_edits_by_status_with_the_limit(toy: Workspace) -> None:
     ).replace("\n", " ")
 
 
+def write_readings(statuses: list[str], roles: tuple[str, ...] = ("target", "forbidden")) -> None:
+    """Edits with a reader's columns: a text of the first role if a reading is usable, of the others in every second."""
+    usable = [status.partition(":")[0] in ("ok", "repaired") for status in statuses]
+    columns = {
+        role: [["a text"] if use and not (number and place % 2) else [] for place, use in enumerate(usable)]
+        for number, role in enumerate(roles)
+    }
+    write_edits(["ok"] * len(statuses))
+    table = tables.whole("edits", "toy")
+    added = pl.DataFrame(columns, schema=dict.fromkeys(roles, pl.List(pl.String))).with_columns(
+        reader_status=pl.Series(statuses, dtype=pl.String), reader_answer=pl.lit(""), reader_finish=pl.lit("stop")
+    )
+    whole = pl.concat([pl.DataFrame(table), added], how="horizontal").to_arrow()
+    with tables.output("edits", "toy") as out:
+        out.shards(whole, pa.schema([*schema.EDITS, *schema.reading_columns(roles)]))
+
+
+def test_readings_by_status_and_role(toy: Workspace) -> None:
+    write()
+    assert "Readings:" not in shown().stdout and json.loads(shown("--json").stdout)["readings"] is None
+    write_readings(["ok"] * 40 + ["repaired: fence"] * 2 + ["cut: max_tokens reached", "refused: no JSON", "cut", "x"])
+    result = shown()
+    line = (
+        "Readings: 40 ok (87.0%), 2 repaired (4.3%), 2 cut (4.3%), 1 refused (2.2%), 1 x (2.2%). Without a usable "
+        "text: 4 of 46 (8.7%). Queries with texts: target 42, forbidden 21."
+    )
+    assert line in text_of(result) and max(map(len, result.stdout.splitlines())) <= 80
+    assert json.loads(shown("--json").stdout)["readings"] == {
+        "queries": 46, "statuses": {"ok": 40, "repaired": 2, "cut": 2, "refused": 1, "x": 1}, "unusable": 4,
+        "roles": {"target": 42, "forbidden": 21},
+    }  # fmt: skip
+    write_readings([])
+    assert "Readings:" not in shown().stdout
+
+
+def test_methods_left_out_are_grouped_by_reason(toy: Workspace) -> None:
+    why = "needs a reader with the role target"
+    write(left_out={"osrcir": why, "sdr": why, "pseudo": "no column pseudo; the backbone has no phi"})
+    result = shown()
+    assert f"Left out: osrcir, sdr ({why}), pseudo (no column pseudo; the backbone has no phi)." in text_of(result)
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
 def no_edits() -> None:
     for shard in file("edits", "").glob("*.parquet"):
         shard.unlink()
@@ -259,6 +303,21 @@ def write_column(stage: str, name: str, change: Callable[[pl.DataFrame], pl.Data
 
 
 PART = "part-00000.parquet"
+
+
+def without_texts(table: pl.DataFrame) -> pl.DataFrame:
+    """The column of a reader's statuses as lists."""
+    return table.with_columns(reader_status=pl.concat_list("reader_status"))
+
+
+def test_readings_that_cannot_be_read_are_one_line(toy: Workspace) -> None:
+    write()
+    write_readings(["ok"] * 46)
+    write_column("edits", PART, without_texts)
+    (line,) = notes(shown())
+    assert line.startswith("cache/toy/edits: columns of other types")
+
+
 UNREADABLE: dict[str, tuple[Callable[[], object], str]] = {
     "no edits": (no_edits, "cache/toy/edits: no edits, so it is not known how many fell back"),
     "edits without status": (lambda: write_column("edits", PART, lambda t: t.drop("status")), "no column 'status'"),

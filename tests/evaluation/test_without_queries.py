@@ -251,6 +251,9 @@ def test_the_page_of_a_backbone_with_phi_leaves_out_what_needs_a_reader(toy: Wor
     page = reported(params.load())
     content = json.loads((paths.folder("report", "toy", "tiny") / "weightings.json").read_text())
     assert set(content["left_out"]) == OF_OTHERS and "no phi" not in page
+    of_target = "needs a reader with the role target"
+    assert content["left_out"]["sdr"] == content["left_out"]["osrcir"] == of_target
+    assert f"<b>sdr</b> ({of_target})" in page
 
 
 WITH_PSEUDO: dict[str, object] = {

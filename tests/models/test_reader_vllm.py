@@ -92,6 +92,10 @@ def test_the_answers_follow_the_schema_the_image_and_the_text_and_a_long_prompt_
         if answer.finish == "stop":
             texts = json.loads(answer.text, strict=False)
             assert list(texts) == list(ROLES) and all(len(texts[role]) <= most for role, most in ROLES.items())
+    second = image_url(Image.new("RGB", (64, 48), "blue"), settings)
+    two = reading_of(settings, few_shot("roles"), "is green", readings[0].image, second=second)
+    both = reader.answers([readings[0], two, two._replace(image=second, second=readings[0].image)])
+    assert both[0] == answers[0] and len({answer.text for answer in both}) == 3, both
     mixed = reader.answers([readings[0], reading("red", "word " * 9000)])
     assert mixed[0] == answers[0] and (mixed[1].text, mixed[1].finish) == ("", TOO_LONG)
 

@@ -14,7 +14,7 @@ from cvsi.core.console import info
 from cvsi.core.devices import device
 from cvsi.core.params import Params
 from cvsi.core.run_log import timed
-from cvsi.core.schema import PHI_PARTS
+from cvsi.core.schema import GALLERY_PARTS, PHI_PARTS, QUERY_PARTS
 from cvsi.datasets.metrics import Protocol
 from cvsi.evaluation import methods, vectors
 from cvsi.evaluation.fusion import Fusion
@@ -59,18 +59,22 @@ def evaluate_all(
 
 
 def left_out(name: str, backbone: str, params: Params, evaluations: Mapping[str, Evaluation]) -> dict[str, str]:
-    """The methods of a labelled dataset that were not evaluated, each with the columns that it needs and lacks."""
+    """The methods of a labelled dataset that were not evaluated, each with what it needs or the columns it lacks."""
     if not any(outcome.metrics for outcome in evaluations.values()):
         return {}
     of_queries, of_images = (
         tables.schema_of(stage, name, backbone).names for stage in ("query_vectors", "gallery_vectors")
     )
-    without_phi = params.backbone(backbone).phi is None
+    without_phi, known = params.backbone(backbone).phi is None, methods.methods(params)
     reasons = {}
     for method, fusion in methods.table(params, name).items():
         if method not in evaluations:
             missing = [part for part in fusion.query_columns if part not in of_queries]
             missing += [part for part in fusion.gallery_columns if part not in of_images]
+            of_others = set(missing) - {*QUERY_PARTS, *GALLERY_PARTS}  # roles, say
+            if of_others and method in known and known[method].about.needs:
+                reasons[method] = f"needs {known[method].about.needs}"
+                continue
             reason = "; the backbone has no phi" if without_phi and set(missing) & set(PHI_PARTS) else ""
             reasons[method] = f"no column {', '.join(dict.fromkeys(missing))}{reason}"
     return reasons
