@@ -24,6 +24,7 @@ from cvsi.core.params import Params, Run
 from cvsi.evaluation import methods
 from cvsi.evaluation.fusion import Fusion
 from cvsi.models import catalogue
+from cvsi.models.encoder import composes
 from cvsi.models.engines import reader_of, reader_settings
 from cvsi.pipeline.captions import caption_job
 from cvsi.pipeline.components import GALLERY_COMPONENTS, QUERY_COMPONENTS, Component, Role
@@ -38,11 +39,11 @@ from cvsi.store.rows import RowStore
 
 CAPTIONS, EDITS, READINGS, VERDICTS = "captions", "edits", "readings", "verdicts"
 NEW_READINGS = "readings of a reader that the dataset does not have"
-IMAGES, TEXTS, PSEUDO = "image_vectors", "text_vectors", "pseudo_vectors"
+IMAGES, TEXTS, PSEUDO, COMPOSED = "image_vectors", "text_vectors", "pseudo_vectors", "composed_vectors"
 # The columns of the table, each with the kinds of rows that it counts.
 COLUMNS = {
     "images\ncaptioned": (CAPTIONS,), "LLM\nanswers": (EDITS,), "reader\nanswers": (READINGS, NEW_READINGS),
-    "images, texts\nembedded": (IMAGES, TEXTS, PSEUDO), "pairs\njudged": (VERDICTS,),
+    "images, texts\nembedded": (IMAGES, TEXTS, PSEUDO, COMPOSED), "pairs\njudged": (VERDICTS,),
 }  # fmt: skip
 ALL = "all of them"
 ADDED_UP = (TEXTS, PSEUDO)  # different columns are made from different rows; of the other kinds, from the same
@@ -138,6 +139,9 @@ class RunCosts:
             yield Used(EDITS, self._keys(EDITS, self.captioned), self.queries)
         if component.uses_phi:
             yield Used(PSEUDO, query_sentences(self.name)["key"] if self.edited else None, self.queries)
+        if component.composes:
+            yield Used(COMPOSED, self._keys(COMPOSED, self.edited), self.queries)
+            return
         if _of_images(component):
             yield Used(IMAGES, self._references, min(2 * self.queries, self.images))
             return
@@ -285,6 +289,9 @@ def lacking(run: Run, params: Params) -> dict[str, str]:
     given = {*components, *written, *(reader.roles if reader is not None else ())}
     of_phi = {name for name, component in components.items() if component.uses_phi and name not in written}
     without = dict.fromkeys(of_phi if params.backbone(backbone).phi is None else (), "a phi of the backbone")
+    if not composes(params.backbone(backbone)):
+        composing = [name for name, component in components.items() if component.composes and name not in written]
+        without |= dict.fromkeys(composing, "a backbone that makes composed vectors")
     return {method: _lacks(fusion, given, without) for method, fusion in methods.table(params, run.dataset).items()}
 
 
