@@ -138,7 +138,7 @@ def test_a_method_whose_roles_no_reader_gives_lacks_them(
 ) -> None:
     toy.params(datasets__toy__reader=reader)
     of = costs()
-    assert {method for method, cost in of.items() if cost.lacks} == lacks | {"composed"}
+    assert {method for method, cost in of.items() if cost.lacks} == lacks
     for method in lacks:
         assert numbers(of[method])[NEW_READINGS] == (3, 3, False) and not of[method].complete
     for method in {"soft", "osrcir", "sdr", "roles"} - lacks:
