@@ -33,6 +33,7 @@ QUERIES = 16  # tokens that the Q-Former passes to the language model
 LAYERS = 4
 CONTEXT = 192  # positions of the language model: the queries, an instruction and an answer
 VOCABULARY = 460
+TOKENIZER_EXAMPLES = 10000
 BATCH = 64
 POOL = 8  # batches that are drawn together and sorted by length, which saves padding
 TRAINING_SCENES = 12000  # whose pictures the training uses
@@ -161,7 +162,7 @@ def lines(text: str) -> dict[str, list[str]]:
 
 def quality(examples: Sequence[Composed], answers: Sequence[str]) -> dict[str, float]:
     """Held-out figures in percent: by role, the texts that are right, and the answers whose texts are all right."""
-    figures, whole = {}, []
+    figures = {}
     pairs = [(lines(text), roles(one)) for text, one in zip(answers, examples, strict=True)]
     for role in ROLES:
         right = sum(len(set(given[role]) & set(correct[role])) for given, correct in pairs)
@@ -186,7 +187,7 @@ def train(captioner: Path, folder: Path, seed: int, steps: int) -> dict[str, flo
     """Train and write the reader, beginning with the captioner in a folder; returns its held-out figures."""
     torch.manual_seed(seed)
     random = Random(f"reader {seed}")
-    examples = [compose(random) for _ in range(10000)]
+    examples = [compose(random) for _ in range(TOKENIZER_EXAMPLES)]
     texts = [text for one in examples for text in (prompt(one.clause), answer(one))]
     tokenizer = train_tokenizer(texts, VOCABULARY)
     tokenizer.add_tokens(["<image>"], special_tokens=True)
