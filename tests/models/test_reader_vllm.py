@@ -128,7 +128,7 @@ def test_the_demos_reader_sees_pictures_and_writes_the_lines_that_transformers_w
     settings, random = reader_settings(block, "readers.tiny"), Random(5)
     examples = [compose(random) for _ in range(12)]
     conversations = [
-        reading_of(settings, few_shot("demo_roles"), one.clause, image_url(picture(one.source), settings.image_size))
+        reading_of(settings, few_shot("demo_roles"), one.clause, image_url(picture(one.source), settings))
         for one in examples
     ]
     answers = VllmReader(settings, Compute(device="cpu")).answers(conversations)
