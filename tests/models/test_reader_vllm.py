@@ -140,7 +140,8 @@ def test_the_demos_reader_sees_pictures_and_writes_the_lines_that_transformers_w
     assert {answer.finish for answer in answers} == {"stop"}
     for one, text in zip(examples, expected, strict=True):
         parsed = parse(Answer(text, "stop"), settings.roles, Query([], one.clause, []), lines=True)
-        assert parsed.status == "ok" and parsed.texts == demo_reader.lines(text)
+        assert parsed.status == "ok" or parsed.status.startswith("repaired: preserve: duplicates"), parsed
+        assert parsed.texts == {role: list(dict.fromkeys(texts)) for role, texts in demo_reader.lines(text).items()}
 
 
 def test_the_stage_gives_the_same_roles_through_vllm_after_an_editor_in_vllm_and_through_vllms_server(
