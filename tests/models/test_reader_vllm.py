@@ -126,6 +126,7 @@ def test_a_text_model_reads_captions_and_one_without_a_chat_template_is_one_line
 def test_the_demos_reader_sees_pictures_and_writes_the_lines_that_transformers_writes() -> None:
     block = project_params()["readers"]["tiny"]
     settings, random = reader_settings(block, "readers.tiny"), Random(5)
+    assert isinstance(settings, VllmReaderSettings)
     examples = [compose(random) for _ in range(12)]
     conversations = [
         reading_of(settings, few_shot("demo_roles"), one.clause, image_url(picture(one.source), settings))
