@@ -20,7 +20,7 @@ demo: setup         ## run the whole pipeline on the demo world, print the table
 demo-seeds: setup   ## draw the demo world with two other seeds and run everything on each
 	@python -m demo.seeds
 
-demo-models: setup  ## train the demo's four tiny models from scratch (about 40 minutes on 2 cores)
+demo-models: setup  ## train the demo's five tiny models from scratch (about 40 minutes on 2 cores)
 	@python -m demo.train
 
 test: setup         ## run the tests, every stage for real once (9 minutes on 2 cores)

@@ -22,9 +22,14 @@ ASPECTS = ("addition", "cardinality", "viewpoint")
 
 
 def parameters(folder: Path, **changes: Any) -> dict[str, Any]:
-    """Write the repository's `params.yaml` into a folder, models by full path, with top-level keys changed."""
+    """Write the repository's `params.yaml` into a folder, models by full path, with top-level keys changed.
+
+    The demo has no reader there: its model is not what a benchmark measures.
+    """
     text = (ROOT / "params.yaml").read_text(encoding="utf-8").replace("demo/weights", str(ROOT / "demo" / "weights"))
-    content: dict[str, Any] = yaml.safe_load(text) | changes
+    content: dict[str, Any] = yaml.safe_load(text)
+    content["datasets"]["demo"].pop("reader", None)
+    content |= changes
     (folder / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return content
 

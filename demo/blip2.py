@@ -37,11 +37,13 @@ MAX_TOKENS = 30  # per caption
 TOP_P = 0.9  # of the sampling, as in the demo's parameters
 
 
-def build(tokenizer: PreTrainedTokenizerFast) -> Blip2ForConditionalGeneration:
-    """An untrained model for a tokenizer."""
+def build(
+    tokenizer: PreTrainedTokenizerFast, queries: int = QUERIES, layers: int = 3, context: int = 64
+) -> Blip2ForConditionalGeneration:
+    """An untrained model for a tokenizer; `layers` and `context` are the language model's."""
     text = OPTConfig(
-        vocab_size=len(tokenizer), hidden_size=WIDTH, word_embed_proj_dim=WIDTH, ffn_dim=4 * WIDTH, num_hidden_layers=3,
-        num_attention_heads=4, max_position_embeddings=64, dropout=0.0,
+        vocab_size=len(tokenizer), hidden_size=WIDTH, word_embed_proj_dim=WIDTH, ffn_dim=4 * WIDTH,
+        num_hidden_layers=layers, num_attention_heads=4, max_position_embeddings=context, dropout=0.0,
         init_std=INIT_STD, pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
@@ -57,7 +59,7 @@ def build(tokenizer: PreTrainedTokenizerFast) -> Blip2ForConditionalGeneration:
             "encoder_hidden_size": WIDTH, "cross_attention_frequency": 1, "vocab_size": 4, "hidden_dropout_prob": 0.0,
             "attention_probs_dropout_prob": 0.0, "initializer_range": INIT_STD,
         },
-        text_config=text.to_dict(), num_query_tokens=QUERIES,
+        text_config=text.to_dict(), num_query_tokens=queries,
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
     )  # fmt: skip
     model = Blip2ForConditionalGeneration(config)
@@ -146,12 +148,14 @@ def quality(model: Blip2ForConditionalGeneration, tokenizer: PreTrainedTokenizer
     }
 
 
-def export(model: Blip2ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def export(
+    model: Blip2ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path, queries: int = QUERIES
+) -> None:
     """Write the model in half precision, its processor and tokenizer, in the form that transformers loads."""
     model.half().save_pretrained(folder)
     model.float()
     image_processor = BlipImageProcessor(size={"height": SIDE, "width": SIDE}, image_mean=MEAN, image_std=STD)
-    Blip2Processor(image_processor, tokenizer, num_query_tokens=QUERIES).save_pretrained(folder)
+    Blip2Processor(image_processor, tokenizer, num_query_tokens=queries).save_pretrained(folder)
     image_processor.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

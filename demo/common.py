@@ -32,7 +32,11 @@ def log(text: str) -> None:
 
 def pictures(scenes: Sequence[Scene]) -> Tensor:
     """The scenes' pictures, normalised for CLIP: [scenes, 3, 64, 64] float32."""
-    pixels = np.stack([np.asarray(picture(scene)) for scene in scenes])
+    return normalised(np.stack([np.asarray(picture(scene)) for scene in scenes]))
+
+
+def normalised(pixels: np.ndarray) -> Tensor:
+    """Pictures [pictures, 64, 64, 3] of bytes, normalised for CLIP: [pictures, 3, 64, 64] float32."""
     scaled = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     return (scaled - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
 

@@ -1,8 +1,9 @@
 """Trains all of the demo's models from scratch: `python -m demo.train`.
 
 Two processes of one thread each: this one trains CLIP, BLIP-2 and phi, the other one the editor, which waits for the
-captioner before its second phase. Each part loads the exported weights of the parts before it, as the pipeline does.
-The weights are written to a temporary folder, which replaces the old weights at the end.
+captioner before its second phase, and then the reader, which continues from the captioner. Each part loads the exported
+weights of the parts before it, as the pipeline does. The weights are written to a temporary folder, which replaces the
+old weights at the end.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from pathlib import Path
 
 import torch
 
-from demo import blip2, clip, editor, phi
+from demo import blip2, clip, editor, phi, reader
 from demo.common import log, size_in_mb
 
 WEIGHTS = Path("demo/weights")
-STEPS = {"warm": 1600, "clip": 1000, "blip2": 1500, "phi": 700, "generated": 900, "sampled": 400}
+STEPS = {"warm": 1600, "clip": 1000, "blip2": 1500, "phi": 700, "generated": 900, "sampled": 400, "reader": 1400}
 
 Figures = dict[str, float]
 _captioner_ready: Event  # set in the second process only
@@ -37,14 +38,17 @@ def _start_second(ready: Event) -> None:
     torch.set_num_threads(1)
 
 
-def _train_editor(folder: Path, seed: int, generated: int, sampled: int) -> Figures:
+def _train_editor_and_reader(folder: Path, seed: int, steps: dict[str, int]) -> dict[str, Figures]:
     """The task of the second process."""
-    with timed("llama") as figures:
-        model, tokenizer = editor.train_on_generated(seed, generated)
+    parts: dict[str, Figures] = {}
+    with timed("llama") as parts["llama"]:
+        model, tokenizer = editor.train_on_generated(seed, steps["generated"])
         _captioner_ready.wait()
-        figures |= editor.train_on_sampled(model, tokenizer, folder / "blip2", seed, sampled)
+        parts["llama"] |= editor.train_on_sampled(model, tokenizer, folder / "blip2", seed, steps["sampled"])
         editor.export(model, tokenizer, folder / "llama")
-    return figures
+    with timed("reader") as parts["reader"]:
+        parts["reader"] |= reader.train(folder / "blip2", folder / "reader", seed, steps["reader"])
+    return parts
 
 
 @contextmanager
@@ -65,7 +69,7 @@ def train(folder: Path, seed: int, steps: dict[str, int]) -> dict[str, Figures]:
     ready = context.Event()
     parts: dict[str, Figures] = {}
     with ProcessPoolExecutor(1, context, _start_second, (ready,)) as second:
-        edits = second.submit(_train_editor, folder, seed, steps["generated"], steps["sampled"])
+        others = second.submit(_train_editor_and_reader, folder, seed, steps)
         try:
             with timed("clip") as parts["clip"]:
                 parts["clip"] |= clip.train(folder / "clip", seed, steps["warm"], steps["clip"])
@@ -75,16 +79,17 @@ def train(folder: Path, seed: int, steps: dict[str, int]) -> dict[str, Figures]:
             ready.set()  # also after a failure: the second process then ends, because there is no captioner to load
         with timed("phi") as parts["phi"]:
             parts["phi"] |= phi.train(folder / "clip", folder / "phi.safetensors", seed, steps["phi"])
-        parts["llama"] = edits.result()
+        parts |= others.result()
     return parts
 
 
 def write_figures(parts: dict[str, Figures], minutes: float, seed: int, folder: Path) -> None:
     """Write the held-out figures to the folder of the weights that they were measured on."""
-    first = sum(parts[part]["processor minutes"] for part in ("clip", "blip2", "phi"))
+    processes = (("clip", "blip2", "phi"), ("llama", "reader"))
+    minutes_of = [sum(parts[part]["processor minutes"] for part in process) for process in processes]
     parts["training"] = {
         "minutes": minutes,
-        "processor minutes of the longer process": max(first, parts["llama"]["processor minutes"]),
+        "processor minutes of the longer process": max(minutes_of),
         "seed": seed,
         "megabytes": size_in_mb(folder),
     }

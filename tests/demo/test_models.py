@@ -10,13 +10,24 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoImageProcessor, AutoTokenizer, Blip2ForConditionalGeneration, LlamaForCausalLM
+from transformers import (
+    AutoImageProcessor,
+    AutoTokenizer,
+    Blip2ForConditionalGeneration,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from cvsi.models.phi import load
+from cvsi.models.reader import turns_of
+from cvsi.models.reader_vllm import VllmReaderSettings
 from cvsi.pipeline.prompting import ADDED_CUE, EDITED_CUE
+from cvsi.pipeline.reading_prompts import reading_of
+from demo import blip2, reader
 from demo.clip import CONTEXT, VOCABULARY, WIDTH, CompactTokenizer, encode_text, patches
 from demo.common import size_in_mb
 from demo.editor import build_example, generate
+from demo.roles import ROLES, roles
 from demo.texts import Composed, added, caption, caption_claims, compose, edited, near_miss
 from demo.world.answers import sample_target, target_spec
 from demo.world.dataset import _draw_query
@@ -26,7 +37,14 @@ from demo.world.scenes import Item, Scene, draw_scene, part_of
 
 WEIGHTS = Path(__file__).parents[2] / "demo" / "weights"
 SCENE = Scene("grey", (Item("circle", "red", "striped", "small", (1,)), Item("star", "blue", "plain", "large", (2,))))
+Reader = tuple[Blip2ForConditionalGeneration, PreTrainedTokenizerFast]
 EDITS = (Edit("colour", "circle", "green"), Edit("background", "", "pink"))
+
+
+@pytest.fixture(scope="module")
+def reader_weights() -> Reader:
+    """The shipped reader and its tokenizer."""
+    return blip2.load(WEIGHTS / "reader")
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +56,14 @@ def clip() -> open_clip.CLIP:
 
 
 def test_the_weights_fit_in_git_and_contain_no_pickle() -> None:
-    assert size_in_mb(WEIGHTS) <= 25
+    assert size_in_mb(WEIGHTS) <= 28
     assert {path.suffix for path in WEIGHTS.rglob("*") if path.is_file()} <= {".safetensors", ".json", ".jinja"}
 
 
 def test_figures_were_measured_in_the_run_that_made_the_weights() -> None:
     figures = json.loads((WEIGHTS / "figures.json").read_text())
-    assert set(figures) == {"clip", "blip2", "llama", "phi", "training"}
+    assert set(figures) == {"clip", "blip2", "llama", "reader", "phi", "training"}
+    assert figures["reader"]["processor minutes"] <= 20
     assert figures["training"]["processor minutes of the longer process"] <= 45
 
 
@@ -97,6 +116,52 @@ def test_the_editor_answers_both_tasks_for_scenes_of_one_item() -> None:
         answers = generate(model, tokenizer, [question for question, _ in pairs])
         right = [answer == gold.strip() for answer, (_, gold) in zip(answers, pairs, strict=True)]
         assert sum(right) > 12, list(zip(answers, pairs, strict=True))
+
+
+def test_the_reader_sees_and_applies_an_edit(reader_weights: Reader) -> None:
+    model, tokenizer = reader_weights
+    random = Random(9)
+    drawn = (compose(random, hard=0.0) for _ in range(400))
+    examples = [one for one in drawn if len(one.source.items) <= 2 and len(one.edits) == 1][:40]
+    hidden = reader.hidden_states(model, [one.source for one in examples])
+    answers = reader.generate(model, tokenizer, hidden, [one.clause for one in examples])
+    pairs = [(reader.lines(text), roles(one)) for text, one in zip(answers, examples, strict=True)]
+    for role in ROLES:
+        right = sum(len(set(given[role]) & set(correct[role])) for given, correct in pairs)
+        assert right > 0.6 * sum(len(correct[role]) for _, correct in pairs), (role, pairs)
+
+
+def test_the_readers_template_writes_the_prompt_that_it_was_trained_on(reader_weights: Reader) -> None:
+    _, tokenizer = reader_weights
+    settings = VllmReaderSettings(model="demo/weights/reader", output="lines", roles={"target": 1})
+    reading = reading_of(settings, "Name the change.", "has no  star")
+    for turns in (turns_of(reading, system=False), turns_of(reading)):
+        rendered = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        assert rendered == tokenizer.bos_token + reader.prompt("has no star")
+
+
+def test_a_reader_starts_from_the_captioner(tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(WEIGHTS / "reader")
+    model, (old, known) = reader.build(tokenizer, WEIGHTS / "blip2"), blip2.load(WEIGHTS / "blip2")
+    assert model.config.num_query_tokens == reader.QUERIES and model.config.text_config.vocab_size == len(tokenizer)
+    pixels = torch.rand(1, 3, 64, 64)
+    assert torch.equal(model.vision_model(pixels).last_hidden_state, old.vision_model(pixels).last_hidden_state)
+    rows = [tokens.convert_tokens_to_ids("Ġcircle") for tokens in (tokenizer, known)]
+    vectors = [one.get_input_embeddings().weight[row] for one, row in zip((model, old), rows, strict=True)]
+    assert torch.equal(*vectors)
+
+
+def test_training_a_reader_gives_the_same_bytes_for_the_same_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {"TOKENIZER_EXAMPLES": 50, "TRAINING_SCENES": 16, "HELD_OUT_SCENES": 2, "BATCH": 4, "MAX_TOKENS": 4}
+    for name, value in small.items():
+        monkeypatch.setattr(reader, name, value)
+    figures = [reader.train(WEIGHTS / "blip2", tmp_path / str(run), seed, 2) for run, seed in enumerate((1, 1, 2))]
+    first, again, other = (load_file(tmp_path / str(run) / "model.safetensors") for run in range(3))
+    assert all(torch.equal(first[name], again[name]) for name in first) and figures[0] == figures[1]
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+    assert all(torch.equal(first[name], other[name]) for name in first if name.startswith("vision_model"))
 
 
 def test_phi_loads_into_the_pipelines_own_module() -> None:

@@ -52,6 +52,7 @@ def make(path: Path, address: str) -> Workspace:
         world=CUT_WORLD,
         compute={"device": "auto"} | SMALL_BLOCKS,
         datasets__demo__editor=EDITOR | {"address": address},
+        datasets__demo__reader=None,  # one start of vLLM less in every run
     )
     for case in IN_ORDER:
         workspace.run(case.stage, *case.arguments)

@@ -10,6 +10,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 
 import polars as pl
 import pytest
@@ -18,12 +19,19 @@ from PIL import Image
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import Compute
 from cvsi.models.editor import TOO_LONG, Answer
+from cvsi.models.engines import reader_settings
 from cvsi.models.reader import Reading, image_url
 from cvsi.models.reader_vllm import VllmReader, VllmReaderSettings
 from cvsi.models.vllm_chat import COMPACT
+from cvsi.pipeline.answers import Query
 from cvsi.pipeline.prompting import few_shot
 from cvsi.pipeline.reading_prompts import reading_of
-from tests.conftest import Workspace
+from cvsi.pipeline.role_answers import parse
+from demo import blip2
+from demo import reader as demo_reader
+from demo.texts import compose
+from demo.world.drawing import picture
+from tests.conftest import Workspace, project_params
 from tests.imports import ROOT
 from tests.models import tiny_qwen
 from tests.stage_inputs import write_captions, write_index
@@ -118,6 +126,28 @@ def test_a_text_model_reads_captions_and_one_without_a_chat_template_is_one_line
     with pytest.raises(CvsiError, match="no chat template") as raised:
         answers("base")
     assert "\n" not in str(raised.value)
+
+
+def test_the_demos_reader_sees_pictures_and_writes_the_lines_that_transformers_writes() -> None:
+    block = project_params()["readers"]["tiny"]
+    settings, random = reader_settings(block, "readers.tiny"), Random(5)
+    assert isinstance(settings, VllmReaderSettings)
+    examples = [compose(random) for _ in range(12)]
+    conversations = [
+        reading_of(settings, few_shot("demo_roles"), one.clause, image_url(picture(one.source), settings))
+        for one in examples
+    ]
+    answers = VllmReader(settings, Compute(device="cpu")).answers(conversations)
+    model, tokenizer = blip2.load(Path(block["model"]))
+    hidden = demo_reader.hidden_states(model, [one.source for one in examples])
+    expected = demo_reader.generate(model, tokenizer, hidden, [one.clause for one in examples])
+    same = [answer.text.strip() == text for answer, text in zip(answers, expected, strict=True)]
+    assert sum(same) >= 11, list(zip(answers, expected, strict=True))  # rounding may decide between two near words
+    assert {answer.finish for answer in answers} == {"stop"}
+    for one, text in zip(examples, expected, strict=True):
+        parsed = parse(Answer(text, "stop"), settings.roles, Query([], one.clause, []), lines=True)
+        assert parsed.status == "ok" or parsed.status.startswith("repaired: preserve: duplicates"), parsed
+        assert parsed.texts == {role: list(dict.fromkeys(texts)) for role, texts in demo_reader.lines(text).items()}
 
 
 def test_the_stage_gives_the_same_roles_through_vllm_after_an_editor_in_vllm_and_through_vllms_server(

@@ -145,7 +145,7 @@ def test_every_block_is_of_a_known_kind() -> None:
     assert {"settings", "queries", "commands", "paths", "diagram", "code"} <= set(kinds)
 
 
-ADDED = ("captioners", "editors", "datasets", "backbones", "phis")  # a block adds names to these; others it replaces
+ADDED = ("captioners", "editors", "readers", "datasets", "backbones", "phis")  # a block adds names; others it replaces
 
 
 def paste(text: str, block: str) -> str:

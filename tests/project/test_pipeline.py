@@ -52,6 +52,16 @@ def test_captions_describe_and_edits_answer(project: Workspace) -> None:
     assert sum(changed) >= 0.9 * len(changed)
 
 
+def test_the_reader_names_what_goes_and_what_comes(project: Workspace) -> None:
+    edits = read(project, "edits")
+    assert edits.filter(pl.col("reader_status") == "ok").height >= 0.75 * edits.height  # a text twice is "repaired"
+    assert edits["target"].list.len().mean() == pytest.approx(1.0, abs=0.1)
+    assert {"red", "circle", "striped", "background"} <= set(" ".join(edits["preserve"].explode().drop_nulls()).split())
+    gone, new = edits["forbidden"].list.join("; "), edits["desired"].list.join("; ")
+    assert ((gone == "") & (new == "")).sum() <= 0.1 * edits.height  # every instruction changes something
+    assert (gone == new).sum() <= 0.1 * edits.height
+
+
 def test_vectors_are_what_the_design_says(project: Workspace) -> None:
     gallery = read(project, "tiny/gallery_vectors").with_columns(pl.col("image", "caption").cast(pl.List(pl.Float32)))
     queries = read(project, "tiny/query_vectors").with_columns(pl.col("pseudo", "source").cast(pl.List(pl.Float32)))
@@ -80,7 +90,7 @@ def test_the_table_of_weightings_is_from_the_same_vectors(project: Workspace) ->
     metrics = json.loads((project.path / "cache/demo/tiny/scores/metrics.json").read_text())
     rows = table["splits"]["val"]
     weights = ["cvsi", "edited", "pseudo", "image", "text", "image+text", "pdv"]
-    assert list(sorted(rows)) == sorted([*weights, "product", "adast", "seize"])
+    assert list(sorted(rows)) == sorted([*weights, "product", "adast", "seize", "soft", "osrcir", "sdr", "roles"])
     assert rows["cvsi"]["mAP@10"] == metrics["val"]["mAP@10"]
     assert len({round(values["mAP@10"], 6) for values in rows.values()}) > 4
 
@@ -228,7 +238,12 @@ def test_own_photos_end_in_a_report(
     write_queries(photos, queries[0] | {"targets": ["camera.png"]}, *queries[1:])
     workspace = part_of(project, tmp_path, "demo", "params.yaml")
     content = workspace.params()
-    dataset = content["datasets"]["demo"] | {"format": "folder", "root": "photos", "editor": server_editor}
+    dataset = content["datasets"]["demo"] | {
+        "format": "folder",
+        "root": "photos",
+        "editor": server_editor,
+        "reader": None,
+    }
     content["datasets"]["photos"] = dataset
     content |= {"active": ["photos"], "runs": {"photos-tiny": {"dataset": "photos", "backbone": "tiny"}}}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
