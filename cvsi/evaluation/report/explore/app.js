@@ -1,0 +1,51 @@
+// The page: what the address names, of the run that lies beside it.
+"use strict";
+
+function Page({ run }) {
+  const [place, setPlace] = useState(readAddress());
+  useEffect(() => {
+    const changed = () => setPlace(readAddress());
+    window.addEventListener("hashchange", changed);
+    const key = (event) => {
+      if (event.key !== "/" || /INPUT|SELECT|TEXTAREA/.test(event.target.tagName)) return;
+      const filter = document.getElementById("filter");
+      if (filter) {
+        event.preventDefault();
+        filter.focus();
+      }
+    };
+    window.addEventListener("keydown", key);
+    return () => {
+      window.removeEventListener("hashchange", changed);
+      window.removeEventListener("keydown", key);
+    };
+  }, []);
+  const { facts } = run;
+  const [view, split, id] = place.path;
+  const row = view === "query" ? run.keys.get(`${split}/${id}`) : undefined;
+  document.title = `${row === undefined ? facts.dataset : run.queries.instruction[row]} · CVSI explorer`;
+  return html`<header class="top">
+      <p class="name"><b>${facts.dataset}</b> with ${facts.backbone}</p>
+      <${Scores} run=${run} />
+      <nav aria-label="pages"><a href=${address(["queries"], place.settings)} aria-current=${view === "queries" ? "page" : null}>Queries</a> <a href="index.html">Report</a></nav>
+    </header>
+    <main>
+      ${view === "query" && row === undefined && html`<${Line} text=${`There is no query ${id} in split ${split}.`} />`}
+      ${row !== undefined ? html`<${QueryView} run=${run} row=${row} settings=${place.settings} />` : html`<${QueriesView} run=${run} settings=${place.settings} />`}
+    </main>
+    <footer class="soft">Change weights, ask new queries and label results: <code>cvsi explore ${facts.dataset}-${facts.backbone}</code></footer>`;
+}
+
+/** The main metric of the run on each labelled split. */
+function Scores({ run }) {
+  const { facts } = run;
+  return html`<p class="soft">${Object.entries(facts.splits).map(([split, methods]) => {
+    const [value, low, high] = methods[facts.own];
+    return html`<span class="score">${split}: ${facts.metric} ${value.toFixed(1)} (${low.toFixed(1)} to ${high.toFixed(1)})</span> `;
+  })}</p>`;
+}
+
+loadRun().then(
+  (run) => render(html`<${Page} run=${run} />`, document.getElementById("page")),
+  (error) => render(html`<${Line} text=${error.message} />`, document.getElementById("page")),
+);
