@@ -4,7 +4,7 @@ A method with one linear score has a term for each pair of a query column and a 
 so that the terms add up to the score. A method that combines several linear scores has one term for each of these.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,27 +27,33 @@ class Pairs:
     positions: np.ndarray
 
 
-@dataclass(frozen=True)
-class Terms:
-    """The terms of pairs: names, and `values` float32 [pairs, terms]. With `adds_up`, their sum is the score."""
+def break_down(
+    vectors: RunVectors, shards: Iterable[pa.Table], wanted: Mapping[str, tuple[Fusion, Pairs]]
+) -> dict[str, np.ndarray]:
+    """The terms of the pairs of each method, float32 [pairs, terms], in one pass over shards of gallery vectors.
 
-    names: tuple[str, ...]
-    values: np.ndarray
-    adds_up: bool
-
-
-def break_down(vectors: RunVectors, wanted: Mapping[str, tuple[Fusion, Pairs]]) -> dict[str, Terms]:
-    """The terms of the pairs of each method, in one pass over the gallery.
-
-    Raises CvsiError for a missing column and for vectors that are none.
+    Their names are those of `term_names`. Raises CvsiError for a missing column and for vectors that are none.
     """
     methods = {name: _Method(fusion, pairs, vectors) for name, (fusion, pairs) in wanted.items()}
     start = 0
-    for shard in vectors.gallery.shards(vectors.backbone):
+    for shard in shards:
         for method in methods.values():
             method.take(shard, start)
         start += shard.num_rows
-    return {name: Terms(method.names, method.values, method.adds_up) for name, method in methods.items()}
+    return {name: method.values for name, method in methods.items()}
+
+
+def adds_up(fusion: Fusion) -> bool:
+    """Whether a score is the sum of its terms."""
+    return fusion.scorer.is_product and len(fusion.forms) == 1
+
+
+def term_names(fusion: Fusion) -> list[str]:
+    """The names of a score's terms: `edited * image`, or those of the linear scores that the score form combines."""
+    if not adds_up(fusion):
+        return list(fusion.forms)
+    (form,) = fusion.forms.values()
+    return [f"{query} * {image}" for query in form.query for image in form.gallery]
 
 
 class _Method:
@@ -56,20 +62,13 @@ class _Method:
     def __init__(self, fusion: Fusion, pairs: Pairs, vectors: RunVectors) -> None:
         """Take the query vectors; no image is read yet."""
         self.fusion, self.pairs, self.where = fusion, pairs, vectors.gallery_path
-        self.adds_up = fusion.scorer.is_product and len(fusion.forms) == 1
         table = with_parts(vectors.queries, fusion.parts, vectors.query_path)
         self.queries = [
             self._side(name, _summands(table, form.query, form.unit, vectors.query_path))
             for name, form in fusion.forms.items()
         ]
-        self.names = tuple(
-            f"{query} * {image}" if self.adds_up else name
-            for name, form in fusion.forms.items()
-            for query in (form.query if self.adds_up else (name,))
-            for image in (form.gallery if self.adds_up else (name,))
-        )
         self.order = np.argsort(pairs.positions, kind="stable")
-        self.values = np.zeros((len(self.order), len(self.names)), dtype=np.float32)
+        self.values = np.zeros((len(self.order), len(term_names(fusion))), dtype=np.float32)
 
     def take(self, shard: pa.Table, start: int) -> None:
         """Compute the terms of the pairs whose images are in a shard that begins at a position."""
@@ -89,7 +88,7 @@ class _Method:
 
     def _side(self, name: str, summands: Side) -> Side:
         """The summands, or their sum where the form is one term."""
-        return summands if self.adds_up else {name: np.sum(list(summands.values()), axis=0)}
+        return summands if adds_up(self.fusion) else {name: np.sum(list(summands.values()), axis=0)}
 
 
 def _summands(table: pa.Table, weights: Mapping[str, float], unit: bool, where: str) -> Side:

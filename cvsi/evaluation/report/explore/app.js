@@ -1,4 +1,4 @@
-// The page: what the address names, of the run that lies beside it.
+// The page: what the address names, of the runs that lie beside it or that a server has.
 "use strict";
 
 function Page({ run }) {
@@ -25,15 +25,15 @@ function Page({ run }) {
   const row = view === "query" ? run.keys.get(`${split}/${id}`) : undefined;
   document.title = `${row === undefined ? facts.dataset : run.queries.instruction[row]} · CVSI explorer`;
   return html`<header class="top">
-      <p class="name"><b>${facts.dataset}</b> with ${facts.backbone}</p>
+      <p class="name"><b>${facts.dataset}</b> with ${run.all.map((one) => one.facts.backbone).join(", ")}</p>
       <${Scores} run=${run} />
-      <nav aria-label="pages"><a href=${address(["queries"], place.settings)} aria-current=${view === "queries" ? "page" : null}>Queries</a> <a href="index.html">Report</a></nav>
+      <nav aria-label="pages"><a href=${address(["queries"], place.settings)} aria-current=${view === "queries" ? "page" : null}>Queries</a>${!run.served && html` <a href="index.html">Report</a>`}</nav>
     </header>
     <main>
       ${view === "query" && row === undefined && html`<${Line} text=${`There is no query ${id} in split ${split}.`} />`}
       ${row !== undefined ? html`<${QueryView} run=${run} row=${row} settings=${place.settings} />` : html`<${QueriesView} run=${run} settings=${place.settings} />`}
     </main>
-    <footer class="soft">Change weights, ask new queries and label results: <code>cvsi explore ${facts.dataset}-${facts.backbone}</code></footer>`;
+    ${!run.served && html`<footer class="soft">Change weights, ask new queries and label results: <code>cvsi explore ${facts.dataset}-${facts.backbone}</code></footer>`}`;
 }
 
 /** The main metric of the run on each labelled split. */
@@ -45,7 +45,7 @@ function Scores({ run }) {
   })}</p>`;
 }
 
-loadRun().then(
+loadRuns().then(
   (run) => render(html`<${Page} run=${run} />`, document.getElementById("page")),
   (error) => render(html`<${Line} text=${error.message} />`, document.getElementById("page")),
 );

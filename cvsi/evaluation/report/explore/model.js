@@ -30,18 +30,67 @@ function load(name) {
   return entry.promise;
 }
 
-/** A run with its table of queries and its images. */
-async function loadRun() {
-  const [facts, queries, images] = await Promise.all([load("run"), load("queries"), load("images")]);
-  const rows = queries.id.map((id, index) => index);
-  const keys = new Map(rows.map((row) => [`${queries.split[row]}/${queries.id[row]}`, row]));
-  return { facts, queries, images, rows, keys, key: (row) => `${queries.split[row]}/${queries.id[row]}` };
+/** JSON of the server that serves this page; raises its line where it refuses. */
+async function ask(path, options = {}) {
+  const response = await fetch(`explore/api/${path}`, options);
+  const type = response.headers.get("content-type") || "";
+  const content = type.startsWith("application/json") ? await response.json() : {};
+  if (!response.ok) throw new Error(content.error || `the server answered ${response.status}`);
+  return content;
 }
+
+/** One run with its table of queries and its images; a row is the number of a query. */
+async function loadRun(name, served) {
+  const [facts, queries, images] = await Promise.all(["run", "queries", "images"].map((part) => load(`${name}/${part}`)));
+  const key = (row) => `${queries.split[row]}/${queries.id[row]}`;
+  const rows = queries.id.map((_, row) => row);
+  const run = { name, served, facts, queries, rows, key, images: new Map(), keys: new Map(rows.map((row) => [key(row), row])) };
+  keepImages(run, images);
+  return run;
+}
+
+/** All runs of the page. The first one's queries are shown; `series` are the methods of all runs, by their labels. */
+async function loadRuns() {
+  const { runs: names, served } = await load("runs");
+  const runs = await Promise.all(names.map((name) => loadRun(name, served)));
+  const [first] = runs;
+  first.all = runs;
+  first.series = new Map(
+    runs.flatMap((run) =>
+      run.facts.methods.map((method) => {
+        const label = runs.length > 1 ? `${run.name}: ${method.name}` : method.name;
+        return [label, { label, run, method }];
+      }),
+    ),
+  );
+  first.own = [...first.series.values()].find(({ run, method }) => run === first && method.name === first.facts.own).label;
+  return first;
+}
+
+function keepImages(run, images) {
+  for (const [number, id, path, caption, ratio] of images) run.images.set(number, { id, path, caption, ratio });
+}
+
+/** The row of another run that has the same query as a row of the first run; undefined where it has none. */
+const rowIn = (other, run, row) => (other === run ? row : other.keys.get(run.key(row)));
 
 /** Everything about one query that the table does not have. */
 async function loadDetails(run, row) {
+  if (run.served) {
+    const details = await ask(`${run.name}/query/${row}`);
+    keepImages(run, details.images);
+    return details;
+  }
   const chunk = Math.floor(row / run.facts.chunk);
-  return (await load(`details-${String(chunk).padStart(3, "0")}`))[row % run.facts.chunk];
+  return (await load(`${run.name}/details-${String(chunk).padStart(3, "0")}`))[row % run.facts.chunk];
+}
+
+/** The results of one method for one query: image, score, terms of the score each. */
+async function loadStrip(run, row, details, method) {
+  if (!run.served) return details.strips[method] ?? [];
+  const strip = await ask(`${run.name}/strip/${row}?${new URLSearchParams({ method })}`);
+  keepImages(run, strip.images);
+  return strip.results;
 }
 
 /** The address after `#` as a path and settings: `#/query/val/12?a=cvsi`. */
@@ -55,6 +104,12 @@ function address(path, settings) {
   return `#/${path.map(encodeURIComponent).join("/")}${query ? `?${query}` : ""}`;
 }
 
+/** Show another address without a further step in the browser's history. */
+function replaceAddress(path, settings) {
+  history.replaceState(null, "", address(path, settings));
+  window.dispatchEvent(new Event("hashchange"));
+}
+
 /** Change some settings of the address in place; empty ones are left out. */
 function changeSettings(changes) {
   const { path, settings } = readAddress();
@@ -62,8 +117,7 @@ function changeSettings(changes) {
     if (value === "" || value === null || value === undefined) settings.delete(name);
     else settings.set(name, value);
   }
-  history.replaceState(null, "", address(path, settings));
-  window.dispatchEvent(new Event("hashchange"));
+  replaceAddress(path, settings);
 }
 
 const STATUS_OK = /^(ok|repaired)\b/;
@@ -71,7 +125,7 @@ const STATUS_OK = /^(ok|repaired)\b/;
 /** The queries that the settings choose, in their order: the one place where the table is filtered and sorted. */
 function chosenRows(run, settings) {
   const { queries } = run;
-  const [a, b] = comparedMethods(run, settings);
+  const [a, b] = comparedSeries(run, settings);
   const words = (settings.get("text") || "").toLowerCase().split(/\s+/).filter(Boolean);
   const splits = settings.getAll("split"), aspects = settings.getAll("aspect"), statuses = settings.getAll("status");
   const aspectCodes = aspects.map((name) => queries.aspectNames.indexOf(name));
@@ -109,9 +163,14 @@ function searchText(run, row) {
 
 const statusKind = (status) => status.split(":")[0] || "none";
 const isFallback = (run, row) => run.queries.status[row] !== "" && !STATUS_OK.test(run.queries.status[row]);
-const valueOf = (run, method, row) => run.queries.methods[method]?.value[row] ?? null;
-const rankOf = (run, method, row) => run.queries.methods[method]?.rank[row] ?? null;
-const isLabelled = (run, row) => valueOf(run, run.facts.own, row) !== null;
+/** A column of a series for a row of the first run. */
+function cellOf(run, label, row, column) {
+  const { run: other, method } = run.series.get(label);
+  return other.queries.methods[method.name]?.[column][rowIn(other, run, row)] ?? null;
+}
+const valueOf = (run, label, row) => cellOf(run, label, row, "value");
+const rankOf = (run, label, row) => cellOf(run, label, row, "rank");
+const isLabelled = (run, row) => valueOf(run, run.own, row) !== null;
 
 function difference(run, a, b, row) {
   const left = valueOf(run, a, row), right = valueOf(run, b, row);
@@ -153,13 +212,15 @@ const SORTS = {
   lost: (run, a, b) => (row) => Math.min(rankOrLast(run, a, row), 1e6) - Math.min(rankOrLast(run, b, row), 1e6),
 };
 
-/** The two methods that the table compares: those of the address, else the run's own and `image`, or the next one. */
-function comparedMethods(run, settings) {
-  const names = run.facts.methods.map((method) => method.name);
-  const named = (key) => (names.includes(settings.get(key)) ? settings.get(key) : null);
-  const a = named("a") ?? run.facts.own;
-  const b = named("b") ?? (a !== "image" && names.includes("image") ? "image" : names.find((name) => name !== a) ?? a);
-  return [a, b];
+/** The two series that the table compares: those of the address; else the first run's own with another run's or `image`. */
+function comparedSeries(run, settings) {
+  const labels = [...run.series.keys()];
+  const named = (key) => (labels.includes(settings.get(key)) ? settings.get(key) : null);
+  const a = named("a") ?? run.own;
+  const others = [...run.series.values()];
+  const second = others.find(({ run: other, method }) => other !== run && method.name === other.facts.own);
+  const plain = others.find(({ run: other, method, label }) => other === run && method.name === "image" && label !== a);
+  return [a, named("b") ?? (second && second.label !== a ? second : plain ?? others.find(({ label }) => label !== a) ?? others[0]).label];
 }
 
 /** The chosen queries as text in CSV: identity, instruction, status, and each method's value and rank. */
@@ -170,13 +231,13 @@ function csv(run, rows) {
     if (/^[=+\-@\t\r]/.test(text) && typeof value === "string") text = `'${text}`; // a spreadsheet would run it
     return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   };
-  const methods = Object.keys(queries.methods);
+  const labels = [...run.series.keys()];
   const head = ["split", "query_id", "reference", "instruction", "aspects", "status"];
-  const columns = methods.flatMap((method) => [`${method} ${facts.metric}`, `${method} rank`]);
+  const columns = labels.flatMap((label) => [`${label} ${facts.metric}`, `${label} rank`]);
   const line = (row) => [
-    queries.split[row], queries.id[row], run.images.image_id[queries.reference[row]], queries.instruction[row],
+    queries.split[row], queries.id[row], run.images.get(queries.reference[row])?.id, queries.instruction[row],
     queries.aspects[row].map((code) => queries.aspectNames[code]).join(" "), queries.status[row],
-    ...methods.flatMap((method) => [valueOf(run, method, row), rankOf(run, method, row)]),
+    ...labels.flatMap((label) => [valueOf(run, label, row), rankOf(run, label, row)]),
   ];
   return [[...head, ...columns], ...rows.map(line)].map((cells) => cells.map(quoted).join(",")).join("\r\n") + "\r\n";
 }

@@ -2,14 +2,16 @@
 "use strict";
 
 function QueryView({ run, row, settings }) {
-  const [details, setDetails] = useState(null);
+  const [details, setDetails] = useState(null); // of each run, in their order; null for one without the query
   const [failure, setFailure] = useState("");
   const [shown, setShown] = useState(null);
   useEffect(() => {
     let current = true;
     setDetails(null);
+    setFailure("");
     setShown(null);
-    loadDetails(run, row).then((found) => current && setDetails(found), (error) => current && setFailure(error.message));
+    const ofRun = async (other) => (rowIn(other, run, row) === undefined ? null : loadDetails(other, rowIn(other, run, row)));
+    Promise.all(run.all.map(ofRun)).then((found) => current && setDetails(found), (error) => current && setFailure(error.message));
     return () => { current = false; };
   }, [run, row]);
   const rows = useMemo(() => chosenRows(run, settings), [run, settings.toString()]);
@@ -18,8 +20,7 @@ function QueryView({ run, row, settings }) {
   const link = (other) => address(["query", run.queries.split[other], run.queries.id[other]], settings);
   useEffect(() => {
     const key = (event) => {
-      if (event.ctrlKey || event.metaKey || event.altKey || /INPUT|SELECT|TEXTAREA/.test(event.target.tagName)) return;
-      if (shown !== null) return;
+      if (event.ctrlKey || event.metaKey || event.altKey || /INPUT|SELECT|TEXTAREA/.test(event.target.tagName) || shown !== null) return;
       if (event.key === "Escape") location.hash = address(["queries"], settings);
       const step = { ArrowRight: 1, j: 1, ArrowLeft: -1, k: -1 }[event.key];
       const other = step ? neighbour(step) : undefined;
@@ -28,7 +29,7 @@ function QueryView({ run, row, settings }) {
     window.addEventListener("keydown", key);
     return () => window.removeEventListener("keydown", key);
   });
-  const { queries, facts } = run;
+  const { queries } = run;
   const next = neighbour(1), before = neighbour(-1);
   return html`<article class="query">
     <nav class="steps" aria-label="queries">
@@ -37,18 +38,18 @@ function QueryView({ run, row, settings }) {
       ${before !== undefined && html`<a href=${link(before)} title="key: left arrow or k">previous</a>`}
       ${next !== undefined && html`<a href=${link(next)} title="key: right arrow or j">next</a>`}
     </nav>
-    <header class="ask">
+    <section class="ask" aria-label="query">
       <${Picture} run=${run} image=${queries.reference[row]} size=${144} label="reference image" />
       <div>
         <h1>${queries.instruction[row] || "(no text)"}</h1>
         <p class="chips">${queries.split[row]} ${queries.id[row]}${queries.aspects[row].map((code) => html` <span class="chip">${words(queries.aspectNames[code])}</span>`)}</p>
         ${failure && html`<${Line} text=${failure} />`}
-        ${details && html`<${Texts} run=${run} row=${row} details=${details} />`}
+        ${details && html`<${Texts} run=${run} row=${row} details=${details[0]} />`}
       </div>
-    </header>
+    </section>
     ${details && html`<${Ranks} run=${run} row=${row} details=${details} />`}
-    ${details && html`<${Strips} run=${run} details=${details} settings=${settings} onShow=${setShown} />`}
-    ${details && shown && html`<${Large} run=${run} details=${details} shown=${shown} onClose=${() => setShown(null)} />`}
+    ${details && html`<${Strips} run=${run} row=${row} details=${details} settings=${settings} onShow=${setShown} />`}
+    ${details && shown && html`<${Large} details=${details[0]} shown=${shown} onClose=${() => setShown(null)} />`}
   </article>`;
 }
 
@@ -68,70 +69,100 @@ function Texts({ run, row, details }) {
   <details><summary>${details.captions.length} captions of the reference</summary><ul>${details.captions.map((text) => html`<li>${text}</li>`)}</ul></details>`;
 }
 
-/** A table of every target's rank by method, also when it is far below the results shown. */
+/** Every target's rank by method, also when it is far below the results shown. */
 function Ranks({ run, row, details }) {
-  if (!details.targets.length) return html`<p class="soft">The targets of this split are not public.</p>`;
-  const methods = run.facts.methods.map(({ name }) => name).filter((name) => details.ranks[name]?.length);
-  const best = details.targets.map((_, index) => Math.min(...methods.map((name) => details.ranks[name][index] ?? Infinity)));
-  return html`<section><h2>Targets</h2><div class="scroll" tabindex="0"><table>
-    <thead><tr><th scope="col">method</th><th scope="col">${run.facts.metric}</th>${details.targets.map(([id, image]) => html`<th scope="col"><${Picture} run=${run} image=${image} size=${56} label=${`target ${id}`} /></th>`)}</tr></thead>
-    <tbody>${methods.map((name) => html`<tr class=${name === run.facts.own ? "own" : ""}><th scope="row">${name}</th><td>${shownNumber(valueOf(run, name, row))}</td>
-      ${details.targets.map((_, index) => html`<td class=${details.ranks[name][index] === best[index] ? "best" : ""}>${(details.ranks[name][index] ?? "> 1,000").toLocaleString("en")}</td>`)}</tr>`)}</tbody>
+  const { targets } = details[0];
+  if (!targets.length) return html`<p class="soft">The targets of this query are not public.</p>`;
+  const ranks = new Map(
+    [...run.series.values()]
+      .map(({ label, run: other, method }) => [label, details[run.all.indexOf(other)]?.ranks[method.name] ?? []])
+      .filter(([, of]) => of.length),
+  );
+  const best = targets.map((_, index) => Math.min(...[...ranks.values()].map((of) => of[index] ?? Infinity)));
+  return html`<section><h2>Targets</h2><div class="scroll" tabindex="0" role="region" aria-label="ranks of the targets"><table>
+    <thead><tr><th scope="col">method</th><th scope="col">${run.facts.metric}</th>${targets.map(([id, image]) => html`<th scope="col"><${Picture} run=${run} image=${image} size=${56} label=${`target ${id}`} /></th>`)}</tr></thead>
+    <tbody>${[...ranks].map(([label, of]) => html`<tr class=${label === run.own ? "own" : ""}><th scope="row">${label}</th><td>${shownNumber(valueOf(run, label, row))}</td>
+      ${targets.map((_, index) => html`<td class=${of[index] === best[index] ? "best" : ""}>${(of[index] ?? "> 1,000").toLocaleString("en")}</td>`)}</tr>`)}</tbody>
   </table></div></section>`;
 }
 
 /** The first results of the chosen methods under each other. */
-function Strips({ run, details, settings, onShow }) {
-  const names = run.facts.methods.map(({ name }) => name).filter((name) => details.strips[name]);
-  const asked = settings.getAll("show").filter((name) => names.includes(name));
-  const chosen = asked.length ? asked : comparedMethods(run, settings).filter((name, index, all) => names.includes(name) && all.indexOf(name) === index);
-  const toggle = (name) => {
+function Strips({ run, row, details, settings, onShow }) {
+  const labels = [...run.series.keys()];
+  const asked = settings.getAll("show").filter((label) => labels.includes(label));
+  const chosen = asked.length ? asked : [...new Set(comparedSeries(run, settings))];
+  const toggle = (label) => {
     const { path, settings: now } = readAddress();
-    const next = chosen.includes(name) ? chosen.filter((one) => one !== name) : [...chosen, name];
+    const next = chosen.includes(label) ? chosen.filter((one) => one !== label) : [...chosen, label];
     now.delete("show");
-    for (const one of names.filter((one) => next.includes(one))) now.append("show", one);
-    history.replaceState(null, "", address(path, now));
-    window.dispatchEvent(new Event("hashchange"));
+    for (const one of labels.filter((one) => next.includes(one))) now.append("show", one);
+    replaceAddress(path, now);
   };
-  const targets = new Set(details.targets.map(([, image]) => image)), negatives = new Set(details.negatives);
   return html`<section><h2>Results</h2>
-    <div class="toggles" role="group" aria-label="methods shown">${names.map((name) => html`<button type="button" aria-pressed=${chosen.includes(name)} title=${run.facts.methods.find((method) => method.name === name).about} onClick=${() => toggle(name)}>${name}</button>`)}</div>
-    ${chosen.map((name) => html`<div class="strip"><h3>${name} <span class="soft">${run.facts.methods.find((method) => method.name === name).about}</span></h3>
-      <ol>${details.strips[name].map(([image, score, ...terms], index) => {
-        const kind = targets.has(image) ? "target" : negatives.has(image) ? "negative" : run.images.image_id[image] === details.referenceId ? "reference" : "";
-        return html`<li class=${kind}><button type="button" title=${run.images.path[image]} onClick=${() => onShow({ method: name, image, score, terms, rank: index + 1 })}>
-          <${Picture} run=${run} image=${image} size=${96} label=${`result ${index + 1}, image ${run.images.image_id[image]}`} /></button>
-          <span>${index + 1}${kind && html` <b>${kind}</b>`}</span></li>`;
-      })}</ol></div>`)}
+    <div class="toggles" role="group" aria-label="methods shown">${labels.map((label) => html`<button type="button" aria-pressed=${chosen.includes(label)} title=${run.series.get(label).method.about} onClick=${() => toggle(label)}>${label}</button>`)}</div>
+    ${chosen.map((label) => html`<${Strip} key=${label} series=${run.series.get(label)} run=${run} row=${row} details=${details} onShow=${onShow} />`)}
   </section>`;
 }
 
+function Strip({ series, run, row, details, onShow }) {
+  const [results, setResults] = useState(null);
+  const [failure, setFailure] = useState("");
+  const { run: other, method, label } = series;
+  const own = details[run.all.indexOf(other)];
+  useEffect(() => {
+    let current = true;
+    setResults(null);
+    setFailure("");
+    if (own === null) return undefined;
+    loadStrip(other, rowIn(other, run, row), own, method.name).then((found) => current && setResults(found), (error) => current && setFailure(error.message));
+    return () => { current = false; };
+  }, [series, row, own]);
+  return html`<div class="strip"><h3>${label} <span class="soft">${method.about}</span></h3>
+    ${own === null && html`<p class="soft">This run does not have the query.</p>`}
+    ${failure && html`<${Line} text=${failure} />`}
+    ${results && html`<${Results} run=${other} results=${results} details=${details[0]} series=${series} onShow=${onShow} />`}</div>`;
+}
+
+/** Ranked images with the targets, negatives and the reference itself marked. */
+function Results({ run, results, details, series, onShow }) {
+  const targets = new Set(details.targets.map(([id]) => id)), negatives = new Set(details.negatives.map(([id]) => id));
+  return html`<ol>${results.map(([image, score, ...terms], index) => {
+    const { id, path } = run.images.get(image);
+    const kind = targets.has(id) ? "target" : negatives.has(id) ? "negative" : id === details.reference ? "reference" : "";
+    return html`<li class=${kind} key=${image}><button type="button" title=${path} onClick=${() => onShow({ series, image, score, terms, rank: index + 1 })}>
+      <${Picture} run=${run} image=${image} size=${96} label=${`result ${index + 1}, image ${id}`} /></button>
+      <span>${index + 1}${kind && html` <b>${kind}</b>`}</span></li>`;
+  })}</ol>`;
+}
+
 /** One result enlarged, with its file, caption, and what its score consists of. */
-function Large({ run, details, shown, onClose }) {
+function Large({ details, shown, onClose }) {
   const dialog = useRef(null);
   useEffect(() => {
     dialog.current.showModal();
   }, []);
-  const method = run.facts.methods.find(({ name }) => name === shown.method);
-  const targetIndex = details.targets.findIndex(([, image]) => image === shown.image);
+  const { series: { run, method, label }, image, score, terms, rank } = shown;
+  const { id, path, caption } = run.images.get(image);
+  const target = details.targets.findIndex(([one]) => one === id);
   return html`<dialog ref=${dialog} onClose=${onClose} onClick=${(event) => event.target === dialog.current && dialog.current.close()} aria-label="one result">
     <div class="large">
-      <${Picture} run=${run} image=${shown.image} size=${256} />
+      <${Picture} run=${run} image=${image} size=${256} />
       <div>
-        <h2>${shown.rank}. ${run.images.image_id[shown.image]}</h2>
-        <p class="soft">${run.images.path[shown.image]}</p>
-        <p>${run.images.caption[shown.image] || "(no caption)"}</p>
-        ${targetIndex >= 0 && html`<p class="better">target ${targetIndex + 1} of ${details.targets.length}</p>`}
-        <p><b>${shown.method}</b> score ${shown.score.toFixed(4)}</p>
+        <h2>${rank}. ${id}</h2>
+        <p class="soft">${path}</p>
+        <p>${caption || "(no caption)"}</p>
+        ${target >= 0 && html`<p class="better">target ${target + 1} of ${details.targets.length}</p>`}
+        <p><b>${label}</b> score ${score.toFixed(4)}</p>
         <p class="soft">${method.fusion}</p>
-        ${shown.terms.length > 0 && html`<${Terms} method=${method} values=${shown.terms} />`}
+        ${terms.length > 0 && html`<${Terms} method=${method} values=${terms} />`}
+        ${run.served && html`<p><a href=${`explore/original/${run.name}/${image}`} target="_blank" rel="noopener">the file itself</a></p>`}
         <form method="dialog"><button>Close</button></form>
       </div>
     </div>
   </dialog>`;
 }
 
-/** What a score consists of: the products that add up to it, or the value of each form. */
+/** What a score consists of: the products that add up to it, or the value of each linear score. */
 function Terms({ method, values }) {
   const largest = Math.max(...values.map(Math.abs), 1e-9);
   return html`<table class="terms"><caption>${method.addsUp ? "Products that add up to the score" : "Linear scores that the form combines"}</caption>

@@ -79,17 +79,17 @@ def details(
         str(method[0]): keys.join(of_method, on=KEY, how="left", maintain_order="left")["target_ranks"].to_list()
         for method, of_method in values.group_by("method", maintain_order=True)
     }
-    shown = {method: _strip(strip, rows) for method, strip in strips.items()}
+    shown = {method: results(strip, rows) for method, strip in strips.items()}
     return [
         {
             "captions": row["captions"] or [],
             "edited": row["edited"] or [],
             "added": row["added"] or "",
             "roles": {role: row[role] for role in roles if row[role]},
-            "referenceId": row["reference_id"],
+            "reference": row["reference_id"],
             "second": numbers.get(row.get("second_reference_id") or "", -1),
             "targets": [[image, numbers.get(image, -1)] for image in row["target_ids"]],
-            "negatives": [numbers.get(image, -1) for image in row.get("negative_ids") or ()],
+            "negatives": [[image, numbers.get(image, -1)] for image in row.get("negative_ids") or ()],
             "ranks": {method: of_method[number] or [] for method, of_method in ranks.items()},
             "strips": {method: of_method[number] for method, of_method in shown.items()},
         }
@@ -97,7 +97,7 @@ def details(
     ]
 
 
-def _strip(strip: Strip, rows: slice) -> list[list[list[float]]]:
+def results(strip: Strip, rows: slice) -> list[list[list[float]]]:
     """For each query its results: number of the image, score, then the terms of the score."""
     images, scores = strip.images[rows], strip.scores[rows].astype(np.float64)
     parts = [images[..., None].astype(np.float64), np.round(scores, DIGITS)[..., None]]

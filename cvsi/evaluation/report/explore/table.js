@@ -5,8 +5,8 @@ const ROW = 68; // pixels, as style.css has it
 
 function QueriesView({ run, settings }) {
   const rows = useMemo(() => chosenRows(run, settings), [run, settings.toString()]);
-  const [a, b] = comparedMethods(run, settings);
-  const methods = run.facts.methods.map(({ name }) => [name, name]);
+  const [a, b] = comparedSeries(run, settings);
+  const series = [...run.series.keys()].map((label) => [label, label]);
   const view = settings.get("view") || "all";
   const [filter, setFilter] = useState(settings.get("text") || "");
   useEffect(() => {
@@ -16,7 +16,7 @@ function QueriesView({ run, settings }) {
   const save = () => {
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob([csv(run, rows)], { type: "text/csv" }));
-    link.download = `${run.facts.dataset}-${run.facts.backbone}-queries.csv`;
+    link.download = `${run.name}-queries.csv`;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   };
@@ -26,8 +26,8 @@ function QueriesView({ run, settings }) {
         onInput=${(event) => setFilter(event.target.value)} /></label>
       <${Choice} label="View" value=${view} options=${Object.entries(VIEWS).map(([key, { name }]) => [key, name])}
         onChange=${(value) => changeSettings({ view: value === "all" ? "" : value, sort: "" })} />
-      <${Choice} label="A" value=${a} options=${methods} onChange=${(value) => changeSettings({ a: value })} />
-      <${Choice} label="B" value=${b} options=${methods} onChange=${(value) => changeSettings({ b: value })} />
+      <${Choice} label="A" value=${a} options=${series} onChange=${(value) => changeSettings({ a: value })} />
+      <${Choice} label="B" value=${b} options=${series} onChange=${(value) => changeSettings({ b: value })} />
       <button type="button" onClick=${save}>Save as CSV</button>
     </div>
     <div class="columns">
@@ -60,8 +60,7 @@ function Facets({ run, settings }) {
     const values = now.getAll(facet);
     now.delete(facet);
     for (const value of values.includes(name) ? values.filter((one) => one !== name) : [...values, name]) now.append(facet, value);
-    history.replaceState(null, "", address(path, now));
-    window.dispatchEvent(new Event("hashchange"));
+    replaceAddress(path, now);
   };
   const wide = window.matchMedia("(min-width: 800px)").matches;
   return html`<details class="facets" open=${wide}><summary>Narrow by</summary>

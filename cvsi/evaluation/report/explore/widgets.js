@@ -3,33 +3,38 @@
 
 const { html, render, useState, useEffect, useMemo, useRef, useLayoutEffect } = htmPreact;
 
-/** An image as its part of a sheet, or a box with its name where there is no picture. */
+/** An image in a square box: a part of a sheet, the server's picture, or the image's name where there is no picture. */
 function Picture({ run, image, size, label = "" }) {
-  const { facts, images } = run;
-  const name = images.image_id[image] ?? "";
-  if (image < 0 || image >= facts.pictures) {
-    return html`<span class="picture none" style=${{ width: `${size}px`, height: `${size}px` }} title=${name}>${name || "no picture"}</span>`;
+  const { facts } = run;
+  const { id = "", ratio = 1 } = run.images.get(image) ?? {};
+  const text = label || `image ${id}`;
+  const box = { width: `${size}px`, height: `${size}px` };
+  const [gone, setGone] = useState(false);
+  const none = image < 0 || gone || (!run.served && image >= facts.pictures);
+  if (none) return html`<span class="picture none" style=${box} title=${id} role="img" aria-label=${text}>${id || "no picture"}</span>`;
+  const shape = { width: `${Math.round(size * Math.min(1, ratio))}px`, height: `${Math.round(size * Math.min(1, 1 / ratio))}px` };
+  if (run.served) {
+    return html`<span class="frame" style=${box}><img class="picture" src=${pictureAddress(run, image, size)} alt=${text} title=${id} loading="lazy" style=${shape} onError=${() => setGone(true)} /></span>`;
   }
   const perSheet = facts.columns * facts.columns;
-  const cell = image % perSheet, sheet = String(Math.floor(image / perSheet)).padStart(2, "0");
-  const onSheet = Math.min(perSheet, facts.pictures - Math.floor(image / perSheet) * perSheet);
-  const lines = Math.ceil(onSheet / facts.columns);
-  const ratio = images.ratio[image] || 1;
+  const cell = image % perSheet, sheet = Math.floor(image / perSheet);
+  const lines = Math.ceil(Math.min(perSheet, facts.pictures - sheet * perSheet) / facts.columns);
   const style = {
-    width: `${Math.round(size * Math.min(1, ratio))}px`,
-    height: `${Math.round(size * Math.min(1, 1 / ratio))}px`,
-    backgroundImage: `url("explore/pictures/${sheet}.jpg")`,
+    ...shape,
+    backgroundImage: `url("explore/pictures/${String(sheet).padStart(2, "0")}.jpg")`,
     backgroundSize: `${facts.columns * size}px ${lines * size}px`,
     backgroundPosition: `-${(cell % facts.columns) * size}px -${Math.floor(cell / facts.columns) * size}px`,
   };
-  const box = { width: `${size}px`, height: `${size}px` };
-  return html`<span class="frame" style=${box}><span class="picture" role="img" aria-label=${label || `image ${name}`} title=${name} style=${style}></span></span>`;
+  return html`<span class="frame" style=${box}><span class="picture" role="img" aria-label=${text} title=${id} style=${style}></span></span>`;
 }
+
+/** A picture of the server, at the smallest size that is large enough for the screen. */
+const pictureAddress = (run, image, size) => `explore/picture/${run.name}/${image}?side=${size * devicePixelRatio > 160 ? 512 : 160}`;
 
 const words = (name) => name.replaceAll("_", " ");
 const shownNumber = (value) => (value === null || value === undefined ? "–" : value.toFixed(1));
-const shownRank = (run, method, row) =>
-  !isLabelled(run, row) ? "" : (rankOf(run, method, row) ?? "> 1,000").toLocaleString("en");
+const shownRank = (run, label, row) =>
+  !isLabelled(run, row) ? "" : (rankOf(run, label, row) ?? "> 1,000").toLocaleString("en");
 
 /** A difference with its sign, coloured by it. */
 function Difference({ value }) {
