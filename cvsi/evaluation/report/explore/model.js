@@ -23,11 +23,22 @@ function load(name) {
     script.src = `explore/data/${name}.js`;
     script.onerror = () => {
       arrived.delete(name);
-      entry.reject(new Error(`explore/data/${name}.js is missing; run the stage report again (dvc repro)`));
+      whyMissing(script.src, name).then((line) => entry.reject(new Error(line)));
     };
     document.head.append(script);
   }
   return entry.promise;
+}
+
+/** What a server says of a data script that it does not give; a file that is not there has no words of its own. */
+async function whyMissing(source, name) {
+  const missing = `explore/data/${name}.js is missing; run the stage report again (dvc repro)`;
+  if (!source.startsWith("http")) return missing;
+  try {
+    return (await (await fetch(source)).json()).error ?? missing;
+  } catch {
+    return "the server does not answer; start it again with cvsi explore";
+  }
 }
 
 /** JSON of the server that serves this page; raises its line where it refuses. */

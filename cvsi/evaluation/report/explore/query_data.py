@@ -100,7 +100,7 @@ def details(
 def results(strip: Strip, rows: slice) -> list[list[list[float]]]:
     """For each query its results: number of the image, score, then the terms of the score."""
     images, scores = strip.images[rows], strip.scores[rows].astype(np.float64)
-    parts = [images[..., None].astype(np.float64), np.round(scores, DIGITS)[..., None]]
+    parts: list[np.ndarray] = [images[..., None].astype(np.float64), np.round(scores, DIGITS)[..., None]]
     if strip.terms is not None:
         parts.append(np.round(strip.terms[rows].astype(np.float64), DIGITS))
     table = np.concatenate(parts, axis=2)

@@ -31,7 +31,7 @@ CHUNK = 50  # queries per file of details
 MOST_BROKEN_DOWN = 60_000  # results whose scores are broken down; of more, only those of the dataset's own method
 FOLDER = "explore"
 SCRIPTS = ("vendor/htm-preact.js", "model.js", "widgets.js", "table.js", "query.js", "app.js")
-ASSETS = (*SCRIPTS, "style.css")
+ASSETS = (*SCRIPTS, "style.css", "icon.svg")
 
 
 @dataclass(frozen=True)

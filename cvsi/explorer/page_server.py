@@ -1,0 +1,179 @@
+"""The explorer's page over HTTP on this machine: the page itself, its data as scripts, pictures, and its questions.
+
+Every address begins with a random token. Only this machine's own names are served, requests that change or compute
+something must come from the page itself, and only JSON is read, up to a size.
+"""
+
+from collections.abc import Callable, Mapping
+from threading import Lock
+from typing import Any
+
+from pydantic import ValidationError
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.routing import Mount, Route
+
+from cvsi.core.errors import CvsiError
+from cvsi.core.params import explain
+from cvsi.evaluation.report.explore import static
+from cvsi.explorer.run_view import RunView
+from cvsi.explorer.server import NAMES
+
+TYPES = {
+    "html": "text/html; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "css": "text/css; charset=utf-8",
+    "svg": "image/svg+xml",
+}
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+SAFE = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+SIDES = (160, 512, 1024)  # of the pictures that are made, in pixels
+LONGEST_SIDE = 4096
+
+
+def application(runs: Mapping[str, RunView], token: str) -> Starlette:
+    """The routes of the page for some runs, all below the token."""
+    locks = {name: Lock() for name in runs}
+
+    def of_run(http: HttpRequest) -> RunView:
+        name = http.path_params["run"]
+        if name not in runs:
+            raise HTTPException(404, f"no run {name[:80]} here")
+        return runs[name]
+
+    async def computed(run: RunView, work: Callable[[], Any]) -> Any:
+        def locked() -> Any:
+            with locks[run.name]:
+                return work()
+
+        return await run_in_threadpool(locked)
+
+    async def page(http: HttpRequest) -> Response:
+        return _file("page.html")
+
+    async def asset(http: HttpRequest) -> Response:
+        named = {name.rpartition("/")[2]: name for name in static.ASSETS}
+        if http.path_params["name"] not in named:
+            raise HTTPException(404, "no such file")
+        return _file(named[http.path_params["name"]])
+
+    async def listed(http: HttpRequest) -> Response:
+        return _script("runs", {"runs": list(runs), "served": True})
+
+    async def data(http: HttpRequest) -> Response:
+        run, part = of_run(http), http.path_params["part"]
+        makers = {"run": run.facts, "queries": run.queries, "images": run.references}
+        if part not in makers:
+            raise HTTPException(404, "no such data")
+        return _script(f"{run.name}/{part}", await computed(run, makers[part]))
+
+    async def query(http: HttpRequest) -> Response:
+        run = of_run(http)
+        return JSONResponse(await computed(run, lambda: run.query(http.path_params["row"])))
+
+    async def strip(http: HttpRequest) -> Response:
+        run, method = of_run(http), http.query_params.get("method", "")
+        return JSONResponse(await computed(run, lambda: run.strip(http.path_params["row"], method)))
+
+    async def picture(http: HttpRequest) -> Response:
+        run = of_run(http)
+        side = next((one for one in SIDES if str(one) == http.query_params.get("side")), SIDES[0])
+        content, kind = await run_in_threadpool(run.picture, http.path_params["number"], side)
+        return Response(content, media_type=kind, headers={"Cache-Control": "private, max-age=3600"})
+
+    async def original(http: HttpRequest) -> Response:
+        run = of_run(http)
+        content, kind = await run_in_threadpool(run.picture, http.path_params["number"], LONGEST_SIDE)
+        return Response(content, media_type=kind)
+
+    inside = [
+        Route("/", page),
+        Route("/explore/data/runs.js", listed),
+        Route("/explore/data/{run}/{part}.js", data),
+        Route("/explore/api/{run}/query/{row:int}", query),
+        Route("/explore/api/{run}/strip/{row:int}", strip),
+        Route("/explore/picture/{run}/{number:int}", picture),
+        Route("/explore/original/{run}/{number:int}", original),
+        Route("/explore/{name}", asset),
+    ]
+    return Starlette(
+        routes=[Route(f"/{token}", lambda http: RedirectResponse(f"/{token}/")), Mount(f"/{token}", routes=inside)],
+        middleware=[
+            Middleware(TrustedHostMiddleware, allowed_hosts=NAMES, www_redirect=False),
+            Middleware(SafeHeaders),
+        ],
+        exception_handlers={
+            HTTPException: lambda _, error: _line(error.status_code, str(error.detail)),
+            CvsiError: lambda _, error: _line(422, str(error)),
+            ValidationError: lambda _, error: _line(422, explain(error)),
+            Exception: lambda _, error: _line(500, f"a bug, please report it: {type(error).__name__}"),
+        },
+    )
+
+
+class SafeHeaders:
+    """Adds the headers that keep a browser from using an answer in another way, and refuses other pages' requests."""
+
+    def __init__(self, app: Any) -> None:
+        """Wrap an application."""
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
+        if not _from_here(given):
+            await _line(403, "this address is for its own page")(scope, receive, send)
+            return
+
+        async def with_headers(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                present = {key.lower() for key, _ in message["headers"]}
+                extra = {**SAFE, "Content-Security-Policy": POLICY}
+                message["headers"] = [
+                    *message["headers"],
+                    *(
+                        (key.lower().encode(), value.encode())
+                        for key, value in extra.items()
+                        if key.lower().encode() not in present
+                    ),
+                ]
+            await send(message)
+
+        await self.app(scope, receive, with_headers)
+
+
+def _from_here(headers: Mapping[str, str]) -> bool:
+    """Whether a request is the user's own navigation or comes from the served page itself."""
+    origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+    if site not in (None, "none", "same-origin"):
+        return False
+    return origin in (None, f"http://{headers.get('host', '')}")
+
+
+def _file(name: str) -> Response:
+    return Response(static.asset(name), media_type=TYPES[name.rpartition(".")[2]])
+
+
+def _script(name: str, content: Any) -> Response:
+    return Response(static.script(name, content), media_type=TYPES["js"])
+
+
+def _line(status: int, text: str) -> Response:
+    return JSONResponse({"error": " ".join(text.split())}, status_code=status)
