@@ -1,7 +1,7 @@
 """The gallery vectors of a run, kept in memory in the numbers' own type, or read from disk where they are too many."""
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from threading import Lock
 
 import numpy as np
 import pyarrow as pa
@@ -18,10 +18,13 @@ class KeptGallery:
         """Read nothing yet."""
         self.inputs = inputs
         self.size, self.where = inputs.gallery.size, inputs.gallery_path
+        self._lock, self._read = Lock(), False
+        self._tables: list[pa.Table] | None = None
 
     def shards(self) -> Iterator[pa.Table]:
         """The tables, one after the other; raises CvsiError for damaged files and ids that are not the index's."""
-        yield from self._kept if self._kept is not None else self.inputs.gallery.shards(self.inputs.backbone)
+        kept = self.load()
+        yield from kept if kept is not None else self.inputs.gallery.shards(self.inputs.backbone)
 
     def fused(self, sides: Sequence[tuple[dict[str, float], bool]]) -> Iterator[list[np.ndarray]]:
         """For each table one matrix [m, d] float32 per side: weights of columns, and whether to unit length."""
@@ -48,8 +51,14 @@ class KeptGallery:
             begin = end
         return pa.concat_tables(taken)
 
-    @cached_property
-    def _kept(self) -> list[pa.Table] | None:
+    def load(self) -> list[pa.Table] | None:
+        """The tables, read once; None where they are too many to be kept."""
+        with self._lock:
+            if not self._read:
+                self._tables, self._read = self._read_all(), True
+            return self._tables
+
+    def _read_all(self) -> list[pa.Table] | None:
         kept, size = list[pa.Table](), 0
         for shard in self.inputs.gallery.shards(self.inputs.backbone):
             size += shard.nbytes

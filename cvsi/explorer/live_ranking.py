@@ -143,7 +143,7 @@ class _Products:
         Raises CvsiError for one that is no combination of them.
         """
         shares, *_ = np.linalg.lstsq(self.columns.T.astype(np.float64), query.astype(np.float64), rcond=None)
-        rest = np.linalg.norm(shares @ self.columns - query)
-        if rest > TOLERANCE * max(np.linalg.norm(query), 1.0):
+        rest = float(np.linalg.norm(shares @ self.columns - query))
+        if rest > TOLERANCE * max(float(np.linalg.norm(query)), 1.0):
             raise CvsiError("a part of this method is no combination of the query's vectors; it cannot be changed here")
         return shares.astype(np.float32)

@@ -4,31 +4,37 @@ Every address begins with a random token. Only this machine's own names are serv
 something must come from the page itself, and only JSON is read, up to a size.
 """
 
-from collections.abc import Callable, Mapping
-from threading import Lock
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from queue import Queue
+from threading import Event, Lock
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import NonNegativeInt, ValidationError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 
 from cvsi.core.errors import CvsiError
-from cvsi.core.params import explain
+from cvsi.core.params import Block, Settings, explain
+from cvsi.evaluation.fusion import Fusion, read_fusion
 from cvsi.evaluation.report.explore import static
 from cvsi.explorer.run_view import RunView
-from cvsi.explorer.server import NAMES
+from cvsi.explorer.server import NAMES, Refused, json_body
+from cvsi.explorer.split_metric import Cancelled
 
 TYPES = {
     "html": "text/html; charset=utf-8",
     "js": "text/javascript; charset=utf-8",
     "css": "text/css; charset=utf-8",
     "svg": "image/svg+xml",
+    "txt": "text/plain; charset=utf-8",
 }
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
@@ -43,11 +49,26 @@ SAFE = {
 }
 SIDES = (160, 512, 1024)  # of the pictures that are made, in pixels
 LONGEST_SIDE = 4096
+MAX_QUESTION = 100_000  # bytes of a request
+
+
+class Rank(Settings):
+    """A query by its row, and the fusion that ranks it, as in params.yaml."""
+
+    row: NonNegativeInt
+    fusion: Block
+
+
+class Metric(Settings):
+    """A split, and the fusion whose metric is wanted."""
+
+    split: str
+    fusion: Block
 
 
 def application(runs: Mapping[str, RunView], token: str) -> Starlette:
     """The routes of the page for some runs, all below the token."""
-    locks = {name: Lock() for name in runs}
+    locks, measured = {name: Lock() for name in runs}, {name: Event() for name in runs}
 
     def of_run(http: HttpRequest) -> RunView:
         name = http.path_params["run"]
@@ -89,6 +110,18 @@ def application(runs: Mapping[str, RunView], token: str) -> Starlette:
         run, method = of_run(http), http.query_params.get("method", "")
         return JSONResponse(await computed(run, lambda: run.strip(http.path_params["row"], method)))
 
+    async def rank(http: HttpRequest) -> Response:
+        run, wanted = of_run(http), Rank.model_validate_json(await json_body(http, MAX_QUESTION))
+        fusion = read_fusion(wanted.fusion, "weights")
+        return JSONResponse(await computed(run, lambda: run.ranked(wanted.row, fusion)))
+
+    async def metric(http: HttpRequest) -> Response:
+        run, wanted = of_run(http), Metric.model_validate_json(await json_body(http, MAX_QUESTION))
+        fusion = read_fusion(wanted.fusion, "weights")
+        measured[run.name].set()  # the one before is no longer wanted
+        cancelled = measured[run.name] = Event()
+        return StreamingResponse(_lines(run, wanted.split, fusion, cancelled), media_type="application/x-ndjson")
+
     async def picture(http: HttpRequest) -> Response:
         run = of_run(http)
         side = next((one for one in SIDES if str(one) == http.query_params.get("side")), SIDES[0])
@@ -106,6 +139,8 @@ def application(runs: Mapping[str, RunView], token: str) -> Starlette:
         Route("/explore/data/{run}/{part}.js", data),
         Route("/explore/api/{run}/query/{row:int}", query),
         Route("/explore/api/{run}/strip/{row:int}", strip),
+        Route("/explore/api/{run}/rank", rank, methods=["POST"]),
+        Route("/explore/api/{run}/metric", metric, methods=["POST"]),
         Route("/explore/picture/{run}/{number:int}", picture),
         Route("/explore/original/{run}/{number:int}", original),
         Route("/explore/{name}", asset),
@@ -117,6 +152,7 @@ def application(runs: Mapping[str, RunView], token: str) -> Starlette:
             Middleware(SafeHeaders),
         ],
         exception_handlers={
+            Refused: lambda _, error: _line(error.status, str(error)),
             HTTPException: lambda _, error: _line(error.status_code, str(error.detail)),
             CvsiError: lambda _, error: _line(422, str(error)),
             ValidationError: lambda _, error: _line(422, explain(error)),
@@ -165,6 +201,30 @@ def _from_here(headers: Mapping[str, str]) -> bool:
     if site not in (None, "none", "same-origin"):
         return False
     return origin in (None, f"http://{headers.get('host', '')}")
+
+
+async def _lines(run: RunView, split: str, fusion: Fusion, cancelled: Event) -> AsyncIterator[str]:
+    """Progress and then the metric, a line of JSON each; it ends early where the page no longer listens."""
+    shares: Queue[float | None] = Queue()
+
+    def work() -> dict[str, Any]:
+        try:
+            return run.metric(split, fusion, cancelled, shares.put)
+        finally:
+            shares.put(None)
+
+    task = asyncio.ensure_future(run_in_threadpool(work))
+    try:
+        while (share := await run_in_threadpool(shares.get)) is not None:
+            yield json.dumps({"done": round(share, 3)}) + "\n"
+        try:
+            yield json.dumps(await task) + "\n"
+        except Cancelled:
+            yield json.dumps({"cancelled": True}) + "\n"
+        except CvsiError as error:
+            yield json.dumps({"error": str(error)}) + "\n"
+    finally:
+        cancelled.set()
 
 
 def _file(name: str) -> Response:

@@ -7,6 +7,7 @@ for. Nothing is written.
 import json
 from functools import cached_property
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from cvsi.core.errors import CvsiError
 from cvsi.core.images import load
 from cvsi.core.params import Params
 from cvsi.core.schema import per_method
+from cvsi.core.vector_columns import names_of
 from cvsi.datasets.formats import format_of
 from cvsi.evaluation import methods, queries, scores, vectors
 from cvsi.evaluation.breakdown import Pairs, adds_up, break_down, term_names
@@ -27,6 +29,7 @@ from cvsi.evaluation.report.method_table import Table
 from cvsi.evaluation.report.thumbnails import encoded, file_of
 from cvsi.explorer.kept_gallery import KeptGallery
 from cvsi.explorer.live_ranking import LiveRanking
+from cvsi.explorer.split_metric import Progress, measure
 
 SHOWN = 20  # results of a query and method
 
@@ -53,7 +56,13 @@ class RunView:
 
     def facts(self) -> dict[str, Any]:
         """What is said of the run and its methods."""
-        return page_data.facts(self.dataset, self.backbone, self.params, self._metrics(), self.shown, self.gallery.size)
+        facts = page_data.facts(
+            self.dataset, self.backbone, self.params, self._metrics(), self.shown, self.gallery.size
+        )
+        return facts | {
+            "queryColumns": list(names_of(self.inputs.queries.schema)),
+            "galleryColumns": list(names_of(self.inputs.gallery_schema)),
+        }
 
     def queries(self) -> dict[str, Any]:
         """The table of queries, column by column."""
@@ -89,6 +98,11 @@ class RunView:
             "results": results, "terms": term_names(fusion), "addsUp": adds_up(fusion),
             "images": page_data.image_rows(self.images, numbers.tolist()),
         }  # fmt: skip
+
+    def metric(self, split: str, fusion: Fusion, cancelled: Event, progress: Progress) -> dict[str, Any]:
+        """The metric of a labelled split by any fusion, beside that of the run's own."""
+        own = self._values.filter(pl.col("method") == self.own)
+        return measure(fusion, split, self.table, self.vectors, self.protocol, own, cancelled, progress)
 
     def picture(self, number: int, side: int) -> tuple[bytes, str]:
         """A small picture of an image of the index and its media type; raises CvsiError for one that is gone."""

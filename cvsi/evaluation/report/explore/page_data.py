@@ -39,6 +39,7 @@ def facts(
                 "fusion": fusions[method].describe(),
                 "terms": term_names(fusions[method]),
                 "addsUp": adds_up(fusions[method]),
+                "block": fusions[method].recipe(),
             }
             for method in shown
         ],

@@ -30,8 +30,9 @@ SHOWN = 10  # results of a query and method
 CHUNK = 50  # queries per file of details
 MOST_BROKEN_DOWN = 60_000  # results whose scores are broken down; of more, only those of the dataset's own method
 FOLDER = "explore"
-SCRIPTS = ("vendor/htm-preact.js", "model.js", "widgets.js", "table.js", "query.js", "app.js")
-ASSETS = (*SCRIPTS, "style.css", "icon.svg")
+VENDORED = ("vendor/htm-preact.js", "vendor/uplot.js", "vendor/uplot.css", "vendor/LICENSES.txt")
+SCRIPTS = ("model.js", "widgets.js", "table.js", "query.js", "weights.js", "app.js")
+ASSETS = (*VENDORED, *SCRIPTS, "style.css", "icon.svg")
 
 
 @dataclass(frozen=True)
