@@ -11,7 +11,7 @@ from queue import Queue
 from threading import Event, Lock
 from typing import Any
 
-from pydantic import NonNegativeInt, ValidationError
+from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -23,10 +23,12 @@ from starlette.routing import Mount, Route
 
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import Block, Settings, explain
-from cvsi.evaluation.fusion import Fusion, read_fusion
+from cvsi.evaluation.fusion import read_fusion
 from cvsi.evaluation.report.explore import static
+from cvsi.explorer.components import Edit
+from cvsi.explorer.requests import Label, Request
 from cvsi.explorer.run_view import RunView
-from cvsi.explorer.server import NAMES, Refused, json_body
+from cvsi.explorer.server import MAX_BODY, NAMES, Refused, json_body
 from cvsi.explorer.split_metric import Cancelled
 
 TYPES = {
@@ -50,6 +52,7 @@ SAFE = {
 SIDES = (160, 512, 1024)  # of the pictures that are made, in pixels
 LONGEST_SIDE = 4096
 MAX_QUESTION = 100_000  # bytes of a request
+LABEL: TypeAdapter[Label] = TypeAdapter(Label)
 
 
 class Rank(Settings):
@@ -120,7 +123,24 @@ def application(runs: Mapping[str, RunView], token: str) -> Starlette:
         fusion = read_fusion(wanted.fusion, "weights")
         measured[run.name].set()  # the one before is no longer wanted
         cancelled = measured[run.name] = Event()
-        return StreamingResponse(_lines(run, wanted.split, fusion, cancelled), media_type="application/x-ndjson")
+
+        def work(told: Callable[[Any], object]) -> dict[str, Any]:
+            return run.metric(wanted.split, fusion, cancelled, lambda share: told({"done": round(share, 3)}))
+
+        return StreamingResponse(_lines(work, cancelled), media_type="application/x-ndjson")
+
+    async def question(http: HttpRequest) -> Response:
+        run, wanted = of_run(http), Request.model_validate_json(await json_body(http, MAX_BODY))
+
+        def work(told: Callable[[Any], object]) -> dict[str, Any]:
+            with locks[run.name]:
+                return run.ask(wanted, lambda edit: told({"edit": _edit(edit)}))
+
+        return StreamingResponse(_lines(work), media_type="application/x-ndjson")
+
+    async def label(http: HttpRequest) -> Response:
+        run, wanted = of_run(http), LABEL.validate_json(await json_body(http, MAX_QUESTION))
+        return JSONResponse(await computed(run, lambda: run.label(wanted)))
 
     async def picture(http: HttpRequest) -> Response:
         run = of_run(http)
@@ -141,6 +161,8 @@ def application(runs: Mapping[str, RunView], token: str) -> Starlette:
         Route("/explore/api/{run}/strip/{row:int}", strip),
         Route("/explore/api/{run}/rank", rank, methods=["POST"]),
         Route("/explore/api/{run}/metric", metric, methods=["POST"]),
+        Route("/explore/api/{run}/ask", question, methods=["POST"]),
+        Route("/explore/api/{run}/label", label, methods=["POST"]),
         Route("/explore/picture/{run}/{number:int}", picture),
         Route("/explore/original/{run}/{number:int}", original),
         Route("/explore/{name}", asset),
@@ -203,20 +225,26 @@ def _from_here(headers: Mapping[str, str]) -> bool:
     return origin in (None, f"http://{headers.get('host', '')}")
 
 
-async def _lines(run: RunView, split: str, fusion: Fusion, cancelled: Event) -> AsyncIterator[str]:
-    """Progress and then the metric, a line of JSON each; it ends early where the page no longer listens."""
-    shares: Queue[float | None] = Queue()
+Work = Callable[[Callable[[Any], object]], dict[str, Any]]
 
-    def work() -> dict[str, Any]:
+
+async def _lines(work: Work, cancelled: Event | None = None) -> AsyncIterator[str]:
+    """What `work` tells while it runs, then its result, a line of JSON each.
+
+    `cancelled` is set where the page no longer listens.
+    """
+    told: Queue[Any] = Queue()
+
+    def run() -> dict[str, Any]:
         try:
-            return run.metric(split, fusion, cancelled, shares.put)
+            return work(told.put)
         finally:
-            shares.put(None)
+            told.put(None)
 
-    task = asyncio.ensure_future(run_in_threadpool(work))
+    task = asyncio.ensure_future(run_in_threadpool(run))
     try:
-        while (share := await run_in_threadpool(shares.get)) is not None:
-            yield json.dumps({"done": round(share, 3)}) + "\n"
+        while (content := await run_in_threadpool(told.get)) is not None:
+            yield json.dumps(content) + "\n"
         try:
             yield json.dumps(await task) + "\n"
         except Cancelled:
@@ -224,7 +252,12 @@ async def _lines(run: RunView, split: str, fusion: Fusion, cancelled: Event) -> 
         except CvsiError as error:
             yield json.dumps({"error": str(error)}) + "\n"
     finally:
-        cancelled.set()
+        if cancelled is not None:
+            cancelled.set()
+
+
+def _edit(edit: Edit) -> dict[str, Any]:
+    return {"edited": edit.edited, "added": edit.added, "status": edit.status, "roles": dict(edit.roles)}
 
 
 def _file(name: str) -> Response:

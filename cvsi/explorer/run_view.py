@@ -5,6 +5,7 @@ for. Nothing is written.
 """
 
 import json
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from threading import Event
@@ -19,6 +20,8 @@ from cvsi.core.images import load
 from cvsi.core.params import Params
 from cvsi.core.schema import per_method
 from cvsi.core.vector_columns import names_of
+from cvsi.datasets import folder, labels
+from cvsi.datasets.base import annotation_path
 from cvsi.datasets.formats import format_of
 from cvsi.evaluation import methods, queries, scores, vectors
 from cvsi.evaluation.breakdown import Pairs, adds_up, break_down, term_names
@@ -27,8 +30,11 @@ from cvsi.evaluation.report.explore import page_data, query_data
 from cvsi.evaluation.report.explore.query_data import Strip
 from cvsi.evaluation.report.method_table import Table
 from cvsi.evaluation.report.thumbnails import encoded, file_of
+from cvsi.explorer.components import Edit
+from cvsi.explorer.engine import Engine
 from cvsi.explorer.kept_gallery import KeptGallery
 from cvsi.explorer.live_ranking import LiveRanking
+from cvsi.explorer.requests import Label, NewQuery, Request
 from cvsi.explorer.split_metric import Progress, measure
 
 SHOWN = 20  # results of a query and method
@@ -62,6 +68,8 @@ class RunView:
         return facts | {
             "queryColumns": list(names_of(self.inputs.queries.schema)),
             "galleryColumns": list(names_of(self.inputs.gallery_schema)),
+            "noLabels": self.no_labels,
+            "queryFile": "" if self.no_labels else labels.digest(self._query_file),
         }
 
     def queries(self) -> dict[str, Any]:
@@ -103,6 +111,41 @@ class RunView:
         """The metric of a labelled split by any fusion, beside that of the run's own."""
         own = self._values.filter(pl.col("method") == self.own)
         return measure(fusion, split, self.table, self.vectors, self.protocol, own, cancelled, progress)
+
+    def ask(self, request: Request, told: Callable[[Edit], object]) -> dict[str, Any]:
+        """The first images for a new query; `told` gets its edit before the images are ranked."""
+        answer = self._engine.answer(request, told)
+        numbers = [self.numbers[result.image_id] for result in answer.results]
+        results = [[number, round(result.score, 4)] for number, result in zip(numbers, answer.results, strict=True)]
+        return {"results": results, "images": page_data.image_rows(self.images, numbers), "fellBack": answer.fell_back}
+
+    def label(self, wanted: Label) -> dict[str, str]:
+        """Write a query or a mark into the dataset's file of queries; the digest of its new content."""
+        if why := self.no_labels:
+            raise CvsiError(why)
+        if isinstance(wanted, NewQuery):
+            reference = self._image(wanted.reference)["image_id"]
+            return {"queryFile": labels.append(self._query_file, reference, wanted.instruction, wanted.seen)}
+        self._rows(wanted.row)
+        number, image = int(self.frame["query_id"][wanted.row]), self._image(wanted.image)["image_id"]
+        return {"queryFile": labels.mark(self._query_file, number, image, wanted.mark, wanted.seen)}
+
+    @property
+    def no_labels(self) -> str:
+        """Why labels cannot be written; empty where they can."""
+        kind = self.params.dataset(self.dataset).format
+        if kind == "folder":
+            return ""
+        return f"the queries of a benchmark ({kind}) are not changed; labels are for a folder of your own photos"
+
+    @property
+    def _query_file(self) -> Path:
+        return annotation_path(self.root, folder.QUERIES, self.params.dataset(self.dataset).roots)
+
+    @cached_property
+    def _engine(self) -> Engine:
+        """What answers new queries; its models are loaded when they are needed."""
+        return Engine(self.name, self.params)
 
     def picture(self, number: int, side: int) -> tuple[bytes, str]:
         """A small picture of an image of the index and its media type; raises CvsiError for one that is gone."""

@@ -19,7 +19,7 @@ from cvsi.evaluation.vectors import fuse_queries
 from cvsi.explorer.kept_gallery import KeptGallery
 
 KEY = ("split", "query_id")
-Progress = Callable[[float], None]
+Progress = Callable[[float], object]
 
 
 class Cancelled(Exception):

@@ -27,12 +27,13 @@ function Page({ run }) {
   return html`<header class="top">
       <p class="name"><b>${facts.dataset}</b> with ${run.all.map((one) => one.facts.backbone).join(", ")}</p>
       <${Scores} run=${run} />
-      <nav aria-label="pages"><a href=${address(["queries"], place.settings)} aria-current=${view === "queries" ? "page" : null}>Queries</a>${run.served && html` <a href=${address(["weights"], place.settings)} aria-current=${view === "weights" ? "page" : null}>Weights</a>`}${!run.served && html` <a href="index.html">Report</a>`}</nav>
+      <nav aria-label="pages"><a href=${address(["queries"], place.settings)} aria-current=${view === "queries" ? "page" : null}>Queries</a>${run.served && html` <a href=${address(["weights"], place.settings)} aria-current=${view === "weights" ? "page" : null}>Weights</a> <a href=${address(["ask"], place.settings)} aria-current=${view === "ask" ? "page" : null}>Ask</a>`}${!run.served && html` <a href="index.html">Report</a>`}</nav>
     </header>
     <main>
       ${view === "query" && row === undefined && html`<${Line} text=${`There is no query ${id} in split ${split}.`} />`}
       ${row !== undefined ? html`<${QueryView} run=${run} row=${row} settings=${place.settings} />`
         : view === "weights" && run.served ? html`<${WeightsView} run=${run} settings=${place.settings} />`
+        : view === "ask" && run.served ? html`<${AskView} run=${run} settings=${place.settings} />`
         : html`<${QueriesView} run=${run} settings=${place.settings} />`}
     </main>
     ${!run.served && html`<footer class="soft">Change weights, ask new queries and label results: <code>cvsi explore ${facts.dataset}-${facts.backbone}</code></footer>`}`;

@@ -50,6 +50,20 @@ async function ask(path, options = {}) {
   return content;
 }
 
+/** Ask the server for an answer of several lines of JSON, each of which is handed to `take`. */
+async function lines(path, question, signal, take) {
+  const options = { method: "POST", signal, headers: { "content-type": "application/json" }, body: JSON.stringify(question) };
+  const response = await fetch(`explore/api/${path}`, options);
+  if (!response.ok) throw new Error((await response.json()).error);
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (let part = await reader.read(); !part.done; part = await reader.read()) {
+    const complete = (rest + part.value).split("\n");
+    rest = complete.pop();
+    for (const line of complete) take(JSON.parse(line));
+  }
+}
+
 /** One run with its table of queries and its images; a row is the number of a query. */
 async function loadRun(name, served) {
   const [facts, queries, images] = await Promise.all(["run", "queries", "images"].map((part) => load(`${name}/${part}`)));

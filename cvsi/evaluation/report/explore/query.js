@@ -49,7 +49,7 @@ function QueryView({ run, row, settings }) {
     </section>
     ${details && html`<${Ranks} run=${run} row=${row} details=${details} />`}
     ${details && html`<${Strips} run=${run} row=${row} details=${details} settings=${settings} onShow=${setShown} />`}
-    ${details && shown && html`<${Large} details=${details[0]} shown=${shown} onClose=${() => setShown(null)} />`}
+    ${details && shown && html`<${Large} row=${shown.series.run === run ? row : undefined} details=${details[0]} shown=${shown} onClose=${() => setShown(null)} />`}
   </article>`;
 }
 
@@ -129,14 +129,14 @@ function Results({ run, results, details, series, onShow }) {
   return html`<ol>${results.map(([image, score, ...terms], index) => {
     const { id, path } = run.images.get(image);
     const kind = targets.has(id) ? "target" : negatives.has(id) ? "negative" : id === details.reference ? "reference" : "";
-    return html`<li class=${kind} key=${image}><button type="button" title=${path} onClick=${() => onShow({ series, image, score, terms, rank: index + 1 })}>
+    return html`<li class=${kind} key=${image}><button type="button" title=${path} onClick=${() => onShow({ series, image, score, terms, rank: index + 1, kind })}>
       <${Picture} run=${run} image=${image} size=${96} label=${`result ${index + 1}, image ${id}`} /></button>
       <span>${index + 1}${kind && html` <b>${kind}</b>`}</span></li>`;
   })}</ol>`;
 }
 
 /** One result enlarged, with its file, caption, and what its score consists of. */
-function Large({ details, shown, onClose }) {
+function Large({ row, details, shown, onClose }) {
   const dialog = useRef(null);
   useEffect(() => {
     dialog.current.showModal();
@@ -156,6 +156,8 @@ function Large({ details, shown, onClose }) {
         <p class="soft">${method.fusion}</p>
         ${terms.length > 0 && html`<${Terms} method=${method} values=${terms} />`}
         ${run.served && html`<p><a href=${`explore/original/${run.name}/${image}`} target="_blank" rel="noopener">the file itself</a></p>`}
+        ${run.served && row !== undefined && html`<${Marks} run=${run} row=${row} image=${image} kind=${shown.kind} />`}
+        ${run.served && html`<p><a href=${address(["ask"], new URLSearchParams({ image }))}>use as reference</a></p>`}
         <form method="dialog"><button>Close</button></form>
       </div>
     </div>

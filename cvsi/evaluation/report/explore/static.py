@@ -31,7 +31,7 @@ CHUNK = 50  # queries per file of details
 MOST_BROKEN_DOWN = 60_000  # results whose scores are broken down; of more, only those of the dataset's own method
 FOLDER = "explore"
 VENDORED = ("vendor/htm-preact.js", "vendor/uplot.js", "vendor/uplot.css", "vendor/LICENSES.txt")
-SCRIPTS = ("model.js", "widgets.js", "table.js", "query.js", "weights.js", "app.js")
+SCRIPTS = ("model.js", "widgets.js", "table.js", "query.js", "weights.js", "ask.js", "app.js")
 ASSETS = (*VENDORED, *SCRIPTS, "style.css", "icon.svg")
 
 

@@ -124,25 +124,16 @@ function SplitMetric({ run, block, settings }) {
   </section>`;
 }
 
-/** Read the answer of the metric line by line; a later question ends it. */
+/** Follow the measurement of a metric; a later question ends it. */
 async function follow(run, question, signal, setState) {
   setState((state) => ({ ...state, done: 0, error: "" }));
   try {
-    const response = await fetch(`explore/api/${run.name}/metric`, { method: "POST", signal, headers: { "content-type": "application/json" }, body: JSON.stringify(question) });
-    if (!response.ok) throw new Error((await response.json()).error);
-    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-    let rest = "";
-    for (let part = await reader.read(); !part.done; part = await reader.read()) {
-      const lines = (rest + part.value).split("\n");
-      rest = lines.pop();
-      for (const line of lines) {
-        const content = JSON.parse(line);
-        if (signal.aborted || content.cancelled) return;
-        if (content.error) throw new Error(content.error);
-        if (content.done !== undefined) setState((state) => ({ ...state, done: content.done }));
-        else setState({ found: content, done: 1 });
-      }
-    }
+    await lines(`${run.name}/metric`, question, signal, (content) => {
+      if (signal.aborted || content.cancelled) return;
+      if (content.error) throw new Error(content.error);
+      if (content.done !== undefined) setState((state) => ({ ...state, done: content.done }));
+      else setState({ found: content, done: 1 });
+    });
   } catch (error) {
     if (!signal.aborted) setState((state) => ({ ...state, done: 1, error: error.message }));
   }
@@ -157,12 +148,13 @@ function AspectDots({ aspects, settings }) {
     const style = { stroke: colour("--ink"), grid: { stroke: colour("--line"), width: 1 }, font: "12px system-ui" };
     const label = (place) => (Number.isInteger(place) && aspects[place] ? words(aspects[place][0]) : "");
     const order = aspects.map((_, place) => place).sort((x, y) => aspects[x][2] - aspects[y][2]);
+    const widest = 1.1 * Math.max(1, ...aspects.map(([, , value]) => Math.abs(value)));
     const plot = new uPlot(
       {
         width: Math.max(280, box.current.clientWidth),
         height: 40 + 22 * aspects.length,
         legend: { show: false },
-        scales: { x: { time: false }, y: { dir: -1, range: [-0.5, aspects.length - 0.5] } },
+        scales: { x: { time: false, range: [-widest, widest] }, y: { dir: -1, range: [-0.5, aspects.length - 0.5] } },
         axes: [
           { ...style, values: (_, ticks) => ticks.map((tick) => tick.toFixed(1)) },
           { ...style, size: 190, splits: () => aspects.map((_, place) => place), values: (_, ticks) => ticks.map(label) },
@@ -233,6 +225,6 @@ function LiveQuery({ run, row, block, settings }) {
     ${failure && html`<${Line} text=${failure} />`}
     ${details && found && html`<div class="strip live"><h3>these numbers</h3><${Results} run=${run} results=${found.results} details=${details} series=${{ run, method, label: "these numbers" }} onShow=${setShown} /></div>`}
     ${details && html`<${Strip} series=${run.series.get(run.own)} run=${run} row=${row} details=${run.all.map((one) => (one === run ? details : null))} onShow=${setShown} />`}
-    ${details && shown && html`<${Large} details=${details} shown=${shown} onClose=${() => setShown(null)} />`}
+    ${details && shown && html`<${Large} row=${row} details=${details} shown=${shown} onClose=${() => setShown(null)} />`}
   </section>`;
 }
