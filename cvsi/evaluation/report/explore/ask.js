@@ -54,8 +54,9 @@ function AskView({ run, settings }) {
     ${edit && html`<dl class="texts"><dt>edited</dt><dd>${edit.edited.map((line) => html`<span class="text">${line}</span>`)}${edit.status && edit.status !== "ok" && html`<span class=${STATUS_OK.test(edit.status) ? "soft" : "bad"}>${edit.status}</span>`}</dd>
       ${edit.added && html`<dt>added</dt><dd>${edit.added}</dd>`}
       ${Object.entries(edit.roles).map(([role, texts]) => texts.length > 0 && html`<dt>${words(role)}</dt><dd>${texts.join(", ")}</dd>`)}</dl>`}
-    ${found && html`<${Keep} run=${run} image=${image} text=${text} />
-      <div class="strip grid"><${Results} run=${run} results=${found.results} details=${NO_DETAILS} series=${series} onShow=${setShown} /></div>`}
+    ${found?.query.length > 0 && html`<p>The same as the dataset's query <a href=${address(["query", ...found.query], new URLSearchParams())}>${found.query.join("/")}</a>, with its edit.</p>`}
+    ${found?.query.length === 0 && html`<${Keep} run=${run} image=${image} text=${text} />`}
+    ${found && html`<div class="strip grid"><${Results} run=${run} results=${found.results} details=${NO_DETAILS} series=${series} onShow=${setShown} /></div>`}
     ${shown && html`<${Large} details=${NO_DETAILS} shown=${shown} onClose=${() => setShown(null)} />`}
   </article>`;
 }

@@ -18,7 +18,7 @@ function QueryView({ run, row, settings }) {
   const place = rows.indexOf(row);
   const neighbour = (step) => rows[place < 0 ? 0 : place + step];
   const link = (other) => address(["query", run.queries.split[other], run.queries.id[other]], settings);
-  useEffect(() => {
+  useLayoutEffect(() => {
     const key = (event) => {
       if (event.ctrlKey || event.metaKey || event.altKey || /INPUT|SELECT|TEXTAREA/.test(event.target.tagName) || shown !== null) return;
       if (event.key === "Escape") location.hash = address(["queries"], settings);
