@@ -71,101 +71,20 @@ class Metric(Settings):
 
 def application(runs: Mapping[str, RunView], token: str) -> Starlette:
     """The routes of the page for some runs, all below the token."""
-    locks, measured = {name: Lock() for name in runs}, {name: Event() for name in runs}
-
-    def of_run(http: HttpRequest) -> RunView:
-        name = http.path_params["run"]
-        if name not in runs:
-            raise HTTPException(404, f"no run {name[:80]} here")
-        return runs[name]
-
-    async def computed(run: RunView, work: Callable[[], Any]) -> Any:
-        def locked() -> Any:
-            with locks[run.name]:
-                return work()
-
-        return await run_in_threadpool(locked)
-
-    async def page(http: HttpRequest) -> Response:
-        return _file("page.html")
-
-    async def asset(http: HttpRequest) -> Response:
-        named = {name.rpartition("/")[2]: name for name in static.ASSETS}
-        if http.path_params["name"] not in named:
-            raise HTTPException(404, "no such file")
-        return _file(named[http.path_params["name"]])
-
-    async def listed(http: HttpRequest) -> Response:
-        return _script("runs", {"runs": list(runs), "served": True})
-
-    async def data(http: HttpRequest) -> Response:
-        run, part = of_run(http), http.path_params["part"]
-        makers = {"run": run.facts, "queries": run.queries, "images": run.references}
-        if part not in makers:
-            raise HTTPException(404, "no such data")
-        return _script(f"{run.name}/{part}", await computed(run, makers[part]))
-
-    async def query(http: HttpRequest) -> Response:
-        run = of_run(http)
-        return JSONResponse(await computed(run, lambda: run.query(http.path_params["row"])))
-
-    async def strip(http: HttpRequest) -> Response:
-        run, method = of_run(http), http.query_params.get("method", "")
-        return JSONResponse(await computed(run, lambda: run.strip(http.path_params["row"], method)))
-
-    async def rank(http: HttpRequest) -> Response:
-        run, wanted = of_run(http), Rank.model_validate_json(await json_body(http, MAX_QUESTION))
-        fusion = read_fusion(wanted.fusion, "weights")
-        return JSONResponse(await computed(run, lambda: run.ranked(wanted.row, fusion)))
-
-    async def metric(http: HttpRequest) -> Response:
-        run, wanted = of_run(http), Metric.model_validate_json(await json_body(http, MAX_QUESTION))
-        fusion = read_fusion(wanted.fusion, "weights")
-        measured[run.name].set()  # the one before is no longer wanted
-        cancelled = measured[run.name] = Event()
-
-        def work(told: Callable[[Any], object]) -> dict[str, Any]:
-            return run.metric(wanted.split, fusion, cancelled, lambda share: told({"done": round(share, 3)}))
-
-        return StreamingResponse(_lines(work, cancelled), media_type="application/x-ndjson")
-
-    async def question(http: HttpRequest) -> Response:
-        run, wanted = of_run(http), Request.model_validate_json(await json_body(http, MAX_BODY))
-
-        def work(told: Callable[[Any], object]) -> dict[str, Any]:
-            with locks[run.name]:
-                return run.ask(wanted, lambda edit: told({"edit": _edit(edit)}))
-
-        return StreamingResponse(_lines(work), media_type="application/x-ndjson")
-
-    async def label(http: HttpRequest) -> Response:
-        run, wanted = of_run(http), LABEL.validate_json(await json_body(http, MAX_QUESTION))
-        return JSONResponse(await computed(run, lambda: run.label(wanted)))
-
-    async def picture(http: HttpRequest) -> Response:
-        run = of_run(http)
-        side = next((one for one in SIDES if str(one) == http.query_params.get("side")), SIDES[0])
-        content, kind = await run_in_threadpool(run.picture, http.path_params["number"], side)
-        return Response(content, media_type=kind, headers={"Cache-Control": "private, max-age=3600"})
-
-    async def original(http: HttpRequest) -> Response:
-        run = of_run(http)
-        content, kind = await run_in_threadpool(run.picture, http.path_params["number"], LONGEST_SIDE)
-        return Response(content, media_type=kind)
-
+    page = _Pages(runs)
     inside = [
-        Route("/", page),
-        Route("/explore/data/runs.js", listed),
-        Route("/explore/data/{run}/{part}.js", data),
-        Route("/explore/api/{run}/query/{row:int}", query),
-        Route("/explore/api/{run}/strip/{row:int}", strip),
-        Route("/explore/api/{run}/rank", rank, methods=["POST"]),
-        Route("/explore/api/{run}/metric", metric, methods=["POST"]),
-        Route("/explore/api/{run}/ask", question, methods=["POST"]),
-        Route("/explore/api/{run}/label", label, methods=["POST"]),
-        Route("/explore/picture/{run}/{number:int}", picture),
-        Route("/explore/original/{run}/{number:int}", original),
-        Route("/explore/{name}", asset),
+        Route("/", page.whole),
+        Route("/explore/data/runs.js", page.listed),
+        Route("/explore/data/{run}/{part}.js", page.data),
+        Route("/explore/api/{run}/query/{row:int}", page.query),
+        Route("/explore/api/{run}/strip/{row:int}", page.strip),
+        Route("/explore/api/{run}/rank", page.rank, methods=["POST"]),
+        Route("/explore/api/{run}/metric", page.metric, methods=["POST"]),
+        Route("/explore/api/{run}/ask", page.question, methods=["POST"]),
+        Route("/explore/api/{run}/label", page.label, methods=["POST"]),
+        Route("/explore/picture/{run}/{number:int}", page.picture),
+        Route("/explore/original/{run}/{number:int}", page.original),
+        Route("/explore/{name}", page.asset),
     ]
     return Starlette(
         routes=[Route(f"/{token}", lambda http: RedirectResponse(f"/{token}/")), Mount(f"/{token}", routes=inside)],
@@ -181,6 +100,104 @@ def application(runs: Mapping[str, RunView], token: str) -> Starlette:
             Exception: lambda _, error: _line(500, f"a bug, please report it: {type(error).__name__}"),
         },
     )
+
+
+class _Pages:
+    """The answers to the page's requests; what is computed for a run is computed one after the other."""
+
+    def __init__(self, runs: Mapping[str, RunView]) -> None:
+        self.runs = runs
+        self._locks, self._measured = {name: Lock() for name in runs}, {name: Event() for name in runs}
+
+    async def whole(self, http: HttpRequest) -> Response:
+        """The page."""
+        return _file("page.html")
+
+    async def asset(self, http: HttpRequest) -> Response:
+        """A file that the page needs."""
+        named = {name.rpartition("/")[2]: name for name in static.ASSETS}
+        if http.path_params["name"] not in named:
+            raise HTTPException(404, "no such file")
+        return _file(named[http.path_params["name"]])
+
+    async def listed(self, http: HttpRequest) -> Response:
+        """The names of the runs."""
+        return _script("runs", {"runs": list(self.runs), "served": True})
+
+    async def data(self, http: HttpRequest) -> Response:
+        """What the page loads of a run at its start."""
+        run, part = self._run(http), http.path_params["part"]
+        makers = {"run": run.facts, "queries": run.queries, "images": run.references}
+        if part not in makers:
+            raise HTTPException(404, "no such data")
+        return _script(f"{run.name}/{part}", await self._computed(run, makers[part]))
+
+    async def query(self, http: HttpRequest) -> Response:
+        """One query."""
+        run = self._run(http)
+        return JSONResponse(await self._computed(run, lambda: run.query(http.path_params["row"])))
+
+    async def strip(self, http: HttpRequest) -> Response:
+        """The first images of a method for a query."""
+        run, method = self._run(http), http.query_params.get("method", "")
+        return JSONResponse(await self._computed(run, lambda: run.strip(http.path_params["row"], method)))
+
+    async def rank(self, http: HttpRequest) -> Response:
+        """The first images by any numbers for a query."""
+        run, wanted = self._run(http), Rank.model_validate_json(await json_body(http, MAX_QUESTION))
+        fusion = read_fusion(wanted.fusion, "weights")
+        return JSONResponse(await self._computed(run, lambda: run.ranked(wanted.row, fusion)))
+
+    async def metric(self, http: HttpRequest) -> Response:
+        """The metric of a split by any numbers; it ends the one that was measured before."""
+        run, wanted = self._run(http), Metric.model_validate_json(await json_body(http, MAX_QUESTION))
+        fusion = read_fusion(wanted.fusion, "weights")
+        self._measured[run.name].set()
+        cancelled = self._measured[run.name] = Event()
+
+        def work(told: Callable[[Any], object]) -> dict[str, Any]:
+            return run.metric(wanted.split, fusion, cancelled, lambda share: told({"done": round(share, 3)}))
+
+        return StreamingResponse(_lines(work, cancelled), media_type="application/x-ndjson")
+
+    async def question(self, http: HttpRequest) -> Response:
+        """The edit of a new query, then its first images."""
+        run, wanted = self._run(http), Request.model_validate_json(await json_body(http, MAX_BODY))
+
+        def work(told: Callable[[Any], object]) -> dict[str, Any]:
+            with self._locks[run.name]:
+                return run.ask(wanted, lambda edit: told({"edit": _edit(edit)}))
+
+        return StreamingResponse(_lines(work), media_type="application/x-ndjson")
+
+    async def label(self, http: HttpRequest) -> Response:
+        """A label, written."""
+        run, wanted = self._run(http), LABEL.validate_json(await json_body(http, MAX_QUESTION))
+        return JSONResponse(await self._computed(run, lambda: run.label(wanted)))
+
+    async def picture(self, http: HttpRequest) -> Response:
+        """A small picture of an image."""
+        side = next((one for one in SIDES if str(one) == http.query_params.get("side")), SIDES[0])
+        content, kind = await run_in_threadpool(self._run(http).picture, http.path_params["number"], side)
+        return Response(content, media_type=kind, headers={"Cache-Control": "private, max-age=3600"})
+
+    async def original(self, http: HttpRequest) -> Response:
+        """A large picture of an image: decoded and encoded again, so that it is an image whatever the file is."""
+        content, kind = await run_in_threadpool(self._run(http).picture, http.path_params["number"], LONGEST_SIDE)
+        return Response(content, media_type=kind)
+
+    def _run(self, http: HttpRequest) -> RunView:
+        name = http.path_params["run"]
+        if name not in self.runs:
+            raise HTTPException(404, f"no run {name[:80]} here")
+        return self.runs[name]
+
+    async def _computed(self, run: RunView, work: Callable[[], Any]) -> Any:
+        def locked() -> Any:
+            with self._locks[run.name]:
+                return work()
+
+        return await run_in_threadpool(locked)
 
 
 class SafeHeaders:

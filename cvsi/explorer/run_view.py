@@ -164,11 +164,6 @@ class RunView:
         path, digest, _, *crop = file_of(self._image(number), self.root)
         return load(path, digest, lambda image: encoded(image, side), *crop)
 
-    def original(self, number: int) -> tuple[Path, str]:
-        """The path of an image of the index and the digest of its content."""
-        row = self._image(number)
-        return self.root / row["path"], row["digest"]
-
     def _rows(self, row: int) -> slice:
         if not 0 <= row < self.frame.height:
             raise CvsiError(f"{self.name} has {self.frame.height:,} queries, no number {row}")

@@ -24,10 +24,13 @@ from tests.evaluation.test_forms import IMAGES, QUERIES, table, vectors
 ROWS = (0, 3, 7, 55, 90, 999)  # some with zero vectors, equal and opposite ones
 SHARD = 1777
 METHODS = methods.table(Params.model_validate(project_params()), "demo")
-CHANGED = {
-    "weights": {"query": {"edited": 0.35, "instruction": -0.2, "pseudo": 1.5}, "gallery": {"image": 0.1, "caption": 0.9}},
+CHANGED: dict[str, dict[str, Any]] = {
+    "weights": {
+        "query": {"edited": 0.35, "instruction": -0.2, "pseudo": 1.5},
+        "gallery": {"image": 0.1, "caption": 0.9},
+    },
     "unit": {"query": {"edited": 0.5, "reference": 0.5}, "gallery": {"image": 0.7, "caption": -0.3}, "unit": True},
-}  # fmt: skip
+}
 
 
 def shards() -> Iterator[pa.Table]:

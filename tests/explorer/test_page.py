@@ -208,7 +208,7 @@ def test_two_runs_are_joined(watched: Watched, served: str) -> None:
     values = pl.read_parquet("cache/toy/tiny/scores/per_query.parquet")["mAP@10"].to_list()
     shown = page.locator(".row:not(.head) .difference").all_inner_texts()
     assert [float(text) for text in shown[:2]] == pytest.approx([value / 2 for value in values], abs=0.06)
-    assert shown[2] == "–"
+    assert shown[2] == "\N{EN DASH}"
     page.select_option("select >> nth=0", "changed")
     expect(page.locator(".count")).to_contain_text("2 of 3 queries")
 

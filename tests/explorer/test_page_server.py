@@ -145,7 +145,7 @@ def test_a_metric_that_is_not_wanted_any_more_ends(view: RunView) -> None:
 )
 @pytest.mark.parametrize("kind", ["rank", "metric"])
 def test_bad_numbers_are_one_line(http: TestClient, fusion: dict[str, Any], line: str, kind: str) -> None:
-    question = {"row": 0} if kind == "rank" else {"split": "val"}
+    question: dict[str, Any] = {"row": 0} if kind == "rank" else {"split": "val"}
     given = http.post(f"explore/api/toy-tiny/{kind}", json={**question, "fusion": fusion})
     content = given.json() if given.status_code == 422 else last_line(given)
     assert content["error"].startswith(line), content
@@ -228,5 +228,5 @@ def test_a_run_without_scores_is_one_line(run: Workspace) -> None:
     import shutil
 
     shutil.rmtree(RUN / "scores")
-    with pytest.raises(CvsiError, match="run|no such file"):
+    with pytest.raises(CvsiError, match="scores"):
         RunView("toy-tiny", params.load()).queries()
