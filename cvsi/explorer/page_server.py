@@ -9,7 +9,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from queue import Queue
 from threading import Event, Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 from starlette.applications import Starlette
@@ -25,11 +25,13 @@ from cvsi.core.errors import CvsiError
 from cvsi.core.params import Block, Settings, explain
 from cvsi.evaluation.fusion import read_fusion
 from cvsi.evaluation.report.explore import static
-from cvsi.explorer.components import Edit
 from cvsi.explorer.requests import Label, Request
 from cvsi.explorer.run_view import RunView
 from cvsi.explorer.server import MAX_BODY, NAMES, Refused, json_body
 from cvsi.explorer.split_metric import Cancelled
+
+if TYPE_CHECKING:
+    from cvsi.explorer.components import Edit
 
 TYPES = {
     "html": "text/html; charset=utf-8",
@@ -273,7 +275,7 @@ async def _lines(work: Work, cancelled: Event | None = None) -> AsyncIterator[st
             cancelled.set()
 
 
-def _edit(edit: Edit) -> dict[str, Any]:
+def _edit(edit: "Edit") -> dict[str, Any]:
     return {"edited": edit.edited, "added": edit.added, "status": edit.status, "roles": dict(edit.roles)}
 
 

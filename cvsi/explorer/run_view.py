@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -31,12 +31,14 @@ from cvsi.evaluation.report.explore import page_data, query_data
 from cvsi.evaluation.report.explore.query_data import Strip
 from cvsi.evaluation.report.method_table import Table
 from cvsi.evaluation.report.thumbnails import encoded, file_of
-from cvsi.explorer.components import Edit
-from cvsi.explorer.engine import Engine
 from cvsi.explorer.kept_gallery import KeptGallery
 from cvsi.explorer.live_ranking import LiveRanking
 from cvsi.explorer.requests import Label, NewQuery, Request
 from cvsi.explorer.split_metric import Progress, measure
+
+if TYPE_CHECKING:
+    from cvsi.explorer.components import Edit
+    from cvsi.explorer.engine import Engine
 
 SHOWN = 20  # results of a query and method
 
@@ -113,7 +115,7 @@ class RunView:
         own = self._values.filter(pl.col("method") == self.own)
         return measure(fusion, split, self.table, self.vectors, self.protocol, own, cancelled, progress)
 
-    def ask(self, request: Request, told: Callable[[Edit], object]) -> dict[str, Any]:
+    def ask(self, request: Request, told: "Callable[[Edit], object]") -> dict[str, Any]:
         """The first images for a new query; `told` gets its edit before the images are ranked."""
         answer = self._engine.answer(request, told)
         numbers = [self.numbers[result.image_id] for result in answer.results]
@@ -155,8 +157,10 @@ class RunView:
         return annotation_path(self.root, folder.QUERIES, self.params.dataset(self.dataset).roots)
 
     @cached_property
-    def _engine(self) -> Engine:
+    def _engine(self) -> "Engine":
         """What answers new queries; its models are loaded when they are needed."""
+        from cvsi.explorer.engine import Engine  # hundreds of megabytes of libraries, which only questions need
+
         return Engine(self.name, self.params)
 
     def picture(self, number: int, side: int) -> tuple[bytes, str]:

@@ -55,8 +55,9 @@ def image_table(name: str) -> pl.DataFrame:
     shape = pl.col("width") / pl.col("height")
     if "crop" in index.columns:
         shape = pl.when(pl.col("crop").is_null()).then(shape).otherwise(1.0)
-    captions = pl.DataFrame(tables.whole("captions", name)).select(
-        "image_id", caption=pl.col("captions").list.first().fill_null("")
+    first = pl.col("captions").list.first().fill_null("")
+    captions = pl.concat(
+        pl.DataFrame(shard).select("image_id", caption=first) for shard in tables.shards("captions", name)
     )
     kept = [column for column in ("image_id", "path", "digest", "in_gallery", "crop") if column in index.columns]
     images = index.select(*kept, ratio=shape.round(4))

@@ -32,7 +32,13 @@ class Strip:
 
 def queries_with_texts(name: str, frame: pl.DataFrame) -> pl.DataFrame:
     """The queries of an index with the captions of their references, their edits, and the reader's roles."""
-    captions = pl.DataFrame(tables.whole("captions", name)).select(reference_id="image_id", captions="captions")
+    references = frame["reference_id"].unique().implode()
+    captions = pl.concat(
+        pl.DataFrame(shard)
+        .select(reference_id="image_id", captions="captions")
+        .filter(pl.col("reference_id").is_in(references))
+        for shard in tables.shards("captions", name)
+    )
     edits = tables.whole("edits", name)
     more = [*(["reader_status"] if "reader_status" in edits.column_names else []), *roles_in(edits.schema)]
     texts = pl.DataFrame(edits).select(*KEY, "edited", "added", "status", *more)
