@@ -37,7 +37,7 @@ settings = params.load()
 protocol = format_of(settings.dataset("big"), "big").protocol
 table, gallery = queries.read("big")
 own = scores.read_values("big", "tiny", protocol)
-evaluations = method_table.evaluate_all("big", "tiny", settings, protocol, table, gallery, own)
+evaluations = method_table.evaluate_all("big", "tiny", settings, protocol, table, gallery, own).evaluations
 assert len(evaluations) == 14, list(evaluations)
 """
 

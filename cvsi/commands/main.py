@@ -479,6 +479,24 @@ def serve(
         raise typer.Exit(130) from None
 
 
+@app.command()
+def explore(
+    runs: Annotated[
+        list[str] | None, typer.Argument(help="Runs of params.yaml over the same dataset; without any, all of them.")
+    ] = None,
+    port: int = typer.Option(0, help="The port on 127.0.0.1; 0 is any free one."),
+) -> None:
+    """Look at the queries of runs in the browser: failures, results side by side, scores; Ctrl-C ends it."""
+    try:
+        with _one_line():
+            from cvsi.commands.explore import run_explorer
+
+            run_explorer(runs or [], port)
+    except KeyboardInterrupt:
+        warn("stopped")
+        raise typer.Exit(130) from None
+
+
 @contextmanager
 def _one_line() -> Iterator[None]:
     """Turn an error of the system into one line."""

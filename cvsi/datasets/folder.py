@@ -3,8 +3,9 @@
 A file is an image by its suffix, or by its content where it has no suffix; everything else is counted by kind.
 
 A line of `queries.jsonl` is `{"reference": "cat.jpg", "instruction": "is asleep", "targets": ["nap.jpg"]}`, paths below
-the root, targets optional. Queries with targets are split `val`, those without are split `test`; a query's own
-reference is never ranked for it. Without the file, or with an empty one, there are no queries.
+the root, targets optional, as are `negatives`, images that are wrong although they look right. Queries with targets are
+split `val`, those without are split `test`; a query's own reference is never ranked for it. Without the file, or with
+an empty one, there are no queries.
 """
 
 import os
@@ -33,6 +34,7 @@ from cvsi.datasets.walk import Walk
 
 QUERIES = "queries.jsonl"
 SIMILAR = re.compile(r"quer(y|ies)\b[^/]*", re.IGNORECASE)  # names that may have been meant
+WITH_NEGATIVES = pl.Schema(QUERY_COLUMNS | {"negative_ids": pl.List(pl.String)})
 SHOWN = 3  # names in a message
 # Control characters, line breaks and bytes that are no UTF-8 (Python names them by surrogates) can be in no id.
 NOT_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -46,6 +48,7 @@ class Query(BaseModel):
     reference: str
     instruction: str
     targets: list[str] = []
+    negatives: list[str] = []
 
 
 def read(dataset: Dataset, settings: FormatSettings) -> Listing:
@@ -61,7 +64,11 @@ def read(dataset: Dataset, settings: FormatSettings) -> Listing:
     rows = [_row(number, query) for number, query in enumerate(load_lines(source, Query) if written else [])]
     return Listing(
         gallery(zip(paths, paths, strict=True)),
-        pl.DataFrame([row for split in splits for row in rows if row["split"] == split], schema=QUERY_COLUMNS),
+        pl.DataFrame(
+            [row for split in splits for row in rows if row["split"] == split],
+            # The column is there where a query has negatives: without them, the index stays as it always was.
+            schema=WITH_NEGATIVES if any(row["negative_ids"] for row in rows) else QUERY_COLUMNS,
+        ),
         dict.fromkeys(splits, source),
         skipped=walk.skipped,
         refused={
@@ -94,6 +101,7 @@ def _row(number: int, query: Query) -> dict[str, object]:
         "exclude_ids": [reference],
         "group_ids": [],
         "aspects": [],
+        "negative_ids": [_normal(image) for image in query.negatives],
     }
 
 

@@ -99,19 +99,39 @@ def rank_targets(
     named: NamedImages,
     device: torch.device | str = "cpu",
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The `target_ranks` and `group_scores` of `rank` for several methods, in one pass over the gallery.
+    """The `target_ranks` and `group_scores` of `rank` for several methods, in one pass over the gallery."""
+    rankings = rank_together(linear, scored, gallery, named, 0, device)
+    return [(ranking.target_ranks, ranking.group_scores) for ranking in rankings]
+
+
+def rank_together(
+    linear: Sequence[LinearScore],
+    scored: Sequence[Combination],
+    gallery: Iterable[Sequence[np.ndarray]],
+    named: NamedImages,
+    k: int,
+    device: torch.device | str = "cpu",
+) -> list[Ranking]:
+    """What `rank` gives for several methods, in one pass over the gallery; with k = 0, no first images.
 
     A linear score that several methods use is computed once. The shards of `gallery` have one matrix [m, d] float32 per
     side of the linear scores.
     """
-    rows = block_rows(len(linear[0].queries), len(scored))
+    queries = len(linear[0].queries)
+    rows = block_rows(queries, len(scored))
+    first = [FirstImages(queries, k, device) for _ in scored]
     groups = [GroupScores(named.groups, device) for _ in scored]
     targets = [TargetRanks(named.targets, rows) for _ in scored]
-    for blocks in score_blocks(linear, scored, gallery, named.excluded, 0, device, rows):
-        for block, group, target in zip(blocks, groups, targets, strict=True):
+    for blocks in score_blocks(linear, scored, gallery, named.excluded, k, device, rows):
+        for block, best, group, target in zip(blocks, first, groups, targets, strict=True):
             group.update(block)
             target.update(block.scores.cpu().numpy(), block.start)
-    return [(target.ranks(), group.scores.cpu().numpy()) for target, group in zip(targets, groups, strict=True)]
+            if k:
+                best.update(block)
+    return [
+        Ranking(*best.result(), group.scores.cpu().numpy(), target.ranks())
+        for best, group, target in zip(first, groups, targets, strict=True)
+    ]
 
 
 def block_rows(queries: int, methods: int) -> int:

@@ -86,10 +86,12 @@ class NewQueries:
         self.name, self.backbone = run.dataset, run.backbone
 
     def vectors(
-        self, columns: Sequence[str], image: NewImage | None, instruction: str, edited: Sequence[str] = ()
-    ) -> tuple[dict[str, np.ndarray], Edit]:
+        self, columns: Sequence[str], image: NewImage | None, instruction: str, edited: Sequence[str] = (),
+        told: Callable[[Edit], object] = lambda edit: None,
+    ) -> tuple[dict[str, np.ndarray], Edit]:  # fmt: skip
         """One vector [1, d] float32 per column of the query vectors, and the edit that was used.
 
+        `told` gets the edit before anything is embedded.
         Raises CvsiError for a column that no component computes, and where a model cannot be loaded.
         """
         components = {name: self._component(name) for name in columns}
@@ -103,6 +105,7 @@ class NewQueries:
             edit = self.edit(captions, instruction)
         if image and roles:
             edit = self.reading(edit, image, captions, instruction)
+        told(edit)
         row |= {"captions": captions, "edited": edit.edited, "added": edit.added, **edit.roles}
         lists = {name: pl.List(pl.String) for name in ("captions", "edited", *edit.roles)}
         rows = pl.DataFrame([row], schema_overrides={"digest": pl.String, "added": pl.String, **lists})

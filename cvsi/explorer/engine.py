@@ -5,7 +5,7 @@ results are those of `scores` and no model is needed. Other queries get the same
 gallery is fused once and kept in memory where it is not too large. Nothing is written.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -53,11 +53,14 @@ class Engine:
         self.models = NewQueries(run, params)
         self._fused: dict[object, list[np.ndarray]] = {}
 
-    def answer(self, request: Request) -> Answer:
-        """The first `k` images for a request; raises CvsiError with one line where there can be none."""
+    def answer(self, request: Request, told: Callable[[Edit], object] = lambda edit: None) -> Answer:
+        """The first `k` images for a request; `told` gets a new edit before the images are ranked.
+
+        Raises CvsiError with one line where there can be none.
+        """
         self.models.forget()
         try:
-            return self._answer(request)
+            return self._answer(request, told)
         except RuntimeError as error:
             if type(error).__name__ != "OutOfMemoryError":  # torch's
                 raise
@@ -68,7 +71,7 @@ class Engine:
         self.models.load(list(self.fusion.query_columns))
         list(self._gallery(self.fusion))
 
-    def _answer(self, request: Request) -> Answer:
+    def _answer(self, request: Request, told: Callable[[Edit], object]) -> Answer:
         for text in (request.text, *request.edited):
             _check_words(text)
         ids, image = self._image(request)
@@ -81,7 +84,7 @@ class Engine:
             row, excluded = known
             table = self._vectors.queries.slice(row, 1)
             return Answer(results=self._ranked(self.fusion, table, self._vectors.query_path, excluded, request.k))
-        table, edit = self._composed(request, image)
+        table, edit = self._composed(request, image, told)
         results = self._ranked(self.fusion, table, "new query", self._excluded(ids), request.k)
         fell_back = bool(edit.status) and not usable(edit.status)
         read = {role: tuple(texts) for role, texts in edit.roles.items()}
@@ -122,10 +125,12 @@ class Engine:
         vectors_of, _ = self.models.vectors(list(fusion.query_columns), image, request.text)
         return _table(vectors_of), "new query"
 
-    def _composed(self, request: Request, image: NewImage | None) -> tuple[pa.Table, Edit]:
+    def _composed(
+        self, request: Request, image: NewImage | None, told: Callable[[Edit], object]
+    ) -> tuple[pa.Table, Edit]:
         """The components of an image and a text that have a weight in the fusion."""
         columns = list(self.fusion.query_columns)
-        vectors_of, edit = self.models.vectors(columns, image, request.text, request.edited)
+        vectors_of, edit = self.models.vectors(columns, image, request.text, request.edited, told)
         return _table(vectors_of), edit
 
     def _ranked(self, fusion: Fusion, table: pa.Table, where: str, excluded: list[str], k: int) -> tuple[Result, ...]:

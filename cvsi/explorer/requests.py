@@ -54,6 +54,30 @@ class Request(BaseModel):
         return self
 
 
+class NewQuery(BaseModel):
+    """A query for a folder's file of queries: its reference is an image by its row, `seen` the file's digest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    reference: Annotated[int, Field(ge=0)]
+    instruction: Annotated[str, Field(min_length=1, max_length=LONGEST_TEXT)]
+    seen: Annotated[str, Field(max_length=64)]
+
+
+class Marked(BaseModel):
+    """An image, by its row, marked for a query, by its row; `seen` is the digest of the file of queries."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    row: Annotated[int, Field(ge=0)]
+    image: Annotated[int, Field(ge=0)]
+    mark: Literal["right", "wrong", "none"]
+    seen: Annotated[str, Field(max_length=64)]
+
+
+Label = NewQuery | Marked
+
+
 class Result(BaseModel):
     """One image of the answer; `path` is below the dataset's root."""
 

@@ -55,14 +55,14 @@ def application(searcher: Searcher, token: str) -> Starlette:
             return searcher.answer(wanted)
 
     async def hello(http: HttpRequest) -> Response:
-        wanted = Hello.model_validate_json(await _body(http, MAX_HELLO))
+        wanted = Hello.model_validate_json(await json_body(http, MAX_HELLO))
         return JSONResponse({"proof": proof(token, wanted.nonce)})
 
     async def search(http: HttpRequest) -> Response:
         given = http.headers.get("authorization", "").encode("utf-8", "replace")
         if not secrets.compare_digest(given, f"Bearer {token}".encode()):
             raise Refused(401, "the token is missing or wrong")
-        wanted = Request.model_validate_json(await _body(http, MAX_BODY))
+        wanted = Request.model_validate_json(await json_body(http, MAX_BODY))
         found = await run_in_threadpool(answer, wanted)
         return Response(found.model_dump_json(), media_type="application/json")
 
@@ -106,7 +106,7 @@ def serve(searcher: Searcher, state: ServerState, listener: socket.socket) -> No
         state.remove()
 
 
-async def _body(http: HttpRequest, limit: int) -> bytes:
+async def json_body(http: HttpRequest, limit: int) -> bytes:
     """The body of a JSON request; raises Refused for another type and for a longer one."""
     if http.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise Refused(415, "send application/json")

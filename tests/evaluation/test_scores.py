@@ -384,7 +384,7 @@ def test_every_method_has_values_per_query_and_the_own_fusion_those_of_the_stage
     settings, protocol = params.load(), FORMATS.get("circo", "test").protocol
     own = scores.read_values("toy", "tiny", protocol)
     table, gallery = queries.read("toy")
-    evaluations = method_table.evaluate_all("toy", "tiny", settings, protocol, table, gallery, own)
+    evaluations = method_table.evaluate_all("toy", "tiny", settings, protocol, table, gallery, own).evaluations
     assert list(evaluations) == ["cvsi", "edited", "pseudo", "image", "pdv", "adast", "seize", "same", "caption"]
     messages = capsys.readouterr().out
     for name in ("text", "image+text"):

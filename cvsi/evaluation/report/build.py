@@ -20,6 +20,7 @@ from cvsi.evaluation import methods, queries, scores
 from cvsi.evaluation.gallery import Gallery
 from cvsi.evaluation.queries import QueryTable
 from cvsi.evaluation.report import gallery_cards, method_table, published_section
+from cvsi.evaluation.report.explore import static
 from cvsi.evaluation.report.query_cards import SHOWN, query_cards
 from cvsi.evaluation.report.templates import template
 
@@ -32,7 +33,8 @@ def build(name: str, backbone: str, params: Params) -> None:
     protocol, own_name = dataset_format.protocol, methods.own_name(params, name)
     queried, gallery = queries.read(name)
     own = scores.read_values(name, backbone, protocol)
-    evaluations = method_table.evaluate_all(name, backbone, params, protocol, queried, gallery, own)
+    compared = method_table.evaluate_all(name, backbone, params, protocol, queried, gallery, own, static.SHOWN)
+    evaluations = compared.evaluations
     table, main = method_table.metrics_table(evaluations), protocol.main
     values = own.select("split", "query_id", value=main)
     with changes_recorded(params):
@@ -61,6 +63,9 @@ def build(name: str, backbone: str, params: Params) -> None:
         out.json("weightings.json", content | ({"left_out": left_out} if left_out else {}))
         rows = method_table.values_table(evaluations)
         out.table("methods.parquet", rows.to_arrow(), per_method(protocol.names(), rows.columns))
+        if compared.rankings:
+            with changes_recorded(params):
+                static.write(static.Run(name, backbone, params, queried, gallery, rows, table, compared.rankings), out)
         if published is not None:
             out.json("published.json", published)
         out.file("index.html").write_text(page, encoding="utf-8")

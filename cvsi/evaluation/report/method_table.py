@@ -1,10 +1,11 @@
 """Every method on the labelled splits, from the same vectors: values per query, metrics, bars, values by aspect.
 
-The dataset's own fusion was evaluated by the stage scores, and so was every method with the same weights; nothing is
-ranked again for them.
+The dataset's own fusion was evaluated by the stage scores, and so was every method with the same weights: their values
+are those of that stage.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
@@ -20,42 +21,70 @@ from cvsi.evaluation import methods, vectors
 from cvsi.evaluation.fusion import Fusion
 from cvsi.evaluation.gallery import Gallery
 from cvsi.evaluation.queries import QueryTable
-from cvsi.evaluation.ranking import rank_targets
+from cvsi.evaluation.ranking import Ranking, rank_together
 from cvsi.evaluation.scores import Evaluation, evaluate, metrics_of
+from cvsi.evaluation.vectors import RunVectors
 
 Table = dict[str, dict[str, dict[str, float]]]
 
 
+@dataclass(frozen=True)
+class Compared:
+    """The methods of a table: their evaluations in its order, and the first images of every query for each.
+
+    Methods with the fusion of another one share its ranking. `rankings` is empty where no first images were wanted.
+    """
+
+    evaluations: dict[str, Evaluation]
+    rankings: dict[str, Ranking]
+
+
 def evaluate_all(
-    name: str, backbone: str, params: Params, protocol: Protocol, table: QueryTable, gallery: Gallery, own: pl.DataFrame
-) -> dict[str, Evaluation]:
+    name: str, backbone: str, params: Params, protocol: Protocol, table: QueryTable, gallery: Gallery,
+    own: pl.DataFrame, k: int = 0,
+) -> Compared:  # fmt: skip
     """The evaluations of all methods that the vectors allow, the dataset's own fusion with the values `own` first.
 
-    A method that needs a missing column is left out with a message.
+    A method that needs a missing column is left out with a message. With `k`, also the first k images of every query,
+    in the same pass over the gallery.
     """
     first = methods.own_name(params, name)
     evaluations = {first: Evaluation(own, metrics_of(protocol, table, own))}
-    if not table.labelled:
-        return evaluations
+    if not table.labelled and not (k and table.frame.height):
+        return Compared(evaluations, {})
     inputs, fusions = vectors.read(table.frame, gallery, backbone), methods.table(params, name)
-    ranked = dict[str, Fusion]()
+    ranked, same = dict[str, Fusion](), [first]
     for method, fusion in fusions.items():
         if fusion == fusions[first]:
-            evaluations[method] = evaluations[first]
+            same.append(method)
         elif missing := inputs.missing(fusion):
             info(f"method {method} left out: {next(iter(missing.values()))}")
         else:
             ranked[method] = fusion
-    if ranked:
-        together = inputs.fused_together(list(ranked.values()))
-        with timed("compute"):
-            ranks = rank_targets(
-                together.linear, together.scored, together.gallery, table.named, device(params.compute)
-            )
-            evaluations |= {
-                method: evaluate(protocol, table, *of_method) for method, of_method in zip(ranked, ranks, strict=True)
-            }
-    return {method: evaluations[method] for method in fusions if method in evaluations}
+    if k:
+        ranked = {first: fusions[first]} | ranked
+    rankings = _rank(inputs, ranked, table, k, params) if ranked else {}
+    for method, ranking in rankings.items():
+        if method != first:
+            evaluations[method] = evaluate(protocol, table, ranking.target_ranks, ranking.group_scores)
+    evaluations |= {method: evaluations[first] for method in same}
+    if k:
+        rankings |= {method: rankings[first] for method in same}
+    order = [method for method in fusions if method in evaluations]
+    return Compared(
+        {method: evaluations[method] for method in order}, {method: rankings[method] for method in order if k}
+    )
+
+
+def _rank(
+    inputs: RunVectors, fusions: Mapping[str, Fusion], table: QueryTable, k: int, params: Params
+) -> dict[str, Ranking]:
+    together = inputs.fused_together(list(fusions.values()))
+    with timed("compute"):
+        rankings = rank_together(
+            together.linear, together.scored, together.gallery, table.named, k, device(params.compute)
+        )
+    return dict(zip(fusions, rankings, strict=True))
 
 
 def left_out(name: str, backbone: str, params: Params, evaluations: Mapping[str, Evaluation]) -> dict[str, str]:

@@ -35,12 +35,16 @@ def thumbnail(path: Path, digest: str, side: int = SIDE, crop: Box | None = None
 
 def address(image: Image.Image, side: int = SIDE) -> str:
     """The same of a decoded image, which may be changed."""
+    data, kind = encoded(image, side)
+    return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def encoded(image: Image.Image, side: int) -> tuple[bytes, str]:
+    """The bytes of a small picture of a decoded image, which may be changed, and their media type."""
     data = io.BytesIO()
     if max(image.size) <= side // 2:
         image.save(data, "PNG")
-        kind = "png"
-    else:
-        image.thumbnail((side, side), Image.Resampling.LANCZOS)
-        image.save(data, "JPEG", quality=82)
-        kind = "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode('ascii')}"
+        return data.getvalue(), "image/png"
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    image.save(data, "JPEG", quality=82)
+    return data.getvalue(), "image/jpeg"

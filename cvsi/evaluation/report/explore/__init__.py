@@ -1,0 +1,1 @@
+"""The explorer's page, and its data as static files beside a report."""

@@ -1,0 +1,58 @@
+// The page: what the address names, of the runs that lie beside it or that a server has.
+"use strict";
+
+function Page({ run }) {
+  const [place, setPlace] = useState(readAddress());
+  useEffect(() => {
+    const changed = () => setPlace(readAddress());
+    window.addEventListener("hashchange", changed);
+    const key = (event) => {
+      if (event.key !== "/" || /INPUT|SELECT|TEXTAREA/.test(event.target.tagName)) return;
+      const filter = document.getElementById("filter");
+      if (filter) {
+        event.preventDefault();
+        filter.focus();
+      }
+    };
+    window.addEventListener("keydown", key);
+    return () => {
+      window.removeEventListener("hashchange", changed);
+      window.removeEventListener("keydown", key);
+    };
+  }, []);
+  const { facts } = run;
+  const [view, split, id] = place.path;
+  const row = view === "query" ? run.keys.get(`${split}/${id}`) : undefined;
+  document.title = `${row === undefined ? facts.dataset : run.queries.instruction[row]} · CVSI explorer`;
+  return html`<header class="top">
+      <p class="name"><b>${facts.dataset}</b> with ${run.all.map((one) => one.facts.backbone).join(", ")}</p>
+      <${Scores} run=${run} />
+      <nav aria-label="pages"><a href=${address(["queries"], place.settings)} aria-current=${view === "queries" ? "page" : null}>Queries</a>${run.served && html` <a href=${address(["weights"], place.settings)} aria-current=${view === "weights" ? "page" : null}>Weights</a> <a href=${address(["ask"], place.settings)} aria-current=${view === "ask" ? "page" : null}>Ask</a>`}${!run.served && html` <a href="index.html">Report</a>`}</nav>
+    </header>
+    <main>
+      ${view === "query" && row === undefined && html`<${Line} text=${`There is no query ${id} in split ${split}.`} />`}
+      ${row !== undefined ? html`<${QueryView} run=${run} row=${row} settings=${place.settings} />`
+        : view === "weights" && run.served ? html`<${WeightsView} run=${run} settings=${place.settings} />`
+        : view === "ask" && run.served ? html`<${AskView} run=${run} settings=${place.settings} />`
+        : html`<${QueriesView} run=${run} settings=${place.settings} />`}
+    </main>
+    ${!run.served && html`<footer class="soft">Change weights, ask new queries and label results: <code>cvsi explore ${facts.dataset}-${facts.backbone}</code></footer>`}`;
+}
+
+/** The main metric of the run on each labelled split. */
+function Scores({ run }) {
+  const { facts } = run;
+  return html`<p class="soft">${Object.entries(facts.splits).map(([split, methods]) => {
+    const [value, low, high] = methods[facts.own];
+    return html`<span class="score">${split}: ${facts.metric} ${value.toFixed(1)} (${low.toFixed(1)} to ${high.toFixed(1)})</span> `;
+  })}</p>`;
+}
+
+/** Replace the line that the page has while it loads. */
+function begin(content) {
+  const place = document.getElementById("page");
+  place.replaceChildren();
+  render(content, place);
+}
+
+loadRuns().then((run) => begin(html`<${Page} run=${run} />`), (error) => begin(html`<${Line} text=${error.message} />`));

@@ -1,0 +1,277 @@
+"""The explorer's page, clicked through in a real browser: served, and from a file."""
+
+import csv
+import json
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import polars as pl
+import pytest
+import uvicorn
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from cvsi.core import params
+from cvsi.evaluation.report.build import build
+from cvsi.explorer.page_server import application
+from cvsi.explorer.run_view import RunView
+from cvsi.explorer.server import listen
+from tests.conftest import Workspace
+
+TOKEN = "t" * 22
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+HOSTILE = "costs $5 & is <b>white</b>"
+SERIOUS = ("serious", "critical")
+
+
+@dataclass
+class Watched:
+    """A page with what went wrong on it, and the hosts that it asked."""
+
+    page: Page
+    wrong: list[str] = field(default_factory=list)
+    addresses: list[str] = field(default_factory=list)
+
+    def open(self, address: str, ready: str = ".row a") -> Page:
+        """Load an address and wait for an element."""
+        self.page.goto(address)
+        self.page.wait_for_selector(ready, timeout=20_000)
+        return self.page
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def watched(browser: Browser) -> Iterator[Watched]:
+    """A fresh page; afterwards, nothing went wrong on it and nothing came from elsewhere."""
+    context = browser.new_context(viewport={"width": 1300, "height": 900}, accept_downloads=True)
+    seen = Watched(context.new_page())
+    seen.page.on("console", lambda message: seen.wrong.append(message.text) if message.type == "error" else None)
+    seen.page.on("pageerror", lambda error: seen.wrong.append(str(error)))
+    seen.page.on("request", lambda request: seen.addresses.append(request.url))
+    yield seen
+    context.close()
+    assert not seen.wrong
+    assert all(re.match(r"(http://127\.0\.0\.1:\d+/|file://|blob:)", address) for address in seen.addresses)
+
+
+@pytest.fixture
+def toy_run(run: Workspace) -> Workspace:
+    """The run with its report, and a second run over the same queries with other weights."""
+    settings = run.params()
+    backbones = settings["backbones"] | {"other": settings["backbones"]["tiny"]}
+    runs = settings["runs"] | {"toy-other": {"dataset": "toy", "backbone": "other"}}
+    run.params(backbones=backbones, runs=runs)
+    shutil.copytree("cache/toy/tiny", "cache/toy/other")
+    weaker = pl.read_parquet("cache/toy/other/scores/per_query.parquet").with_columns(pl.col("mAP@10") / 2)
+    weaker.write_parquet("cache/toy/other/scores/per_query.parquet")
+    build("toy", "tiny", params.load())
+    return run
+
+
+@pytest.fixture
+def served(toy_run: Workspace) -> Iterator[str]:
+    """The address of the page for both runs."""
+    settings = params.load()
+    runs = {name: RunView(name, settings) for name in ("toy-tiny", "toy-other")}
+    listener = listen(0)
+    server = uvicorn.Server(uvicorn.Config(application(runs, TOKEN), log_level="error", lifespan="off"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}/{TOKEN}/"
+    server.should_exit = True
+    thread.join(10)
+    listener.close()
+
+
+@pytest.fixture
+def static(toy_run: Workspace) -> str:
+    """The address of the report's page."""
+    return (toy_run.path / "cache/toy/tiny/report/explore.html").as_uri()
+
+
+@pytest.fixture(params=["served", "static"])
+def address(request: pytest.FixtureRequest) -> str:
+    """Both pages, one after the other."""
+    return str(request.getfixturevalue(request.param))
+
+
+def instructions(page: Page) -> list[str]:
+    return page.locator(".row .instruction a").all_inner_texts()
+
+
+def accessible(page: Page) -> None:
+    violations = Axe().run(page, options={"preload": False}).response["violations"]
+    found = [f"{one['id']}: {one['nodes'][0]['html'][:200]}" for one in violations if one["impact"] in SERIOUS]
+    assert not found
+
+
+def test_the_table_is_sorted_filtered_and_saved(watched: Watched, address: str, tmp_path: Path) -> None:
+    page = watched.open(address)
+    assert instructions(page) == ["is green", "is yellow", HOSTILE]
+    page.click(".row.head .instruction button")
+    assert instructions(page) == [HOSTILE, "is green", "is yellow"]
+    page.fill("#filter", "is YELLOW")
+    expect(page.locator(".count")).to_contain_text("1 of 3 queries")
+    assert instructions(page) == ["is yellow"] and "text=is+YELLOW" in page.url
+    page.fill("#filter", "")
+    expect(page.locator(".count")).to_contain_text("3 of 3 queries")
+    page.locator("fieldset label", has_text="test").locator("input").check()
+    expect(page.locator(".count")).to_contain_text("1 of 3 queries")
+    page.reload()
+    page.wait_for_selector(".row a")
+    assert instructions(page) == [HOSTILE]
+    with page.expect_download() as download:
+        page.click("text=Save as CSV")
+    download.value.save_as(tmp_path / "saved.csv")
+    (row,) = csv.DictReader((tmp_path / "saved.csv").open(encoding="utf-8", newline=""))
+    assert (row["split"], row["instruction"], row["reference"]) == ("test", HOSTILE, "black.png")
+    accessible(page)
+
+
+def test_a_query_shows_its_texts_ranks_and_strips(watched: Watched, address: str) -> None:
+    page = watched.open(address)
+    page.click("text=is green")
+    page.wait_for_selector(".strip ol li")
+    assert page.locator("h1").inner_text() == "is green"
+    ranks = pl.read_parquet("cache/toy/tiny/scores/per_query.parquet")["target_ranks"][0].to_list()
+    own = page.locator("tr.own td").all_inner_texts()
+    assert own[1:] == [str(rank) for rank in ranks]
+    rankings = pl.read_parquet("cache/toy/tiny/scores/rankings.parquet").filter(query_id="0", split="val")
+    strip = page.locator(".strip").nth(0)
+    titles = [button.get_attribute("title") for button in strip.locator("li button").all()]
+    assert titles == rankings["image_id"].head(len(titles)).to_list() and len(titles) >= 8
+    assert page.locator(".strip").count() == 2 and strip.locator("li.target").count() == 2
+    page.locator(".toggles button", has_text="text").first.click()
+    expect(page.locator(".strip")).to_have_count(3)
+    strip.locator("li button").nth(0).click()
+    dialog = page.locator("dialog")
+    expect(dialog).to_contain_text("Products that add up to the score")
+    accessible(page)
+    page.keyboard.press("Escape")
+    expect(dialog).to_have_count(0)
+
+
+def test_the_keyboard_leads_through_the_queries(watched: Watched, address: str) -> None:
+    page = watched.open(address)
+    page.keyboard.press("/")
+    assert page.evaluate("document.activeElement.id") == "filter"
+    page.locator(".row a").nth(0).focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("h1")).to_have_text("is green")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("h1")).to_have_text("is yellow")
+    page.keyboard.press("j")
+    expect(page.locator("h1")).to_have_text(HOSTILE)
+    page.keyboard.press("k")
+    expect(page.locator("h1")).to_have_text("is yellow")
+    page.keyboard.press("Escape")
+    page.wait_for_selector(".row a")
+
+
+def test_a_phone_shows_everything(watched: Watched, address: str) -> None:
+    watched.page.set_viewport_size({"width": 390, "height": 844})
+    page = watched.open(address)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.click("text=is green")
+    page.wait_for_selector(".strip ol li")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    accessible(page)
+
+
+def test_names_and_texts_are_shown_and_not_run(watched: Watched, address: str) -> None:
+    page = watched.open(address)
+    page.evaluate("location.hash = '#/query/test/2'")
+    page.wait_for_selector(".strip ol li")
+    assert page.locator("h1").inner_text() == HOSTILE and page.locator("h1 b").count() == 0
+    page.evaluate("location.hash = '#/query/test/<img src=x onerror=alert(1)>'")
+    expect(page.locator("main")).to_contain_text("There is no query <img src=x onerror=alert(1)>")
+    page.evaluate("location.hash = '#/queries?sort=%22><script>&view=toString&a=__proto__&split=nope'")
+    expect(page.locator(".count")).to_contain_text("0 of 3 queries")
+
+
+def test_two_runs_are_joined(watched: Watched, served: str) -> None:
+    page = watched.open(served)
+    heads = page.locator(".row.head .valueA, .row.head .valueB").all_inner_texts()
+    assert heads == ["toy-tiny: cvsi", "toy-other: cvsi"]
+    values = pl.read_parquet("cache/toy/tiny/scores/per_query.parquet")["mAP@10"].to_list()
+    shown = page.locator(".row:not(.head) .difference").all_inner_texts()
+    assert [float(text) for text in shown[:2]] == pytest.approx([value / 2 for value in values], abs=0.06)
+    assert shown[2] == "\N{EN DASH}"
+    page.select_option("select >> nth=0", "changed")
+    expect(page.locator(".count")).to_contain_text("2 of 3 queries")
+
+
+def test_sliders_give_the_ranking_and_metric_of_scores(watched: Watched, served: str, toy_run: Workspace) -> None:
+    page = watched.open(f"{served}#/weights", ".metric .value")
+    page.locator("input[type=number]").nth(0).fill("0.1")
+    page.locator("input[type=number]").nth(2).fill("0.9")
+    page.keyboard.press("Tab")
+    expect(page.locator("pre")).to_contain_text("query: {edited: 0.1, pseudo: 0.4, reference: 0.9}")
+    page.wait_for_timeout(1500)
+    shown = page.locator(".metric .value").inner_text()
+    titles = [button.get_attribute("title") for button in page.locator(".strip.live li button").all()]
+    weights = {"query": {"edited": 0.1, "pseudo": 0.4, "reference": 0.9}, "gallery": {"image": 0.8, "caption": 0.2}}
+    toy_run.params(datasets__toy__fusion=weights)
+    toy_run.run("scores", "toy", "tiny")
+    metrics = json.loads(Path("cache/toy/tiny/scores/metrics.json").read_text())["val"]
+    assert shown == f"{metrics['mAP@10']:.2f}"
+    rankings = pl.read_parquet("cache/toy/tiny/scores/rankings.parquet").filter(query_id="0", split="val")
+    assert titles == rankings["image_id"].to_list()
+    accessible(page)
+    page.reload()
+    page.wait_for_selector(".metric .value")
+    assert page.locator("input[type=number]").nth(0).input_value() == "0.1"
+
+
+def test_a_dropped_file_is_asked_and_kept(watched: Watched, served: str) -> None:
+    page = watched.open(f"{served}#/ask", "form.ask")
+    page.set_input_files("input[type=file]", "photos/red.png")
+    page.fill("input[name=text]", "is green")
+    page.click("button[type=submit]")
+    expect(page.locator("main")).to_contain_text("The same as the dataset's query val/0", timeout=60_000)
+    page.fill("input[name=text]", "is green today")
+    page.click("button[type=submit]")
+    page.wait_for_selector("dl.texts", timeout=60_000)
+    page.wait_for_selector(".strip li", timeout=60_000)
+    assert "now" in page.locator("dl.texts dd").nth(0).inner_text()
+    assert page.locator("button", has_text="Keep as a query").is_disabled()
+    accessible(page)
+    page.locator(".strip li button").nth(0).click()
+    page.click("text=use as reference")
+    page.fill("input[name=text]", "")
+    page.click("text=More like this")
+    page.wait_for_selector(".strip li", timeout=60_000)
+    page.fill("input[name=text]", "is kept")
+    page.click("text=Search")
+    expect(page.locator("button", has_text="Keep as a query")).to_be_enabled(timeout=60_000)
+    page.click("text=Keep as a query")
+    expect(page.locator("main")).to_contain_text("written; dvc repro computes with it")
+    assert json.loads(Path("photos/queries.jsonl").read_text().splitlines()[-1])["instruction"] == "is kept"
+
+
+def test_results_are_marked(watched: Watched, served: str) -> None:
+    page = watched.open(f"{served}#/query/val/1", ".strip ol li")
+    page.locator(".strip").nth(0).locator("li:not(.target) button").nth(0).click()
+    name = page.locator("dialog h2").inner_text().split(". ", 1)[1]
+    page.locator("dialog button", has_text="wrong").click()
+    expect(page.locator("dialog")).to_contain_text("written")
+    assert json.loads(Path("photos/queries.jsonl").read_text().splitlines()[1])["negatives"] == [name]
+
+
+def test_a_picture_that_is_gone_and_a_server_that_is_gone_are_said(watched: Watched, served: str) -> None:
+    Path("photos/red.png").unlink()
+    page = watched.open(served)
+    expect(page.locator(".picture.none")).to_have_count(1)
+    watched.wrong.clear()  # the browser's own line on the picture
