@@ -29,6 +29,7 @@ from cvsi.core.vector_columns import names_of
 from cvsi.datasets.formats import format_of
 from cvsi.evaluation import methods, queries, vectors
 from cvsi.evaluation.fusion import Form
+from cvsi.evaluation.halves import in_first_half
 
 DEFAULT_PARTS, DEFAULT_STEP = ("edited", "pseudo", "reference"), 0.1
 BATCH = 32  # weightings of a sum
@@ -246,7 +247,7 @@ def judged(table: np.ndarray, ids: pl.Series, means: np.ndarray, values: np.ndar
     if not counted.all():
         values, ids = values[:, counted], ids.filter(counted)
     best = int(np.nanargmax(means))
-    halves = sweep_noise.halves_of(values, sweep_noise.in_first_half(ids.to_list()), own, best)
+    halves = sweep_noise.halves_of(values, in_first_half(ids.to_list()), own, best)
     few = f"no halves: {count(len(ids), 'query')}, and each half needs {sweep_noise.FEWEST}"
     return Split(table, number, own, sweep_noise.noise_of(values, best), halves, few if halves is None else "")
 

@@ -5,7 +5,6 @@ bootstrap interval against the best one contains no difference. The halves give 
 query is answered with the weights that the other half's queries chose.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +13,6 @@ from cvsi.commands.moved import EPSILON
 from cvsi.evaluation.metrics import BLOCK, interval, intervals
 
 FEWEST = 10  # queries of a half; the best of hundreds of weightings on fewer is chance
-SEED = 0  # of the split in halves
 
 
 @dataclass(frozen=True)
@@ -83,15 +81,6 @@ def noise_of(values: np.ndarray, best: int) -> Noise:
         low[rows], high[rows] = intervals(paired)
     within = (low <= EPSILON) & (high >= -EPSILON)
     return Noise(best, queries, difference, low, high, within)
-
-
-def in_first_half(query_ids: Sequence[str]) -> np.ndarray:
-    """Which queries are in the first half, [queries] bool: by their ids and a seed, whatever their order."""
-    order = np.argsort(np.array(query_ids, dtype=np.str_), kind="stable")
-    shuffled = np.random.default_rng(SEED).permutation(len(order))
-    first = np.zeros(len(order), dtype=bool)
-    first[order[shuffled[: (len(order) + 1) // 2]]] = True
-    return first
 
 
 def halves_of(values: np.ndarray, first: np.ndarray, own: int | None, best: int) -> Halves | None:

@@ -18,11 +18,12 @@ from cvsi.commands import sweep, sweep_noise, sweep_values
 from cvsi.commands.main import app
 from cvsi.commands.sweep_findings import findings, noise_text, set_command, to_paste
 from cvsi.commands.sweep_grid import Split
-from cvsi.commands.sweep_noise import FEWEST, Noise, counting, halves_of, in_first_half, noise_of
+from cvsi.commands.sweep_noise import FEWEST, Noise, counting, halves_of, noise_of
 from cvsi.core import params
 from cvsi.core.errors import CvsiError
 from cvsi.datasets.metrics import Metric, Protocol, recall
 from cvsi.evaluation import metrics, scores
+from cvsi.evaluation.halves import in_first_half
 from tests.commands.conftest import SPLITS, World
 from tests.commands.test_sweep import COMPONENTS, frame_of
 

@@ -15,6 +15,7 @@ from cvsi.core.schema import roles_in
 
 KEY = ("split", "query_id")
 DIGITS = 4
+ROLE = "role "  # before the name of a role, in the columns of queries with texts
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ def queries_with_texts(name: str, frame: pl.DataFrame) -> pl.DataFrame:
         for shard in tables.shards("captions", name)
     )
     edits = tables.whole("edits", name)
-    more = [*(["reader_status"] if "reader_status" in edits.column_names else []), *roles_in(edits.schema)]
+    more = [pl.col(role).alias(ROLE + role) for role in roles_in(edits.schema)]
+    more += [pl.col("reader_status")] if "reader_status" in edits.column_names else []
     texts = pl.DataFrame(edits).select(*KEY, "edited", "added", "status", *more)
     joined = frame.join(captions, on="reference_id", how="left", maintain_order="left")
     return joined.join(texts, on=KEY, how="left", maintain_order="left")
@@ -79,7 +81,7 @@ def details(
 ) -> list[dict[str, Any]]:
     """Everything about some queries that the table does not show, one entry per query."""
     chosen = queries[rows]
-    roles = [name for name in roles_in(chosen.to_arrow().schema)]
+    roles = [name.removeprefix(ROLE) for name in chosen.columns if name.startswith(ROLE)]
     keys = chosen.select(*KEY)
     ranks = {
         str(method[0]): keys.join(of_method, on=KEY, how="left", maintain_order="left")["target_ranks"].to_list()
@@ -91,7 +93,7 @@ def details(
             "captions": row["captions"] or [],
             "edited": row["edited"] or [],
             "added": row["added"] or "",
-            "roles": {role: row[role] for role in roles if row[role]},
+            "roles": {role: row[ROLE + role] for role in roles if row[ROLE + role]},
             "reference": row["reference_id"],
             "second": numbers.get(row.get("second_reference_id") or "", -1),
             "targets": [[image, numbers.get(image, -1)] for image in row["target_ids"]],

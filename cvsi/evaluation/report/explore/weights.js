@@ -6,7 +6,7 @@ const RANK_AFTER = 0, METRIC_AFTER = 200, ADDRESS_AFTER = 400; // milliseconds a
 function WeightsView({ run, settings }) {
   const methods = run.facts.methods;
   const start = methods.find(({ name }) => name === settings.get("method")) ?? methods.find(({ name }) => name === run.facts.own);
-  const [block, setBlock] = useState(() => readBlock(settings.get("w")) ?? withColumns(start.block, run));
+  const [block, setBlock] = useState(() => withColumns(readBlock(settings.get("w")) ?? start.block, run));
   const choose = (name) => {
     setBlock(withColumns(methods.find((method) => method.name === name).block, run));
     changeSettings({ method: name, w: "" });
@@ -45,7 +45,7 @@ const same = (x, y) => JSON.stringify(x) === JSON.stringify(y);
 
 /** A block of weights with all columns that the run's vectors have, those without a weight at zero. */
 function withColumns(block, run) {
-  if (!block.query || block.parts) return structuredClone(block);
+  if (!block.query || !block.gallery || block.parts) return structuredClone(block);
   const all = (weights, names) => Object.fromEntries(names.map((name) => [name, weights[name] ?? 0]));
   return { ...structuredClone(block), query: all(block.query, run.facts.queryColumns), gallery: all(block.gallery, run.facts.galleryColumns) };
 }
