@@ -44,6 +44,7 @@ SPDX_NAMES = {
 
 # Packages whose metadata states no licence, or another one than the licence file.
 READ = {
+    "axe-playwright-python": "MIT AND MPL-2.0",  # its wheel contains axe-core
     "cuda-toolkit": NVIDIA,  # an empty package that requires NVIDIA's other packages
     "oss-harmony": "Apache-2.0",
     "pi-heif": "BSD-3-Clause AND LGPL-3.0-or-later",  # its wheels contain libheif and libde265

@@ -19,11 +19,15 @@ from cvsi.evaluation.vectors import fuse, fuse_queries
 from cvsi.explorer.kept_gallery import KeptGallery
 from cvsi.explorer.live_ranking import LiveRanking
 from tests.conftest import project_params
-from tests.evaluation.test_forms import IMAGES, QUERIES, table, vectors
+from tests.evaluation.test_forms import COLUMNS, IMAGES, QUERIES, table, vectors
 
 ROWS = (0, 3, 7, 55, 90, 999)  # some with zero vectors, equal and opposite ones
 SHARD = 1777
-METHODS = methods.table(Params.model_validate(project_params()), "demo")
+METHODS = {
+    name: fusion
+    for name, fusion in methods.table(Params.model_validate(project_params()), "demo").items()
+    if set(fusion.query_columns) <= set(COLUMNS)
+}
 CHANGED: dict[str, dict[str, Any]] = {
     "weights": {
         "query": {"edited": 0.35, "instruction": -0.2, "pseudo": 1.5},

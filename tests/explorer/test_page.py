@@ -81,7 +81,7 @@ def toy_run(run: Workspace) -> Workspace:
 
 
 @pytest.fixture
-def served(toy_run: Workspace) -> Iterator[str]:
+def served(toy_run: Workspace, watched: Watched) -> Iterator[str]:
     """The address of the page for both runs."""
     settings = params.load()
     runs = {name: RunView(name, settings) for name in ("toy-tiny", "toy-other")}
@@ -90,6 +90,7 @@ def served(toy_run: Workspace) -> Iterator[str]:
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{listener.getsockname()[1]}/{TOKEN}/"
+    watched.page.close()  # before its server ends
     server.should_exit = True
     thread.join(10)
     listener.close()

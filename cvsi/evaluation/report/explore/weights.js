@@ -21,7 +21,7 @@ function WeightsView({ run, settings }) {
     <section class="controls" aria-label="numbers">
       <${Choice} label="Start from" value=${start.name} options=${methods.map(({ name }) => [name, name])} onChange=${choose} />
       <p class="soft">${start.about}</p>
-      ${leaves(block).map(([path, value]) => html`<${Slider} key=${path.join("/")} path=${path} value=${value} onInput=${(next) => setBlock(changed(block, path, next))} />`)}
+      ${leaves(block).map(([path, value]) => html`<${Slider} key=${path.join("/")} path=${path} value=${value} onInput=${(next) => setBlock((current) => changed(current, path, next))} />`)}
       <p><button type="button" onClick=${() => choose(start.name)}>Back to ${start.name}</button></p>
       <${Yaml} block=${block} />
     </section>
