@@ -251,6 +251,7 @@ def test_a_dropped_file_is_asked_and_kept(watched: Watched, served: str) -> None
     accessible(page)
     page.locator(".strip li button").nth(0).click()
     page.click("text=use as reference")
+    expect(page.locator("dialog")).to_have_count(0)
     page.fill("input[name=text]", "")
     page.click("text=More like this")
     page.wait_for_selector(".strip li", timeout=60_000)

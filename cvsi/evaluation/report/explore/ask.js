@@ -14,6 +14,7 @@ function AskView({ run, settings }) {
     if (given === null) return;
     setImage({ number: Number(given) });
     setState({});
+    setShown(null);
   }, [given]);
   useEffect(() => () => image?.url && URL.revokeObjectURL(image.url), [image]);
   const take = (file) => {
