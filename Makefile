@@ -1,5 +1,5 @@
 # `make demo` and `make test` set everything up by themselves; README.md spells the same commands out without make.
-.PHONY: help setup demo demo-seeds demo-models test test-slow test-faults bench bench-growth lint audit licences format requirements
+.PHONY: help setup demo demo-seeds demo-models test test-slow test-faults bench bench-growth docs lint audit licences format requirements
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
@@ -38,6 +38,10 @@ bench: setup        ## time each stage against a plain loop and the floor (under
 bench-growth: setup ## time and memory of each stage against the number of images (about half an hour)
 	@python -m benchmarks.growth --plot docs/growth.png
 	@python -m benchmarks.scores --growth
+
+docs: setup         ## build the documentation as a site, print its first page's path
+	@NO_MKDOCS_2_WARNING=1 python -m mkdocs build --strict --quiet
+	@echo "file://$(CURDIR)/site/index.html"
 
 lint: setup         ## formatting, lint, types; a line on known vulnerabilities
 	@ruff format --check .

@@ -50,8 +50,8 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs
 BUILTINS = ("source", "umask", "wait")  # of a shell
 PROGRAMS = ("make", "cvsi", "dvc", "git", "python", "python3", "mkdir", "chgrp", "chmod", "cp", *BUILTINS)
 # docs/phi.md: the loss, which tests/training/test_train.py computes; docs/methods.md: tests/evaluation/test_forms.py;
-# docs/reranking.md: tests/evaluation/test_rerank.py
-FORMULAS = ("noise = U(0, 1)", "a = ((x.y)", "value = mix * yes")
+# docs/reranking.md: tests/evaluation/test_rerank.py; docs/method.md: tests/pipeline/test_components.py, test_fusion.py
+FORMULAS = ("noise = U(0, 1)", "a = ((x.y)", "value = mix * yes", "f_edited", "g_image", "q = w_e")
 NOT_IN_THE_PROJECT = ("data/", "models/", "published-demo", "cache/", ".venv/", "~/")  # named, and made by a command
 
 
