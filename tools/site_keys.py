@@ -4,7 +4,6 @@ Type, bounds and default come from the pydantic models, so they are those that `
 key is written once, in a table of docs/ whose first column is `key`: SOURCES names the sections for each model.
 """
 
-import html
 import inspect
 import re
 from collections.abc import Iterator, Mapping
@@ -125,19 +124,22 @@ def type_of(facts: Mapping[str, Any], models: Mapping[str, Any]) -> str:
         items = facts.get("items") or facts["prefixItems"][0]
         number = f" of {facts['minItems']}" if facts.get("minItems") and "prefixItems" in facts else ""
         return f"list{number}: {type_of(items, models)}"
-    if kind == "object" and isinstance(facts.get("additionalProperties"), dict):
-        return f"mapping of names to: {type_of(facts['additionalProperties'], models)}"
+    if kind == "object":
+        values = [*facts.get("patternProperties", {}).values(), facts.get("additionalProperties")]
+        if isinstance(values[0], dict):
+            return f"mapping of names to: {type_of(values[0], models)}"
     bounds = [f"{words} {facts[name]:,}" for name, words in BOUNDS.items() if name in facts]
     return ", ".join([TYPES.get(str(kind), "any value"), *bounds])
 
 
 def default_of(model: type[BaseModel], key: str) -> str:
-    """The default as YAML, `required`, or `none` for null."""
+    """The default as YAML; `required`; `none` for null; for a block, where its keys' defaults are."""
     field = next(field for name, field in model.model_fields.items() if (field.alias or name) == key)
     if field.is_required():
         return "required"
     value = field.default if field.default is not PydanticUndefined else field.get_default(call_default_factory=True)
-    value = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    if isinstance(value, BaseModel):
+        return "that of each key"
     if value is None:
         return "none"
     plain = list(value) if isinstance(value, tuple) else value
@@ -156,7 +158,7 @@ def meaning(block: Block, key: str) -> str:
 
 @cache
 def tables(document: str) -> dict[str, dict[str, str]]:
-    """The meanings by section and key of a document's tables whose first column is `key`, with links from reference/."""
+    """The meanings by section and key of a document's tables that have columns `key` and `meaning`; links lead there."""
     found: dict[str, dict[str, str]] = {}
     section, column, cells = "", -1, list[str]()
     for line in (DOCS / document).read_text(encoding="utf-8").splitlines():
@@ -173,8 +175,3 @@ def tables(document: str) -> dict[str, dict[str, str]]:
             text = LINK.sub(lambda match: f"](../{match[1] or document}{match[2] or ''})", cells[place])
             found.setdefault(section, {}).update(dict.fromkeys(KEYS.findall(cells[column]), text))
     return found
-
-
-def plain(text: str) -> str:
-    """A text that is safe in a cell of a Markdown table."""
-    return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|").replace("*", "\\*")
