@@ -77,9 +77,9 @@ def blocks() -> Iterator[Block]:
             yield Block(f"A backbone of kind {name}: further keys", "`backbones.NAME`", kind.settings, sources)
     yield Block("Training of a phi", "`phis.NAME`", params.PhiTraining, ("phi.md#Parameters",))
     yield Block("A word list", "`phis.NAME.spans`", params.WordList, ("phi.md#Parameters",))
-    own = ("methods.md#A method of your own",)
-    yield Block("A method: texts", "`methods.NAME`", About, own)
-    yield Block("A method: weights, or one of its forms", "`methods.NAME`, `fusion`", Form, own)
+    method = ("methods.md#A method of your own",)
+    yield Block("A method: texts", "`methods.NAME`", About, method)
+    yield Block("A method: weights, or one of its forms", "`methods.NAME`, `fusion`", Form, method)
     yield Block("A part of a method", "`parts.NAME`", Part, ("methods.md#Parts",))
     yield Block("A shift", "`parts.NAME.shift`", Shift, ("methods.md#Parts",))
     yield Block("An arc", "`parts.NAME.slerp`", Slerp, ("methods.md#Parts",))
@@ -158,7 +158,7 @@ def meaning(block: Block, key: str) -> str:
 
 @cache
 def tables(document: str) -> dict[str, dict[str, str]]:
-    """The meanings by section and key of a document's tables that have columns `key` and `meaning`; links lead there."""
+    """The meanings by section and key of a document's tables with columns `key` and `meaning`; links are the page's."""
     found: dict[str, dict[str, str]] = {}
     section, column, cells = "", -1, list[str]()
     for line in (DOCS / document).read_text(encoding="utf-8").splitlines():
