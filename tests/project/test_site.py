@@ -220,7 +220,6 @@ def test_the_tables_of_the_documents_name_no_other_keys() -> None:
         for source in block.sources:
             known.setdefault(source, set()).update(block.model.model_json_schema()["properties"])
     extra = {
-        "parameters.md#Dataset": {"format"},
         "methods.md#A method of your own": {"parts", "forms", "score"},  # Fusion's blocks, each with a table of its own
     }
     for source, keys in known.items():
