@@ -132,12 +132,18 @@ def compare(
 @app.command()
 def summary(
     as_json: bool = typer.Option(False, "--json", help="Print JSON for other programs instead of tables."),
+    page: str = typer.Option("", help="Also write this page: benchmarks beside published figures."),
 ) -> None:
     """Print the metrics of all runs of params.yaml side by side, averages over categories, and what has none yet."""
     from cvsi.commands.summary import collect, tables, text
 
     settings = params.load()
     found = collect(settings)
+    if page:
+        from cvsi.commands import reproduction
+
+        number = reproduction.write(Path(page), settings)
+        (warn if as_json else info)(f"{page}: {count(number, 'run')} beside published figures")
     if as_json:
         typer.echo(encodable_json(text(found)))
         return

@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cvsi.commands.layout import Table
-from cvsi.commands.show_figures import Difference, Edits, Label, Methods, Readings, Shown
+from cvsi.commands.show_figures import Edits, Label, Methods, Readings, Shown
 from cvsi.commands.summary import without_queries
 from cvsi.core.params import Params, Run
 from cvsi.datasets.formats import format_of
+from cvsi.evaluation.paired import Difference
 
 ROWS = 40  # aspects or tags that are shown; a file of tags may have thousands
 

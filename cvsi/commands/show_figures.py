@@ -12,13 +12,13 @@ import polars as pl
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cvsi.commands.moved import KEY, tally
+from cvsi.commands.moved import KEY
 from cvsi.core import parquet, paths, provenance, schema, tables
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import Params, Run, explain
 from cvsi.core.statuses import counts, fallbacks
 from cvsi.evaluation import OWN
-from cvsi.evaluation.metrics import interval
+from cvsi.evaluation.paired import Difference, differences
 
 LABELS = ("aspects", "tags")  # columns of the index's queries; tags are optional
 ASPECTS, TAGS = LABELS
@@ -36,23 +36,6 @@ class Report(BaseModel):
     own: str = OWN
     splits: dict[str, Methods]
     left_out: dict[str, str] = {}
-
-
-class Difference(BaseModel):
-    """A method less the run's own fusion in the main metric, over the queries that count in both.
-
-    `low` and `high` are the 95% interval of the difference, None for fewer than two queries.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    method: str
-    difference: float
-    low: float | None
-    high: float | None
-    better: int
-    worse: int
-    same: int
 
 
 class Label(BaseModel):
@@ -190,26 +173,6 @@ def readings_of(dataset: str) -> Readings | None:
         queries=frame.height, statuses=counts(frame[STATUS]), unusable=fallbacks(frame, STATUS).number,
         roles={role: int((frame[role].list.len() > 0).sum()) for role in roles},
     )  # fmt: skip
-
-
-def differences(values: pl.DataFrame, methods: Methods, own_name: str = OWN) -> list[Difference]:
-    """Each method less the own fusion over the queries that count in both, in the order of `methods`.
-
-    `values` has the main metric as `value` by `method` and query, of one split.
-    """
-    own = values.filter(method=own_name).select(*KEY, own="value")
-    paired = values.join(own, on=KEY, maintain_order="left").drop_nulls(["value", "own"])
-    rows = []
-    for method in methods:
-        difference = paired.filter(method=method).select(pl.col("value") - pl.col("own")).to_series().to_numpy()
-        if method == own_name or not len(difference):
-            continue
-        low, high = interval(difference) if len(difference) > 1 else (None, None)
-        better, worse, same = tally(difference)
-        mean = float(difference.mean())
-        row = Difference(method=method, difference=mean, low=low, high=high, better=better, worse=worse, same=same)
-        rows.append(row)
-    return rows
 
 
 def _figures(report: Report, methods: Methods, values: pl.DataFrame | None, labels: pl.DataFrame | None) -> Figures:

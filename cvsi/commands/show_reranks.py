@@ -15,13 +15,14 @@ from cvsi.commands import show_figures
 from cvsi.commands.layout import Table
 from cvsi.commands.moved import KEY
 from cvsi.commands.show import cut_offs, differences_table
-from cvsi.commands.show_figures import Difference, Methods, Shown, differences
+from cvsi.commands.show_figures import Methods, Shown
 from cvsi.commands.summary import Metrics, read
 from cvsi.core import parquet, paths, provenance, tables
 from cvsi.core.console import count
 from cvsi.core.errors import CvsiError
 from cvsi.core.params import Params, Run
 from cvsi.core.statuses import counts
+from cvsi.evaluation.paired import Difference, differences
 
 COUNTS = ("judged", "failed")
 

@@ -20,12 +20,13 @@ from cvsi.commands.comparison import Comparison, Row
 from cvsi.commands.comparison import tables as compared
 from cvsi.commands.layout import Prose, Table, print_all, terminal
 from cvsi.commands.moved import Changes, Moved
-from cvsi.commands.show_figures import Difference, Figures, Label, Shown
+from cvsi.commands.show_figures import Figures, Label, Shown
 from cvsi.commands.sweep_findings import findings
 from cvsi.commands.sweep_grid import Components, Split, Sweep
 from cvsi.commands.sweep_noise import Half, Halves, Mean
 from cvsi.core import schema
 from cvsi.datasets.formats import FORMATS
+from cvsi.evaluation.paired import Difference
 from cvsi.explorer.requests import Answer, Result
 
 EXPECTED = Path(__file__).parent / "expected_tables"

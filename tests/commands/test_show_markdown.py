@@ -8,8 +8,9 @@ from typer.testing import CliRunner, Result
 
 from cvsi.commands import show_markdown
 from cvsi.commands.main import app
-from cvsi.commands.show_figures import Difference, Figures, Shown
+from cvsi.commands.show_figures import Figures, Shown
 from cvsi.evaluation.methods import _builtin
+from cvsi.evaluation.paired import Difference
 from tests.commands.test_show import METHODS, write
 from tests.conftest import Workspace
 from tests.imports import ROOT

@@ -14,6 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cvsi.commands.main import app
+from cvsi.core import params
 from cvsi.evaluation.report import build, method_table
 from tests.conftest import Workspace
 
@@ -42,7 +43,7 @@ def page_of(project: Workspace) -> Path:
 
 def test_the_page_carries_everything_in_itself(project: Workspace) -> None:
     page = page_of(project).read_text(encoding="utf-8")
-    assert not re.findall(r'(?:src|href)="(?!data:)', page)
+    assert not re.findall(r'src="(?!data:)', page) and not re.findall(r'href="(?!explore\.html["#])', page)
     assert "<script" not in page and "@import" not in page and "url(" not in page
     assert page.count("data:image/png;base64,") > 300
     for name in ("cvsi", "edited", "pseudo", "image", "text", "image+text", "pdv"):
@@ -66,7 +67,9 @@ def test_hits_are_the_right_answers(project: Workspace) -> None:
     queries = pl.read_parquet(project.path / "cache/demo/index/queries.parquet")
     rankings = pl.read_parquet(project.path / "cache/demo/tiny/scores/rankings.parquet")
     assert len(cards) == queries.height
-    for card, query in zip(cards, queries.to_dicts(), strict=True):
+    by_key = {re.search(r'href="explore.html#/query/(\w+/\w+)"', card)[1]: card for card in cards}  # type: ignore[index]
+    for query in queries.to_dicts():
+        card = by_key[f"{query['split']}/{query['query_id']}"]
         mine = rankings.filter(
             pl.col("split") == query["split"], pl.col("query_id") == query["query_id"], pl.col("rank") <= 10
         )
@@ -137,6 +140,39 @@ def test_what_people_and_models_wrote_is_escaped_and_too_many_fallbacks_are_stat
     toy.params(datasets__toy__fallback_limit=1.0)
     toy.run("report", "toy", "tiny")
     assert 'class="box warning"' not in (toy.path / "cache/toy/tiny/report/index.html").read_text(encoding="utf-8")
+
+
+def test_failures_come_first_with_the_ranks_of_their_answers(project: Workspace) -> None:
+    page = page_of(project).read_text(encoding="utf-8")
+    values = pl.read_parquet(project.path / "cache/demo/tiny/scores/per_query.parquet")
+    best = values.select("split", "query_id", best=pl.col("target_ranks").list.min().fill_null(1 << 30))
+    failed = best.filter(pl.col("best") > 10).sort("best", descending=True, maintain_order=True)
+    assert failed.height
+    cards = page.split('<article class="card">')[1:]
+    shown = [int(rank) for rank in re.findall(r"best right answer: rank (\d+)", "".join(cards[: failed.height]))]
+    assert shown == failed["best"].head(len(shown)).to_list()
+    (ranks,) = values.join(failed.head(1), on=["split", "query_id"], how="semi")["target_ranks"].to_list()
+    assert re.findall(r"<figcaption>rank (\d+)", cards[0]) == [str(rank) for rank in ranks[:5]]
+
+
+def test_the_drawn_world_is_no_zero_shot_result_and_places_are_left_out(project: Workspace, toy: Workspace) -> None:
+    page = page_of(project).read_text(encoding="utf-8")
+    assert "<b>no zero-shot result</b>" in page and "root:" not in page
+    assert "the edited description alone" in page and "paired" not in page
+    settings = build._settings(params.load().dataset("toy"), params.load().backbone("tiny"))
+    assert "format: folder" in settings and "photos" not in settings
+
+
+@pytest.mark.parametrize(
+    ("high", "marks"),
+    [
+        (66.2, [0, 20, 40, 60, 80]), (50.0, [0, 10, 20, 30, 40, 50]), (100.0, [0, 20, 40, 60, 80, 100]),
+        (0.0, [0, 0.2, 0.4, 0.6, 0.8, 1.0]), (3.1, [0, 1, 2, 3, 4]), (10.2, [0, 5, 10, 15]),
+    ],
+)  # fmt: skip
+def test_the_axis_ends_above_the_widest_interval(high: float, marks: list[float]) -> None:
+    rows = {"a": {"m": high / 2, "m low": 0.0, "m high": high}, "b": {"m": 0.0, "m low": 0.0, "m high": high / 3}}
+    assert method_table.axis(rows, "m") == pytest.approx(marks)
 
 
 def test_bars_and_aspects() -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import yaml
 
 from cvsi.core import paths, provenance, tables
 from cvsi.core.console import count, info
-from cvsi.core.params import Params
+from cvsi.core.params import Backbone, Dataset, Params
 from cvsi.core.provenance import Recipes
 from cvsi.core.schema import DROPPED, DROPPED_QUERIES, per_method, roles_in
 from cvsi.core.statuses import counts, fallbacks
@@ -36,7 +37,7 @@ def build(name: str, backbone: str, params: Params) -> None:
     compared = method_table.evaluate_all(name, backbone, params, protocol, queried, gallery, own, static.SHOWN)
     evaluations = compared.evaluations
     table, main = method_table.metrics_table(evaluations), protocol.main
-    values = own.select("split", "query_id", value=main)
+    values = own.select("split", "query_id", "target_ranks", value=main)
     with changes_recorded(params):
         cards = query_cards(name, backbone, Path(dataset.root), queried.frame, values)
         pictures = [] if queried.frame.height else gallery_cards.gallery_cards(name, Path(dataset.root))
@@ -50,6 +51,11 @@ def build(name: str, backbone: str, params: Params) -> None:
         weights=methods.fusion_of(params, name).describe(),
         columns=[column for column in _columns(table) if "/" not in column and not column.endswith((" low", " high"))],
         bars={split: method_table.bars(rows, main) for split, rows in table.items()},
+        axes={split: method_table.axis(rows, main) for split, rows in table.items()},
+        differences=method_table.differences(evaluations, own_name, main),
+        sentences=method_table.sentences(params, name, evaluations),
+        drawn=Path(dataset.root) == paths.WORLD, settings=_settings(dataset, params.backbone(backbone)),
+        fallen=fallbacks(edits).number,
         aspects={split: method_table.by_aspect(rows, main) for split, rows in table.items()},
         facts=_facts(name, queried, gallery, recipes, dataset.format, edits),
         models=_models(name, backbone, params, recipes, edited=queried.frame.height > 0),
@@ -71,6 +77,15 @@ def build(name: str, backbone: str, params: Params) -> None:
         out.file("index.html").write_text(page, encoding="utf-8")
     shown = count(len(cards), "query") if cards else count(len(pictures), "image")
     info(f"{shown} shown in {paths.folder('report', name, backbone) / 'index.html'}")
+
+
+def _settings(dataset: Dataset, backbone: Backbone) -> str:
+    """What params.yaml sets for the run, as YAML: defaults and places on this machine are left out."""
+    blocks = {
+        "dataset": dataset.model_dump(mode="json", exclude_defaults=True, exclude={"root", "roots"}),
+        "backbone": backbone.model_dump(mode="json", exclude_defaults=True),
+    }
+    return yaml.safe_dump(blocks, sort_keys=False, allow_unicode=True, width=100)
 
 
 def _columns(table: method_table.Table) -> list[str]:

@@ -4,10 +4,11 @@ The dataset's own fusion was evaluated by the stage scores, and so was every met
 are those of that stage.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from cvsi.core import tables
@@ -17,9 +18,10 @@ from cvsi.core.params import Params
 from cvsi.core.run_log import timed
 from cvsi.core.schema import GALLERY_PARTS, PHI_PARTS, QUERY_PARTS
 from cvsi.datasets.metrics import Protocol
-from cvsi.evaluation import methods, vectors
+from cvsi.evaluation import methods, paired, vectors
 from cvsi.evaluation.fusion import Fusion
 from cvsi.evaluation.gallery import Gallery
+from cvsi.evaluation.paired import Difference
 from cvsi.evaluation.queries import QueryTable
 from cvsi.evaluation.ranking import Ranking, rank_together
 from cvsi.evaluation.scores import Evaluation, evaluate, metrics_of
@@ -122,10 +124,17 @@ def values_table(evaluations: Mapping[str, Evaluation]) -> pl.DataFrame:
     )
 
 
+def axis(rows: Mapping[str, Mapping[str, float]], metric: str) -> list[float]:
+    """The marks of an axis from 0 to just above the widest interval: at most six, at 1, 2 or 5 times a power of ten."""
+    widest = max(max(values[f"{metric} high"] for values in rows.values()), 1.0)
+    power = 10.0 ** np.floor(np.log10(widest))
+    step = next(step for step in (power / 10, power / 5, power / 2, power, 2 * power) if widest <= 5 * step)
+    return [float(step * number) for number in range(int(np.ceil(widest / step - 1e-9)) + 1)]
+
+
 def bars(rows: Mapping[str, Mapping[str, float]], metric: str) -> list[dict[str, Any]]:
-    """One bar per method in percent of the widest: value, and low and high of the interval."""
-    widest = max(max(values[f"{metric} high"] for values in rows.values()), 1e-9)
-    scale = 100 / widest
+    """One bar per method in percent of the axis: value, and low and high of the interval."""
+    scale = 100 / axis(rows, metric)[-1]
     return [
         {
             "name": name,
@@ -136,6 +145,24 @@ def bars(rows: Mapping[str, Mapping[str, float]], metric: str) -> list[dict[str,
         }
         for name, values in rows.items()
     ]
+
+
+def differences(evaluations: Mapping[str, Evaluation], own: str, main: str) -> dict[str, dict[str, Difference]]:
+    """By labelled split, each method less the own one over the same queries, by the method's name."""
+    values = values_table(evaluations).rename({main: "value"})
+    return {
+        split: {
+            row.method: row for row in paired.differences(values.filter(split=split), evaluations, own)
+        }
+        for split in next(iter(evaluations.values())).metrics
+    }  # fmt: skip
+
+
+def sentences(params: Params, name: str, shown: Iterable[str]) -> dict[str, str]:
+    """What each method does, as `methods.yaml` or params.yaml says it, else its weights."""
+    known, fusions = methods.methods(params), methods.table(params, name)
+    about = {method: known[method].about.about if method in known else "" for method in shown}
+    return {method: text or fusions[method].describe() for method, text in about.items()}
 
 
 def by_aspect(rows: Mapping[str, Mapping[str, float]], metric: str) -> dict[str, list[float]]:
