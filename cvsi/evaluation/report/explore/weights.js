@@ -70,7 +70,7 @@ function Slider({ path, value, onInput }) {
   const given = (event) => Number.isFinite(event.target.valueAsNumber) && onInput(event.target.valueAsNumber);
   return html`<label class="slider"><span>${name}</span>
     <input type="range" min=${low} max=${high} step="any" value=${value} aria-label=${name} onInput=${(event) => onInput(Math.round(event.target.valueAsNumber * 100) / 100)} />
-    <input type="number" step="0.05" value=${value} aria-label=${`${name}, as a number`} onChange=${given} /></label>`;
+    <input type="number" step="0.05" value=${value} aria-label=${`${name}, as a number`} onInput=${given} /></label>`;
 }
 
 /** The block as it stands in params.yaml, without weights of zero. */
