@@ -11,7 +11,9 @@ import yaml
 from cvsi.core import params
 from cvsi.datasets import index
 from cvsi.evaluation import scores
+from cvsi.evaluation.report.build import build
 from cvsi.explorer.engine import Engine
+from cvsi.explorer.run_view import RunView
 from cvsi.models.engines import CAPTIONERS, EDITORS
 from cvsi.pipeline import captions, edits, vectors
 from tests import toy_engines
@@ -68,3 +70,14 @@ def run(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspac
 def engine(run: Workspace) -> Engine:
     """An engine of the run."""
     return Engine("toy-tiny", params.load())
+
+
+def without_queries() -> RunView:
+    """A folder of pictures without a file of queries, all stages run."""
+    Path("photos/queries.jsonl").unlink()
+    settings = params.load()
+    for stage in (index.build, captions.write, edits.write):
+        stage("toy", settings)
+    for of_run in (vectors.write_gallery, vectors.write_queries, scores.build, build):
+        of_run("toy", "tiny", settings)
+    return RunView("toy-tiny", settings)

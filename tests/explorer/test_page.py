@@ -5,7 +5,8 @@ import json
 import re
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from cvsi.explorer.page_server import application
 from cvsi.explorer.run_view import RunView
 from cvsi.explorer.server import listen
 from tests.conftest import Workspace
+from tests.explorer.conftest import without_queries
 
 TOKEN = "t" * 22
 CHROMIUM = shutil.which("chromium")
@@ -80,11 +82,9 @@ def toy_run(run: Workspace) -> Workspace:
     return run
 
 
-@pytest.fixture
-def served(toy_run: Workspace, watched: Watched) -> Iterator[str]:
-    """The address of the page for both runs."""
-    settings = params.load()
-    runs = {name: RunView(name, settings) for name in ("toy-tiny", "toy-other")}
+@contextmanager
+def serving(runs: Mapping[str, RunView], watched: Watched) -> Iterator[str]:
+    """The address of the page for some runs."""
     listener = listen(0)
     server = uvicorn.Server(uvicorn.Config(application(runs, TOKEN), log_level="error", lifespan="off"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
@@ -94,6 +94,14 @@ def served(toy_run: Workspace, watched: Watched) -> Iterator[str]:
     server.should_exit = True
     thread.join(10)
     listener.close()
+
+
+@pytest.fixture
+def served(toy_run: Workspace, watched: Watched) -> Iterator[str]:
+    """The address of the page for both runs."""
+    settings = params.load()
+    with serving({name: RunView(name, settings) for name in ("toy-tiny", "toy-other")}, watched) as address:
+        yield address
 
 
 @pytest.fixture
@@ -277,3 +285,36 @@ def test_a_picture_that_is_gone_and_a_server_that_is_gone_are_said(watched: Watc
     page = watched.open(served)
     expect(page.locator(".picture.none")).to_have_count(1)
     watched.wrong.clear()  # the browser's own line on the picture
+
+
+def test_a_dataset_without_queries_has_ask(run: Workspace, watched: Watched) -> None:
+    view = without_queries()
+    with serving({view.name: view}, watched) as address:
+        page = watched.open(address, "main p")
+        expect(page.locator("main")).to_contain_text("toy has 9 images and no queries")
+        assert page.locator("nav a").all_inner_texts() == ["Queries", "Ask"]
+        for path in ("weights", "query/val/0"):
+            page.evaluate("path => (location.hash = `#/${path}`)", path)
+            expect(page.locator("main")).to_contain_text("no queries")
+        page.click("nav >> text=Ask")
+        page.fill("input[name=text]", "a red picture")
+        page.click("text=Search")
+        page.wait_for_selector(".strip li", timeout=60_000)
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (b"no image", "the image cannot be read: not an image"),
+        (b"", "upload.png: an empty file"),
+        (b"\0" * ((32 << 20) + 1), "upload.png: more than 32 MiB; choose a smaller file"),
+    ],
+)
+def test_an_upload_that_is_no_image_is_said(watched: Watched, served: str, content: bytes, line: str) -> None:
+    page = watched.open(f"{served}#/ask", "form.ask")
+    Path("upload.png").write_bytes(content)
+    page.set_input_files("input[type=file]", "upload.png")
+    if page.locator("[role=alert]").count() == 0:
+        page.click("text=More like this")
+    expect(page.locator("[role=alert]")).to_have_text(line, timeout=60_000)
+    watched.wrong.clear()  # the browser's own line on the refused request
