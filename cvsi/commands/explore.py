@@ -7,10 +7,12 @@ from types import FrameType
 
 import uvicorn
 
-from cvsi.core import params
+from cvsi.commands import consistency
+from cvsi.core import params, provenance
 from cvsi.core.console import info
 from cvsi.explorer.joined import views
 from cvsi.explorer.page_server import application
+from cvsi.explorer.run_view import RunView
 from cvsi.explorer.server import listen
 from cvsi.explorer.state import HOST
 
@@ -26,11 +28,24 @@ def run_explorer(names: Sequence[str], port: int) -> None:
         signal.signal(signal.SIGTERM, _stop)
         token = secrets.token_urlsafe(16)
         config = uvicorn.Config(
-            application(runs, token), log_level="error", access_log=False, lifespan="off", server_header=False,
-            limit_concurrency=64, timeout_graceful_shutdown=2,
+            application(runs, token, differences(list(runs.values()))), log_level="error", access_log=False,
+            lifespan="off", server_header=False, limit_concurrency=64, timeout_graceful_shutdown=2,
         )  # fmt: skip
         info(f"http://{HOST}:{listener.getsockname()[1]}/{token}/ shows {', '.join(runs)}; Ctrl-C ends it")
         uvicorn.Server(config).run(sockets=[listener])
+
+
+def differences(runs: Sequence[RunView]) -> dict[str, list[tuple[str, str, str, str]]]:
+    """What differs in the recipe of each other run from the first one's: part, field and both values."""
+    first, *others = (provenance.recipes(run.dataset, run.backbone) for run in runs)
+    return {
+        run.name: [
+            (part, field, *pair)
+            for part, fields in consistency.differences(first, other).items()
+            for field, pair in fields.items()
+        ]
+        for run, other in zip(runs[1:], others, strict=True)
+    }
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

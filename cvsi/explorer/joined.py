@@ -73,6 +73,6 @@ def _all(settings: Params) -> dict[str, RunView]:
         raise unreadable[0]
     if not found:
         raise CvsiError(f"no run of params.yaml has scores ({', '.join(settings.runs)}); run dvc repro first")
-    for error in unreadable:
-        warn(f"left out: {error}")
+    for reason in unreadable:
+        warn(f"left out: {reason}")
     return found

@@ -6,9 +6,10 @@ something must come from the page itself, and only JSON is read, up to a size.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from queue import Queue
 from threading import Event, Lock
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pydantic import NonNegativeInt, TypeAdapter, ValidationError
@@ -71,9 +72,12 @@ class Metric(Settings):
     fusion: Block
 
 
-def application(runs: Mapping[str, RunView], token: str) -> Starlette:
-    """The routes of the page for some runs, all below the token."""
-    page = _Pages(runs)
+Differences = Mapping[str, Sequence[Sequence[str]]]  # of each other run: part, field, the first run's value, its own
+
+
+def application(runs: Mapping[str, RunView], token: str, differences: Differences = MappingProxyType({})) -> Starlette:
+    """The routes of the page for some runs, all below the token; `differences` are those of the runs' recipes."""
+    page = _Pages(runs, differences)
     inside = [
         Route("/", page.whole),
         Route("/explore/data/runs.js", page.listed),
@@ -107,8 +111,8 @@ def application(runs: Mapping[str, RunView], token: str) -> Starlette:
 class _Pages:
     """The answers to the page's requests; what is computed for a run is computed one after the other."""
 
-    def __init__(self, runs: Mapping[str, RunView]) -> None:
-        self.runs = runs
+    def __init__(self, runs: Mapping[str, RunView], differences: Differences) -> None:
+        self.runs, self.differences = runs, differences
         self._locks, self._measured = {name: Lock() for name in runs}, {name: Event() for name in runs}
 
     async def whole(self, http: HttpRequest) -> Response:
@@ -124,7 +128,7 @@ class _Pages:
 
     async def listed(self, http: HttpRequest) -> Response:
         """The names of the runs."""
-        return _script("runs", {"runs": list(self.runs), "served": True})
+        return _script("runs", {"runs": list(self.runs), "served": True, "differences": dict(self.differences)})
 
     async def data(self, http: HttpRequest) -> Response:
         """What the page loads of a run at its start."""

@@ -45,7 +45,7 @@ def measure(
     shards = _watched(gallery, fusion, cancelled, progress)
     ((target_ranks, group_scores),) = rank_targets(linear, scored, shards, some.named)
     values = evaluate(protocol, some, target_ranks, group_scores).per_query
-    return _beside(values, own, some.frame, protocol.main)
+    return _beside(values, own, some.frame, rows, protocol.main)
 
 
 def subset(table: QueryTable, rows: np.ndarray) -> QueryTable:
@@ -70,22 +70,28 @@ def _watched(gallery: KeptGallery, fusion: Fusion, cancelled: Event, progress: P
         progress(done / max(gallery.size, 1))
 
 
-def _beside(values: pl.DataFrame, own: pl.DataFrame, frame: pl.DataFrame, main: str) -> dict[str, Any]:
-    """The means of the new values, of the own ones and of their differences, which has a paired interval."""
-    joined = frame.select(*KEY, "aspects")
+def _beside(
+    values: pl.DataFrame, own: pl.DataFrame, frame: pl.DataFrame, rows: np.ndarray, main: str
+) -> dict[str, Any]:
+    """The means of the new values, of the own ones and of their differences, which has a paired interval.
+
+    `rows` are the numbers of the frame's queries, by which those that differ are named.
+    """
+    joined = frame.select(*KEY, "aspects", row=pl.Series(rows))
     joined = joined.join(values.select(*KEY, new=main), on=KEY, how="left", maintain_order="left")
     joined = joined.join(own.select(*KEY, own=main), on=KEY, how="left", maintain_order="left").drop_nulls()
     if not joined.height:
         raise CvsiError(f"no query of this split has a value of {main}")
     joined = joined.with_columns(difference=pl.col("new") - pl.col("own"))
     difference, new = joined["difference"].to_numpy(), joined["new"].to_numpy()
+    signs = {"better": 1, "worse": -1, "same": 0}
+    moved = {kind: joined["row"].filter(np.sign(difference) == sign).to_list() for kind, sign in signs.items()}
     first = in_first_half(joined["query_id"].to_list())
     aspects = joined.explode("aspects").drop_nulls().group_by("aspects").agg(pl.len(), pl.col("difference").mean())
     return {
         "value": float(new.mean()), "interval": interval(new), "own": float(joined["own"].to_numpy().mean()),
         "difference": float(difference.mean()), "differenceInterval": interval(difference),
-        "better": int((difference > 0).sum()), "worse": int((difference < 0).sum()),
-        "same": int((difference == 0).sum()),
+        **{kind: len(of_kind) for kind, of_kind in moved.items()}, "rows": moved,
         "halves": [float(difference[half].mean()) if half.any() else None for half in (first, ~first)],
         "aspects": [list(row) for row in aspects.sort("difference", "aspects", descending=True).rows()],
     }  # fmt: skip

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from starlette.testclient import TestClient
@@ -53,7 +52,15 @@ def rewritten(file: Path, work: Callable[[pl.DataFrame], pl.DataFrame]) -> Chang
 
 def without(*places: Path) -> Change:
     """A change that removes folders or files."""
-    return lambda: [shutil.rmtree(place) if place.is_dir() else place.unlink() for place in places]
+
+    def change() -> None:
+        for place in places:
+            if place.is_dir():
+                shutil.rmtree(place)
+            else:
+                place.unlink()
+
+    return change
 
 
 def text(file: Path, content: str) -> Change:

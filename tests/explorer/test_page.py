@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import polars as pl
 import pytest
@@ -16,9 +17,10 @@ import uvicorn
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from cvsi.commands.explore import differences
 from cvsi.core import params
 from cvsi.evaluation.report.build import build
-from cvsi.explorer.page_server import application
+from cvsi.explorer.page_server import Differences, application
 from cvsi.explorer.run_view import RunView
 from cvsi.explorer.server import listen
 from tests.conftest import Workspace
@@ -28,6 +30,7 @@ TOKEN = "t" * 22
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 HOSTILE = "costs $5 & is <b>white</b>"
+EQUAL: Differences = MappingProxyType({})
 SERIOUS = ("serious", "critical")
 
 
@@ -83,10 +86,10 @@ def toy_run(run: Workspace) -> Workspace:
 
 
 @contextmanager
-def serving(runs: Mapping[str, RunView], watched: Watched) -> Iterator[str]:
+def serving(runs: Mapping[str, RunView], watched: Watched, recipes: Differences = EQUAL) -> Iterator[str]:
     """The address of the page for some runs."""
     listener = listen(0)
-    server = uvicorn.Server(uvicorn.Config(application(runs, TOKEN), log_level="error", lifespan="off"))
+    server = uvicorn.Server(uvicorn.Config(application(runs, TOKEN, recipes), log_level="error", lifespan="off"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{listener.getsockname()[1]}/{TOKEN}/"
@@ -318,3 +321,97 @@ def test_an_upload_that_is_no_image_is_said(watched: Watched, served: str, conte
         page.click("text=More like this")
     expect(page.locator("[role=alert]")).to_have_text(line, timeout=60_000)
     watched.wrong.clear()  # the browser's own line on the refused request
+
+
+def test_facets_narrow_by_outcome_and_reading(watched: Watched, address: str) -> None:
+    page = watched.open(address)
+    ranks = pl.read_parquet("cache/toy/tiny/scores/per_query.parquet")["target_ranks"].list.min().to_list()
+    first = sum(rank == 1 for rank in ranks)
+    kind = "hit at 1" if first else "within 10"
+    page.locator("fieldset label", has_text=kind).locator("input").check()
+    expect(page.locator(".count")).to_contain_text(f"{first or len(ranks)} of 3 queries")
+    assert f"hit={kind.replace(' ', '+')}" in page.url
+    assert page.locator("legend").all_inner_texts() == [
+        "Split", "Status of the edit", f"Best target by {'toy-tiny: ' if 'http' in page.url else ''}cvsi",
+    ]  # fmt: skip
+
+
+def test_readings_are_shown_and_narrowed_by(watched: Watched, toy_run: Workspace) -> None:
+    edits = Path("cache/toy/edits/part-00000.parquet")
+    frame = pl.read_parquet(edits).with_columns(
+        desired=pl.lit(["<i>a green picture</i>"]), reader_status=pl.Series(["ok", "fallback: empty", "ok"]),
+        reader_answer=pl.lit("desired: <i>a green picture</i>"), reader_finish=pl.lit("stop"),
+        answers=pl.lit(["<script>alert(1)</script>", "two"]), finish=pl.lit(["stop", "length"]),
+    )  # fmt: skip
+    frame.write_parquet(edits)
+    build("toy", "tiny", params.load())
+    page = watched.open((toy_run.path / "cache/toy/tiny/report/explore.html").as_uri())
+    facet = page.locator("fieldset", has_text="Status of the reading")
+    facet.locator("label", has_text="fallback").locator("input").check()
+    expect(page.locator(".count")).to_contain_text("1 of 3 queries")
+    page.click(".row .instruction a")
+    raw = page.locator("details.raw")
+    expect(raw).to_have_count(2)
+    assert not raw.nth(0).locator("pre").first.is_visible()
+    raw.nth(0).locator("summary").click()
+    assert raw.nth(0).locator("pre").all_inner_texts() == ["<script>alert(1)</script>", "two"]
+    expect(raw.nth(0)).to_contain_text("ended: length")
+    raw.nth(1).locator("summary").click()
+    expect(raw.nth(1)).to_contain_text("desired: <i>a green picture</i>")
+    expect(raw.nth(1)).to_contain_text("fallback: empty; ended: stop")
+    accessible(page)
+
+
+def test_raw_answers_of_a_served_query(watched: Watched, served: str) -> None:
+    page = watched.open(f"{served}#/query/val/0", ".strip ol li")
+    answers = pl.read_parquet("cache/toy/edits/part-00000.parquet")["answers"][0].to_list()
+    page.locator("details.raw summary").click()
+    assert page.locator("details.raw pre").all_inner_texts() == answers
+
+
+def test_counts_and_aspects_lead_to_their_queries(watched: Watched, served: str) -> None:
+    page = watched.open(f"{served}#/weights", ".metric .value")
+    for number, value in enumerate(["-1", "0", "0"]):
+        page.locator("input[type=number]").nth(number).fill(value)
+    page.keyboard.press("Tab")
+    page.wait_for_timeout(1500)
+    links = page.locator(".metric p >> nth=0 >> a")
+    counted = {text.split(" ", 1)[1]: int(text.split(" ")[0]) for text in links.all_inner_texts()}
+    assert sum(counted.values()) == 2 and list(counted) == ["better", "worse", "the same"]
+    kind = max(counted, key=lambda name: counted[name])
+    links.filter(has_text=kind).click()
+    expect(page.locator(".count")).to_contain_text(f"{counted[kind]} of 3 queries")
+    shown = instructions(page)
+    assert "moved=" in page.url and len(shown) == counted[kind]
+    page.reload()
+    page.wait_for_selector(".row a")
+    expect(page.locator(".moved")).to_contain_text(f"Queries of val for which the changed numbers are {kind}")
+    expect(page.locator(".count")).to_contain_text(f"{counted[kind]} of 3 queries")
+    assert instructions(page) == shown
+    accessible(page)
+    page.click("text=show all")
+    expect(page.locator(".count")).to_contain_text("2 of 3 queries")  # of the split
+
+
+@pytest.mark.parametrize("moved", ["better", "nonsense", "__proto__"])
+def test_moved_queries_of_bad_numbers_are_a_line(watched: Watched, served: str, moved: str) -> None:
+    page = watched.open(f"{served}#/queries?moved={moved}&w=%7B%22query%22%3A1%7D&on=val", ".count")
+    if moved == "better":
+        expect(page.locator("[role=alert]")).to_contain_text("params.yaml: weights")
+    expect(page.locator(".count")).to_contain_text("3 of 3 queries")
+    watched.wrong.clear()  # the browser's own line on the refused request
+
+
+def test_what_differs_in_recipes_unfolds(watched: Watched, toy_run: Workspace) -> None:
+    text = json.loads(Path("cache/toy/other/scores/provenance.json").read_text())
+    text["fusion"]["query"]["edited"] = "<b>0.9</b>"
+    Path("cache/toy/other/scores/provenance.json").write_text(json.dumps(text))
+    settings = params.load()
+    runs = {name: RunView(name, settings) for name in ("toy-tiny", "toy-other")}
+    with serving(runs, watched, differences(list(runs.values()))) as address:
+        page = watched.open(address)
+        page.locator(".recipes summary").click()
+        assert page.locator(".recipes summary").inner_text() == "Recipes: what differs (1)"
+        cells = page.locator(".recipes tbody tr").nth(0).locator("th, td").all_inner_texts()
+        assert cells == ["fusion", "query.edited", "0.6", "<b>0.9</b>"]
+        accessible(page)

@@ -54,7 +54,7 @@ def test_the_page_its_parts_and_its_policy(http: TestClient) -> None:
     assert page.headers["content-security-policy"] == POLICY and page.headers["x-content-type-options"] == "nosniff"
     for name in ("app.js", "htm-preact.js", "style.css", "icon.svg"):
         assert http.get(f"explore/{name}").status_code == 200
-    assert data(http, "runs") == {"runs": ["toy-tiny"], "served": True}
+    assert data(http, "runs") == {"runs": ["toy-tiny"], "served": True, "differences": {}}
     facts, queries = data(http, "toy-tiny/run"), data(http, "toy-tiny/queries")
     assert facts["own"] == "cvsi" and queries["instruction"][2] == "costs $5 & is <b>white</b>"
     assert {name for name in queries["methods"]} == {method["name"] for method in facts["methods"]}
@@ -123,7 +123,10 @@ def test_the_metric_is_that_of_scores_with_the_same_weights(
     after = json.loads((RUN / "scores" / "metrics.json").read_text())["val"]
     assert found["value"] == pytest.approx(after["mAP@10"]) and found["own"] == pytest.approx(before["mAP@10"])
     assert found["interval"] == pytest.approx([after["mAP@10 low"], after["mAP@10 high"]])
-    assert found["better"] + found["worse"] + found["same"] == after["queries"]
+    assert sum(found[kind] for kind in ("better", "worse", "same")) == after["queries"]
+    values = pl.read_parquet(RUN / "scores" / "per_query.parquet")["mAP@10"]
+    moved = [row for kind in ("better", "worse", "same") for row in found["rows"][kind]]
+    assert sorted(moved) == list(range(len(values)))  # the labelled queries are the first ones
 
 
 def test_a_metric_that_is_not_wanted_any_more_ends(view: RunView) -> None:

@@ -28,6 +28,7 @@ function Page({ run }) {
   return html`<header class="top">
       <p class="name"><b>${facts.dataset}</b> with ${run.all.map((one) => one.facts.backbone).join(", ")}</p>
       <${Scores} run=${run} />
+      <${Recipes} run=${run} />
       <nav aria-label="pages"><a href=${address(["queries"], place.settings)} aria-current=${view === "queries" ? "page" : null}>Queries</a>${run.served && !empty && html` <a href=${address(["weights"], place.settings)} aria-current=${view === "weights" ? "page" : null}>Weights</a>`}${run.served && html` <a href=${address(["ask"], place.settings)} aria-current=${view === "ask" ? "page" : null}>Ask</a>`}${!run.served && html` <a href="index.html">Report</a>`}</nav>
     </header>
     <main>
@@ -53,6 +54,18 @@ function Scores({ run }) {
     const [value, low, high] = methods[facts.own];
     return html`<span class="score">${split}: ${facts.metric} ${value.toFixed(1)} (${low.toFixed(1)} to ${high.toFixed(1)})</span> `;
   })}</p>`;
+}
+
+/** What differs in the recipes of the other runs from that of the first one. */
+function Recipes({ run }) {
+  const others = Object.entries(run.differences);
+  if (!others.length) return null;
+  const number = others.reduce((sum, [, fields]) => sum + fields.length, 0);
+  return html`<details class="recipes"><summary>Recipes: what differs (${number})</summary>
+    ${others.map(([name, fields]) => (fields.length === 0 ? html`<p class="soft">${name}: nothing</p>` : html`<div class="scroll" tabindex="0" role="region" aria-label=${`recipes of ${run.name} and ${name}`}><table>
+      <thead><tr><th scope="col">part</th><th scope="col">field</th><th scope="col">${run.name}</th><th scope="col">${name}</th></tr></thead>
+      <tbody>${fields.map(([part, field, first, second]) => html`<tr><th scope="row">${part}</th><td>${field}</td><td>${first || "–"}</td><td>${second || "–"}</td></tr>`)}</tbody></table></div>`))}
+  </details>`;
 }
 
 /** Replace the line that the page has while it loads. */

@@ -29,6 +29,7 @@ from cvsi.evaluation.report.method_table import Table
 SHOWN = 10  # results of a query and method
 CHUNK = 50  # queries per file of details
 MOST_BROKEN_DOWN = 60_000  # results whose scores are broken down; of more, only those of the dataset's own method
+MOST_RAW = 2_000_000  # characters of the models' answers; more are left to the page that has a server
 FOLDER = "explore"
 VENDORED = ("vendor/htm-preact.js", "vendor/uplot.js", "vendor/uplot.css", "vendor/LICENSES.txt")
 SCRIPTS = ("model.js", "widgets.js", "table.js", "query.js", "weights.js", "ask.js", "app.js")
@@ -75,9 +76,10 @@ def write(run: Run, out: Output) -> None:
     _script(out, f"{run.label}/run", facts | sheet_facts | {"chunk": CHUNK})
     _script(out, f"{run.label}/images", page_data.image_rows(images, range(images.height)))
     _script(out, f"{run.label}/queries", query_data.columns(queries, run.values, main, numbers))
+    raw = query_data.raw_characters(queries) <= MOST_RAW
     for number, start in enumerate(range(0, queries.height, CHUNK)):
         rows = slice(start, start + CHUNK)
-        content = query_data.details(queries, run.values, strips, rows, numbers)
+        content = query_data.details(queries, run.values, strips, rows, numbers, raw)
         _script(out, f"{run.label}/details-{number:03d}", content)
     for name in ASSETS:
         out.file(f"{FOLDER}/{Path(name).name}").write_bytes(asset(name))
