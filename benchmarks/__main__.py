@@ -15,7 +15,7 @@ from benchmarks import measure, worlds
 from cvsi.core.console import seconds
 from cvsi.core.errors import CvsiError
 
-NAMES = ("scores", "methods", "captions", "edits", "gallery_vectors", "repro")
+NAMES = ("scores", "methods", "captions", "edits", "gallery_vectors", "repro", "explorer")
 SUMMARY = measure.RESULTS / "summary.md"
 
 

@@ -13,9 +13,10 @@ from cvsi.evaluation.fusion import Fusion
 from cvsi.evaluation.halves import in_first_half
 from cvsi.evaluation.metrics import interval
 from cvsi.evaluation.queries import NamedImages, QueryTable
-from cvsi.evaluation.ranking import Combination, LinearScore, rank_targets
+from cvsi.evaluation.ranking import TILE_ROWS, Combination, LinearScore, rank_targets
 from cvsi.evaluation.scores import evaluate
 from cvsi.evaluation.vectors import fuse_queries
+from cvsi.explorer import target_counts
 from cvsi.explorer.kept_gallery import KeptGallery
 
 KEY = ("split", "query_id")
@@ -40,11 +41,16 @@ def measure(
     rows = np.flatnonzero((table.frame["split"] == split).to_numpy())
     some, inputs = subset(table, rows), gallery.inputs
     queries = fuse_queries(inputs.queries.take(rows), fusion, inputs.query_path)
-    linear = [LinearScore(matrix, side) for side, matrix in enumerate(queries)]
-    scored = [Combination(fusion.scorer, tuple(range(len(linear))))]
-    shards = _watched(gallery, fusion, cancelled, progress)
-    ((target_ranks, group_scores),) = rank_targets(linear, scored, shards, some.named)
-    values = evaluate(protocol, some, target_ranks, group_scores).per_query
+
+    def tiles() -> Iterator[list[np.ndarray]]:
+        return _watched(gallery, fusion, cancelled, progress)
+
+    ranks = target_counts.rank_targets(queries, fusion, gallery, tiles(), some.named)
+    if ranks is None:  # very many equal scores
+        linear = [LinearScore(matrix, side) for side, matrix in enumerate(queries)]
+        scored = [Combination(fusion.scorer, tuple(range(len(linear))))]
+        (ranks,) = rank_targets(linear, scored, tiles(), some.named)
+    values = evaluate(protocol, some, *ranks).per_query
     return _beside(values, own, some.frame, rows, protocol.main)
 
 
@@ -60,12 +66,13 @@ def subset(table: QueryTable, rows: np.ndarray) -> QueryTable:
 
 
 def _watched(gallery: KeptGallery, fusion: Fusion, cancelled: Event, progress: Progress) -> Iterator[list[np.ndarray]]:
-    """The fused gallery; between its tables, progress is told and a cancellation is seen."""
+    """The fused gallery in tiles; a cancellation is seen at each, progress is told after each table."""
     done = 0
     for matrices in gallery.fused([(form.gallery, form.unit) for form in fusion.forms.values()]):
-        if cancelled.is_set():
-            raise Cancelled
-        yield matrices
+        for start in range(0, len(matrices[0]), TILE_ROWS):
+            if cancelled.is_set():
+                raise Cancelled
+            yield [matrix[start : start + TILE_ROWS] for matrix in matrices]
         done += len(matrices[0])
         progress(done / max(gallery.size, 1))
 
