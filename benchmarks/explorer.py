@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPResponse
@@ -30,7 +30,7 @@ from PIL import Image
 
 from benchmarks import measure, random_vectors
 from benchmarks.measure import Case
-from cvsi.core import parquet, params, schema
+from cvsi.core import params, parquet, schema
 from cvsi.datasets.formats import FORMATS
 from cvsi.evaluation import methods
 
@@ -55,9 +55,11 @@ def sentences(random: np.random.Generator, rows: int, words: int) -> list[str]:
     return [" ".join(WORDS[word] for word in row) for row in chosen]
 
 
-def world(folder: Path, images: int, queries: int, width: int, each: int = 1) -> None:
+def world(
+    folder: Path, images: int, queries: int, width: int, each: int = 1, parts: Sequence[str] = random_vectors.PARTS
+) -> None:
     """The vectors, captions (so many for each image), edits and scores of a run `big-tiny`, without pictures."""
-    random_vectors.write(folder, images, queries + FIRST, width, excluded=True, first=FIRST)
+    random_vectors.write(folder, images, queries + FIRST, width, excluded=True, parts=parts, first=FIRST)
     content = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
     content["runs"] = {"big-tiny": {"dataset": "big", "backbone": "tiny"}}
     (folder / "params.yaml").write_text(json.dumps(content), encoding="utf-8")
@@ -73,8 +75,8 @@ def world(folder: Path, images: int, queries: int, width: int, each: int = 1) ->
     keys = pl.read_parquet(cache / "index" / "queries.parquet", columns=["query_id", "split"])
     texts = pl.Series(np.array(sentences(random, keys.height * each, 12)).reshape(keys.height, each).tolist())
     edits = keys.with_columns(
-        edited=texts, added=pl.lit("a red ring"), status=pl.lit("ok"), answer_status=pl.lit(["ok"] * each), answers=texts,
-        finish=pl.lit(["stop"] * each),
+        edited=texts, added=pl.lit("a red ring"), status=pl.lit("ok"), answer_status=pl.lit(["ok"] * each),
+        answers=texts, finish=pl.lit(["stop"] * each),
     )  # fmt: skip
     parquet.write_parquet(edits.to_arrow().cast(schema.EDITS), cache / "edits" / "part-00000.parquet")
     measure.process([*measure.script("scores"), "big", "tiny"], folder)
@@ -86,8 +88,7 @@ def photographs(folder: Path, images: int) -> None:
     (folder / "photographs").mkdir()
     digests = []
     for name in names:
-        rough = Image.fromarray(random.integers(256, size=(5, 7, 3), dtype=np.uint8)).resize((300, 200), Image.BICUBIC)
-        fine = Image.fromarray(random.integers(256, size=(50, 75, 3), dtype=np.uint8)).resize((300, 200), Image.BICUBIC)
+        rough, fine = (_structures(random, size) for size in ((5, 7), (50, 75)))
         Image.blend(rough, fine, 0.25).save(folder / "photographs" / name, quality=85)
         digests.append(hashlib.sha256((folder / "photographs" / name).read_bytes()).hexdigest())
     index = folder / "cache" / "big" / "index" / "images.parquet"
@@ -100,9 +101,14 @@ def photographs(folder: Path, images: int) -> None:
     (folder / "params.yaml").write_text(json.dumps(content), encoding="utf-8")
 
 
+def _structures(random: np.random.Generator, size: tuple[int, int]) -> Image.Image:
+    noise = random.integers(256, size=(*size, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((300, 200), Image.Resampling.BICUBIC)
+
+
 def static_page(folder: Path) -> tuple[float, int]:
     """The seconds of the stage report at `QUERIES` queries and so many pictures, and the bytes of its page."""
-    world(folder, PICTURES, QUERIES - FIRST, WIDTH, each=CAPTIONS)
+    world(folder, PICTURES, QUERIES - FIRST, WIDTH, CAPTIONS, (*schema.QUERY_PARTS, *schema.ROLES))
     photographs(folder, PICTURES)
     ended = measure.process([*measure.script("report"), "big", "tiny"], folder)
     made = folder / "cache" / "big" / "tiny" / "report"

@@ -2,12 +2,10 @@
 
 import csv
 import json
-import re
 import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
@@ -15,7 +13,7 @@ import polars as pl
 import pytest
 import uvicorn
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from cvsi.commands.explore import differences
 from cvsi.core import params
@@ -24,51 +22,13 @@ from cvsi.explorer.page_server import Differences, application
 from cvsi.explorer.run_view import RunView
 from cvsi.explorer.server import listen
 from tests.conftest import Workspace
-from tests.explorer.conftest import without_queries
+from tests.explorer.conftest import CHROMIUM, Watched, without_queries
 
 TOKEN = "t" * 22
-CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 HOSTILE = "costs $5 & is <b>white</b>"
 EQUAL: Differences = MappingProxyType({})
 SERIOUS = ("serious", "critical")
-
-
-@dataclass
-class Watched:
-    """A page with what went wrong on it, and the hosts that it asked."""
-
-    page: Page
-    wrong: list[str] = field(default_factory=list)
-    addresses: list[str] = field(default_factory=list)
-
-    def open(self, address: str, ready: str = ".row a") -> Page:
-        """Load an address and wait for an element."""
-        self.page.goto(address)
-        self.page.wait_for_selector(ready, timeout=20_000)
-        return self.page
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
-
-
-@pytest.fixture
-def watched(browser: Browser) -> Iterator[Watched]:
-    """A fresh page; afterwards, nothing went wrong on it and nothing came from elsewhere."""
-    context = browser.new_context(viewport={"width": 1300, "height": 900}, accept_downloads=True)
-    seen = Watched(context.new_page())
-    seen.page.on("console", lambda message: seen.wrong.append(message.text) if message.type == "error" else None)
-    seen.page.on("pageerror", lambda error: seen.wrong.append(str(error)))
-    seen.page.on("request", lambda request: seen.addresses.append(request.url))
-    yield seen
-    context.close()
-    assert not seen.wrong
-    assert all(re.match(r"(http://127\.0\.0\.1:\d+/|file://|blob:)", address) for address in seen.addresses)
 
 
 @pytest.fixture

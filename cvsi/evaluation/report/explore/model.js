@@ -179,11 +179,13 @@ function chosenRows(run, settings) {
     .map(([, row]) => row);
 }
 
+const alphabet = new Intl.Collator(); // many times as fast as localeCompare
+
 /** Numbers or texts in an order; missing ones are last whatever the order. */
 function compare(x, y, sign) {
   const noX = x === null || x === undefined, noY = y === null || y === undefined;
   if (noX || noY) return noX - noY;
-  return sign * (typeof x === "string" ? x.localeCompare(y) : x - y);
+  return sign * (typeof x === "string" ? alphabet.compare(x, y) : x - y);
 }
 
 function searchText(run, row) {
