@@ -58,4 +58,5 @@ class KeptGallery:
             if size > KEPT_BYTES:
                 return None
             kept.append(shard)
+        pa.default_memory_pool().release_unused()  # what reading took beside the vectors
         return kept
