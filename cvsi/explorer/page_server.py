@@ -114,6 +114,7 @@ class _Pages:
     def __init__(self, runs: Mapping[str, RunView], differences: Differences) -> None:
         self.runs, self.differences = runs, differences
         self._locks, self._measured = {name: Lock() for name in runs}, {name: Event() for name in runs}
+        self._measuring = {name: Lock() for name in runs}
 
     async def whole(self, http: HttpRequest) -> Response:
         """The page."""
@@ -162,7 +163,8 @@ class _Pages:
         cancelled = self._measured[run.name] = Event()
 
         def work(told: Callable[[Any], object]) -> dict[str, Any]:
-            return run.metric(wanted.split, fusion, cancelled, lambda share: told({"done": round(share, 3)}))
+            with self._measuring[run.name]:  # the one before was told to end
+                return run.metric(wanted.split, fusion, cancelled, lambda share: told({"done": round(share, 3)}))
 
         return StreamingResponse(_lines(work, cancelled), media_type="application/x-ndjson")
 

@@ -337,7 +337,7 @@ def test_counts_and_aspects_lead_to_their_queries(watched: Watched, served: str)
     page.wait_for_timeout(1500)
     links = page.locator(".metric p >> nth=0 >> a")
     counted = {text.split(" ", 1)[1]: int(text.split(" ")[0]) for text in links.all_inner_texts()}
-    assert sum(counted.values()) == 2 and list(counted) == ["better", "worse", "the same"]
+    assert sum(counted.values()) == 2 and 0 not in counted.values()
     kind = max(counted, key=lambda name: counted[name])
     links.filter(has_text=kind).click()
     expect(page.locator(".count")).to_contain_text(f"{counted[kind]} of 3 queries")
@@ -374,4 +374,6 @@ def test_what_differs_in_recipes_unfolds(watched: Watched, toy_run: Workspace) -
         assert page.locator(".recipes summary").inner_text() == "Recipes: what differs (1)"
         cells = page.locator(".recipes tbody tr").nth(0).locator("th, td").all_inner_texts()
         assert cells == ["fusion", "query.edited", "0.6", "<b>0.9</b>"]
+        page.set_viewport_size({"width": 390, "height": 844})
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
         accessible(page)

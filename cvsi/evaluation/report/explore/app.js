@@ -28,8 +28,8 @@ function Page({ run }) {
   return html`<header class="top">
       <p class="name"><b>${facts.dataset}</b> with ${run.all.map((one) => one.facts.backbone).join(", ")}</p>
       <${Scores} run=${run} />
-      <${Recipes} run=${run} />
       <nav aria-label="pages"><a href=${address(["queries"], place.settings)} aria-current=${view === "queries" ? "page" : null}>Queries</a>${run.served && !empty && html` <a href=${address(["weights"], place.settings)} aria-current=${view === "weights" ? "page" : null}>Weights</a>`}${run.served && html` <a href=${address(["ask"], place.settings)} aria-current=${view === "ask" ? "page" : null}>Ask</a>`}${!run.served && html` <a href="index.html">Report</a>`}</nav>
+      <${Recipes} run=${run} />
     </header>
     <main>
       ${view === "query" && row === undefined && html`<${Line} text=${`There is no query ${id} in split ${split}.`} />`}

@@ -118,10 +118,17 @@ function SplitMetric({ run, block, settings }) {
     <progress max="1" value=${done ?? 0} hidden=${done === undefined || done >= 1}></progress>
     ${found && html`<p class=${done !== undefined && done < 1 ? "old" : ""}><b class="value">${found.value.toFixed(2)}</b>${" "}<span class="soft">own ${found.own.toFixed(2)}, difference${" "}</span>
         <${Difference} value=${found.difference} />${" "}<span class="soft">(${found.differenceInterval.map((end) => end.toFixed(1)).join(" to ")}):${" "}</span>
-        ${["better", "worse", "same"].map((kind, place) => html`${place ? ", " : ""}<a href=${tableAddress(settings, { moved: kind, w: JSON.stringify(found.fusion), on: split, split })}>${found[kind].toLocaleString("en")} ${kind === "same" ? "the same" : kind}</a>`)}</p>
+        ${["better", "worse", "same"].map((kind, place) => html`${place ? ", " : ""}<${Count} kind=${kind} found=${found} split=${split} settings=${settings} />`)}</p>
       <p class="soft warning">Numbers chosen on a split are no result on it: choose on one, report on another. Difference on the two halves of the queries: ${found.halves.map((half) => (half === null ? "–" : half.toFixed(1))).join(" and ")}.</p>
       <${AspectDots} aspects=${found.aspects} settings=${settings} />`}
   </section>`;
+}
+
+/** How many queries moved in a direction, which leads to the table of them. */
+function Count({ kind, found, split, settings }) {
+  const text = `${found[kind].toLocaleString("en")} ${kind === "same" ? "the same" : kind}`;
+  if (!found[kind]) return text;
+  return html`<a href=${tableAddress(settings, { moved: kind, w: JSON.stringify(found.fusion), on: split, split })}>${text}</a>`;
 }
 
 /** Follow the measurement of a metric; a later question ends it. */
