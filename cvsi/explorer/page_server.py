@@ -114,7 +114,7 @@ class _Pages:
     def __init__(self, runs: Mapping[str, RunView], differences: Differences) -> None:
         self.runs, self.differences = runs, differences
         self._locks, self._measured = {name: Lock() for name in runs}, {name: Event() for name in runs}
-        self._measuring = {name: Lock() for name in runs}
+        self._measuring, self._asking = {name: Lock() for name in runs}, {name: Lock() for name in runs}
 
     async def whole(self, http: HttpRequest) -> Response:
         """The page."""
@@ -173,7 +173,7 @@ class _Pages:
         run, wanted = self._run(http), Request.model_validate_json(await json_body(http, MAX_BODY))
 
         def work(told: Callable[[Any], object]) -> dict[str, Any]:
-            with self._locks[run.name]:
+            with self._asking[run.name]:  # models may take minutes to load, and the page goes on meanwhile
                 return run.ask(wanted, lambda edit: told({"edit": _edit(edit)}))
 
         return StreamingResponse(_lines(work), media_type="application/x-ndjson")

@@ -45,7 +45,7 @@ SHOWN = 20  # results of a query and method
 
 
 class RunView:
-    """What the page shows of one run; not to be used by two threads at once, apart from `picture`."""
+    """What the page shows of one run; for one thread at a time, apart from `picture`, `metric` and `ask`."""
 
     def __init__(self, name: str, params: Params) -> None:
         """Read the tables; raises CvsiError where one is missing, damaged or of a later version."""

@@ -1,6 +1,7 @@
 """The page's server answers its own page alone: token, names, origins, sizes; data, marks and errors of one line."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -152,6 +153,25 @@ def test_bad_numbers_are_one_line(http: TestClient, fusion: dict[str, Any], line
     given = http.post(f"explore/api/toy-tiny/{kind}", json={**question, "fusion": fusion})
     content = given.json() if given.status_code == 422 else last_line(given)
     assert content["error"].startswith(line), content
+
+
+def test_the_page_goes_on_while_a_question_is_answered(view: RunView, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, done = Event(), Event()
+
+    def slow(request: Any, told: Any) -> dict[str, Any]:
+        begun.set()
+        assert done.wait(20)
+        return {"results": []}
+
+    monkeypatch.setattr(view, "ask", slow)
+    http = TestClient(application({"toy-tiny": view}, TOKEN), base_url=f"http://127.0.0.1:80/{TOKEN}/")
+    with http, ThreadPoolExecutor(1) as other:
+        asked = other.submit(http.post, "explore/api/toy-tiny/ask", json={"kind": "text", "text": "red"})
+        assert begun.wait(20)
+        assert len(http.get("explore/api/toy-tiny/strip/0?method=cvsi").json()["results"]) >= 8
+        assert last_line(http.post("explore/api/toy-tiny/metric", json={"split": "val", "fusion": OWN}))["value"] > 0
+        done.set()
+        assert last_line(asked.result(20)) == {"results": []}
 
 
 def test_a_split_without_labels_has_no_metric(http: TestClient) -> None:
