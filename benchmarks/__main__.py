@@ -1,6 +1,7 @@
 """Runs the benchmarks one after the other, each as a process of its own, and sums them up in `results/summary.md`.
 
-`python -m benchmarks scores edits` runs some of them, and so does `--only scores,edits`. A target that is missed is printed and is no error.
+`python -m benchmarks scores edits` runs some of them, and so does
+`--only scores,edits`. A target that is missed is printed and is no error.
 """
 
 import subprocess
@@ -24,7 +25,7 @@ def chosen(only: str) -> list[str]:
     names = [name.strip() for name in only.split(",")] if only else list(NAMES)
     unknown = [name for name in names if name not in NAMES]
     if unknown:
-        raise CvsiError(f"--only: no benchmark {unknown[0]!r}; there are: {', '.join(NAMES)}")
+        raise CvsiError(f"no benchmark {unknown[0]!r}; there are: {', '.join(NAMES)}")
     return [name for name in NAMES if name in names]
 
 

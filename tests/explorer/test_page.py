@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
+from urllib.parse import quote
 
 import polars as pl
 import pytest
@@ -28,6 +29,7 @@ TOKEN = "t" * 22
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 HOSTILE = "costs $5 & is <b>white</b>"
 EQUAL: Differences = MappingProxyType({})
+TEXT_ALONE = {"query": {"edited": -1}, "gallery": {"image": 1}}
 SERIOUS = ("serious", "critical")
 
 
@@ -377,3 +379,31 @@ def test_what_differs_in_recipes_unfolds(watched: Watched, toy_run: Workspace) -
         page.set_viewport_size({"width": 390, "height": 844})
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         accessible(page)
+
+
+def test_an_aspects_dot_leads_to_its_queries(watched: Watched, toy_run: Workspace) -> None:
+    index = Path("cache/toy/index/queries.parquet")
+    aspects = pl.Series([["colour"], ["colour", "only_one"], ["colour"]])
+    pl.read_parquet(index).with_columns(aspects=aspects).write_parquet(index)
+    with serving({"toy-tiny": RunView("toy-tiny", params.load())}, watched) as address:
+        for how in ("list", "dot"):
+            page = watched.open(f"{address}#/weights?w={quote(json.dumps(TEXT_ALONE))}", ".dots .u-over")
+            values = dict(
+                (item.locator("a").text_content(), item.locator("span").last.text_content())
+                for item in page.locator(".metric ul li").all()
+            )
+            assert set(values) == {"colour", "only one"} and len(set(values.values())) == 2, values
+            if how == "list":
+                page.click(".metric details summary")
+                page.click("text=only one")
+                expect(page.locator(".count")).to_contain_text("1 of 3 queries")
+            else:
+                area = page.locator(".dots .u-over").bounding_box()
+                assert area is not None
+                page.mouse.move(area["x"] + area["width"] - 3, area["y"] + 5)  # the nearest dot is the best one
+                page.mouse.click(area["x"] + area["width"] - 3, area["y"] + 5)
+                page.wait_for_selector(".count")
+                best = "only_one" if "aspect=only_one" in page.url else "colour"
+                number = 1 if best == "only_one" else 2
+                expect(page.locator(".count")).to_contain_text(f"{number} of 3 queries")
+            assert "aspect=" in page.url and "split=val" in page.url and "w=" in page.url

@@ -120,7 +120,7 @@ function SplitMetric({ run, block, settings }) {
         <${Difference} value=${found.difference} />${" "}<span class="soft">(${found.differenceInterval.map((end) => end.toFixed(1)).join(" to ")}):${" "}</span>
         ${["better", "worse", "same"].map((kind, place) => html`${place ? ", " : ""}<${Count} kind=${kind} found=${found} split=${split} settings=${settings} />`)}</p>
       <p class="soft warning">Numbers chosen on a split are no result on it: choose on one, report on another. Difference on the two halves of the queries: ${found.halves.map((half) => (half === null ? "–" : half.toFixed(1))).join(" and ")}.</p>
-      <${AspectDots} aspects=${found.aspects} settings=${settings} />`}
+      <${AspectDots} aspects=${found.aspects} split=${split} settings=${settings} />`}
   </section>`;
 }
 
@@ -163,7 +163,7 @@ async function measured(run, question, signal, progress) {
 }
 
 /** The mean difference of each aspect as a dot; a click narrows the table of queries to the aspect. */
-function AspectDots({ aspects, settings }) {
+function AspectDots({ aspects, split, settings }) {
   const box = useRef(null);
   useEffect(() => {
     if (!aspects.length) return undefined;
@@ -190,16 +190,16 @@ function AspectDots({ aspects, settings }) {
     );
     plot.over.addEventListener("click", () => {
       const place = order[plot.cursor.idx];
-      if (aspects[place]) location.hash = aspectAddress(aspects[place][0], settings);
+      if (aspects[place]) location.hash = aspectAddress(aspects[place][0], split, settings);
     });
     return () => plot.destroy();
   }, [aspects]);
   if (!aspects.length) return null;
   return html`<h3>Difference by aspect</h3><div class="dots" ref=${box} aria-hidden="true"></div>
-    <details><summary>As a list</summary><ul>${aspects.map(([name, number, value]) => html`<li><a href=${aspectAddress(name, settings)}>${words(name)}</a> <span class="soft">${number} ${number === 1 ? "query" : "queries"}</span> <${Difference} value=${value} /></li>`)}</ul></details>`;
+    <details><summary>As a list</summary><ul>${aspects.map(([name, number, value]) => html`<li><a href=${aspectAddress(name, split, settings)}>${words(name)}</a> <span class="soft">${number} ${number === 1 ? "query" : "queries"}</span> <${Difference} value=${value} /></li>`)}</ul></details>`;
 }
 
-const aspectAddress = (name, settings) => tableAddress(settings, { aspect: name, moved: "" });
+const aspectAddress = (name, split, settings) => tableAddress(settings, { aspect: name, split, moved: "" });
 
 /** The table of queries, narrowed by some settings, all others as they are. */
 function tableAddress(settings, changes) {
