@@ -1,6 +1,7 @@
 """Runs the benchmarks one after the other, each as a process of its own, and sums them up in `results/summary.md`.
 
-`python -m benchmarks --only scores,edits` runs some of them. A target that is missed is printed and is no error.
+`python -m benchmarks scores edits` runs some of them, and so does
+`--only scores,edits`. A target that is missed is printed and is no error.
 """
 
 import subprocess
@@ -15,7 +16,7 @@ from benchmarks import measure, worlds
 from cvsi.core.console import seconds
 from cvsi.core.errors import CvsiError
 
-NAMES = ("scores", "methods", "captions", "edits", "gallery_vectors", "repro")
+NAMES = ("scores", "methods", "captions", "edits", "gallery_vectors", "repro", "explorer")
 SUMMARY = measure.RESULTS / "summary.md"
 
 
@@ -24,7 +25,7 @@ def chosen(only: str) -> list[str]:
     names = [name.strip() for name in only.split(",")] if only else list(NAMES)
     unknown = [name for name in names if name not in NAMES]
     if unknown:
-        raise CvsiError(f"--only: no benchmark {unknown[0]!r}; there are: {', '.join(NAMES)}")
+        raise CvsiError(f"no benchmark {unknown[0]!r}; there are: {', '.join(NAMES)}")
     return [name for name in NAMES if name in names]
 
 
@@ -81,10 +82,11 @@ def missed(records: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def main(
-    only: Annotated[str, typer.Option(help=f"Names, separated by commas, of {', '.join(NAMES)}.")] = "",
+    names: Annotated[list[str] | None, typer.Argument(help=f"Benchmarks to run: {', '.join(NAMES)}.")] = None,
+    only: Annotated[str, typer.Option(help="The same, separated by commas.")] = "",
 ) -> None:
     """Run the benchmarks, print their tables, and write results/summary.md."""
-    failed = [name for name in chosen(only) if not run(name)]
+    failed = [name for name in chosen(",".join([*(names or []), *filter(None, [only])])) if not run(name)]
     records = [measure.read(name) for name in NAMES if (measure.RESULTS / f"{name}.json").exists()]
     measure.RESULTS.mkdir(exist_ok=True)
     SUMMARY.write_text(summary(records), encoding="utf-8")

@@ -49,6 +49,8 @@ class Case:
     at_most: dict[tuple[str, str], float] = field(default_factory=dict)
     at_most_more: dict[tuple[str, str], float] = field(default_factory=dict)
     at_most_mb: dict[tuple[str, str], float] = field(default_factory=dict)
+    most_seconds: dict[str, float] = field(default_factory=dict)
+    most_mb: dict[str, float] = field(default_factory=dict)
 
     def ratio(self, above: str, below: str) -> float:
         """The median over the turns of one variant's seconds over another's."""
@@ -78,22 +80,31 @@ class Case:
 
     def _targets(self) -> list[dict[str, Any]]:
         """Each target in words and the figure reached: a ratio, or a difference in seconds or in MB of peak memory."""
-        listed = [(pair, "/", self.ratio(*pair), "at least", least, "") for pair, least in self.at_least.items()]
-        listed += [(pair, "/", self.ratio(*pair), "at most", most, "") for pair, most in self.at_most.items()]
+        listed = [(_of(pair, "/"), self.ratio(*pair), "at least", least, "") for pair, least in self.at_least.items()]
+        listed += [(_of(pair, "/"), self.ratio(*pair), "at most", most, "") for pair, most in self.at_most.items()]
         for pair, most in self.at_most_more.items():
-            listed.append((pair, "-", self.difference(*pair), "at most", most, " s"))
+            listed.append((_of(pair, "-"), self.difference(*pair), "at most", most, " s"))
         for (above, below), most in self.at_most_mb.items():
-            listed.append(((above, below), "-", (self.peak[above] - self.peak[below]) / MB, "at most", most, " MB"))
+            more = (self.peak[above] - self.peak[below]) / MB
+            listed.append((_of((above, below), "-"), more, "at most", most, " MB"))
+        for name, most in self.most_seconds.items():
+            listed.append((name, statistics.median(self.seconds[name]), "at most", most, " s"))
+        for name, most in self.most_mb.items():
+            listed.append((name, self.peak[name] / MB, "at most", most, " MB"))
         return [
             {
-                "what": f"{above} {sign} {below}",
+                "what": what,
                 "figure": round(figure, 3),
                 "unit": unit,
                 "target": f"{words} {bound:g}{unit}",
                 "met": figure >= bound if words == "at least" else figure <= bound,
             }
-            for (above, below), sign, figure, words, bound, unit in listed
+            for what, figure, words, bound, unit in listed
         ]
+
+
+def _of(pair: tuple[str, str], sign: str) -> str:
+    return f"{pair[0]} {sign} {pair[1]}"
 
 
 def in_turn(variants: Mapping[str, Work], repeats: int = REPEATS, warm: bool = True) -> dict[str, list[float]]:

@@ -39,9 +39,11 @@ def gallery_table(random: np.random.Generator, images: int, width: int) -> pa.Ta
 
 def write(
     folder: Path, images: int, queries: int, width: int, form: str = "circo", excluded: bool = False,
-    parts: Sequence[str] = PARTS,
+    parts: Sequence[str] = PARTS, first: int = 0,
 ) -> None:  # fmt: skip
     """A workspace with dataset `big`, backbone `tiny`: params.yaml, index, vectors; all queries are labelled.
+
+    The split is `val`; the `first` queries are of split `first`.
 
     The gallery's vectors repeat after 65,536 images, their numbers moved by one position each time, so that ten
     million are drawn in seconds and equal ones stay few.
@@ -56,7 +58,10 @@ def write(
     lists: dict[str, list[list[str]]] = dict.fromkeys(("group_ids", "aspects"), [[]] * queries)
     lists |= {"target_ids": [[str(number)] for number in targets]}
     lists["exclude_ids"] = [[str(number)] for number in references] if excluded else [[]] * queries
-    columns = {"query_id": [str(number) for number in range(queries)], "split": ["val"] * queries}
+    columns = {
+        "query_id": [str(number) for number in range(queries)],
+        "split": ["first"] * first + ["val"] * (queries - first),
+    }
     columns |= {"reference_id": [str(number) for number in references], "instruction": ["is red"] * queries}
     parquet.write_parquet(pa.table(columns | lists, schema=schema.QUERIES), cache / "index" / "queries.parquet")
     shards = cache / "tiny" / "gallery_vectors"

@@ -488,7 +488,11 @@ def serve(
 @app.command()
 def explore(
     runs: Annotated[
-        list[str] | None, typer.Argument(help="Runs of params.yaml over the same dataset; without any, all of them.")
+        list[str] | None,
+        typer.Argument(
+            help="Runs of params.yaml over the same queries; without any, the first one that has scores and those "
+            "over its queries."
+        ),
     ] = None,
     port: int = typer.Option(0, help="The port on 127.0.0.1; 0 is any free one."),
 ) -> None:

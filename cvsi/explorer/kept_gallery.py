@@ -37,19 +37,12 @@ class KeptGallery:
         taken, start, begin = list[pa.Table](), 0, 0
         for shard in self.shards():
             end = begin + int(np.searchsorted(positions[order[begin:]], start + shard.num_rows))
-            taken.append(shard.take(pa.array(positions[order[begin:end]] - start)))
+            if end > begin or not taken:  # the first one gives the columns, also where nothing is wanted
+                taken.append(shard.take(pa.array(positions[order[begin:end]] - start, pa.int64())))
             start, begin = start + shard.num_rows, end
+            if begin == len(positions):
+                break
         return pa.concat_tables(taken).take(pa.array(np.argsort(order, kind="stable")))
-
-    def slice(self, start: int, size: int) -> pa.Table:
-        """The vectors of consecutive positions, fewer at the gallery's end."""
-        taken, begin = list[pa.Table](), 0
-        for shard in self.shards():
-            end = begin + shard.num_rows
-            if end > start and begin < start + size:
-                taken.append(shard.slice(max(start - begin, 0), min(end, start + size) - max(begin, start)))
-            begin = end
-        return pa.concat_tables(taken)
 
     def load(self) -> list[pa.Table] | None:
         """The tables, read once; None where they are too many to be kept."""
@@ -65,4 +58,5 @@ class KeptGallery:
             if size > KEPT_BYTES:
                 return None
             kept.append(shard)
+        pa.default_memory_pool().release_unused()  # what reading took beside the vectors
         return kept

@@ -117,16 +117,14 @@ class LiveRanking:
         """The scores [n] of some images, from products of the same sizes as in the stage `scores`."""
         repeated = [torch.from_numpy(np.repeat(query, ROWS, axis=0)) for query in queries]
         scores = np.empty(len(positions), dtype=np.float32)
-        for number in np.unique(positions // TILE_ROWS):
-            inside = positions // TILE_ROWS == number
-            table = self.gallery.slice(int(number) * TILE_ROWS, TILE_ROWS)
-            tiles = {}
+        table = self.gallery.rows(positions)
+        for start in range(0, len(positions), TILE_ROWS):
+            part, tiles = table.slice(start, TILE_ROWS), {}
             for (name, form), query in zip(fusion.forms.items(), repeated, strict=True):
                 images = np.zeros((TILE_ROWS, query.shape[1]), dtype=np.float32)
-                images[: table.num_rows] = fuse(table, form.gallery, self.gallery.where, form.unit)
+                images[: part.num_rows] = fuse(part, form.gallery, self.gallery.where, form.unit)
                 tiles[name] = Tile(query @ torch.from_numpy(images).T, ~query.any(dim=1, keepdim=True))
-            combined = fusion.scorer.combine(tiles)[0].numpy()
-            scores[inside] = combined[positions[inside] - number * TILE_ROWS]
+            scores[start : start + TILE_ROWS] = fusion.scorer.combine(tiles)[0, : part.num_rows].numpy()
         return scores
 
 

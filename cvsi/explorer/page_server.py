@@ -6,9 +6,10 @@ something must come from the page itself, and only JSON is read, up to a size.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from queue import Queue
 from threading import Event, Lock
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pydantic import NonNegativeInt, TypeAdapter, ValidationError
@@ -71,9 +72,12 @@ class Metric(Settings):
     fusion: Block
 
 
-def application(runs: Mapping[str, RunView], token: str) -> Starlette:
-    """The routes of the page for some runs, all below the token."""
-    page = _Pages(runs)
+Differences = Mapping[str, Sequence[Sequence[str]]]  # of each other run: part, field, the first run's value, its own
+
+
+def application(runs: Mapping[str, RunView], token: str, differences: Differences = MappingProxyType({})) -> Starlette:
+    """The routes of the page for some runs, all below the token; `differences` are those of the runs' recipes."""
+    page = _Pages(runs, differences)
     inside = [
         Route("/", page.whole),
         Route("/explore/data/runs.js", page.listed),
@@ -107,9 +111,10 @@ def application(runs: Mapping[str, RunView], token: str) -> Starlette:
 class _Pages:
     """The answers to the page's requests; what is computed for a run is computed one after the other."""
 
-    def __init__(self, runs: Mapping[str, RunView]) -> None:
-        self.runs = runs
+    def __init__(self, runs: Mapping[str, RunView], differences: Differences) -> None:
+        self.runs, self.differences = runs, differences
         self._locks, self._measured = {name: Lock() for name in runs}, {name: Event() for name in runs}
+        self._measuring, self._asking = {name: Lock() for name in runs}, {name: Lock() for name in runs}
 
     async def whole(self, http: HttpRequest) -> Response:
         """The page."""
@@ -124,7 +129,7 @@ class _Pages:
 
     async def listed(self, http: HttpRequest) -> Response:
         """The names of the runs."""
-        return _script("runs", {"runs": list(self.runs), "served": True})
+        return _script("runs", {"runs": list(self.runs), "served": True, "differences": dict(self.differences)})
 
     async def data(self, http: HttpRequest) -> Response:
         """What the page loads of a run at its start."""
@@ -158,7 +163,8 @@ class _Pages:
         cancelled = self._measured[run.name] = Event()
 
         def work(told: Callable[[Any], object]) -> dict[str, Any]:
-            return run.metric(wanted.split, fusion, cancelled, lambda share: told({"done": round(share, 3)}))
+            with self._measuring[run.name]:  # the one before was told to end
+                return run.metric(wanted.split, fusion, cancelled, lambda share: told({"done": round(share, 3)}))
 
         return StreamingResponse(_lines(work, cancelled), media_type="application/x-ndjson")
 
@@ -167,7 +173,7 @@ class _Pages:
         run, wanted = self._run(http), Request.model_validate_json(await json_body(http, MAX_BODY))
 
         def work(told: Callable[[Any], object]) -> dict[str, Any]:
-            with self._locks[run.name]:
+            with self._asking[run.name]:  # models may take minutes to load, and the page goes on meanwhile
                 return run.ask(wanted, lambda edit: told({"edit": _edit(edit)}))
 
         return StreamingResponse(_lines(work), media_type="application/x-ndjson")

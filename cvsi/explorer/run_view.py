@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 
 from cvsi.core import parquet, paths
-from cvsi.core.errors import CvsiError
+from cvsi.core.errors import CvsiError, cause
 from cvsi.core.images import load
 from cvsi.core.params import Params
 from cvsi.core.schema import per_method
@@ -44,10 +45,10 @@ SHOWN = 20  # results of a query and method
 
 
 class RunView:
-    """What the page shows of one run; not to be used by two threads at once, apart from `picture`."""
+    """What the page shows of one run; for one thread at a time, apart from `picture`, `metric` and `ask`."""
 
     def __init__(self, name: str, params: Params) -> None:
-        """Read the tables; raises CvsiError where the index, the vectors or the scores are missing."""
+        """Read the tables; raises CvsiError where one is missing, damaged or of a later version."""
         run = params.run(name)
         self.name, self.params, self.dataset, self.backbone = name, params, run.dataset, run.backbone
         self.table, self.gallery = queries.read(run.dataset)
@@ -62,12 +63,11 @@ class RunView:
         self.vectors = KeptGallery(self.inputs)
         self.live = LiveRanking(self.inputs, self.vectors)
         self.shown = [method for method, fusion in self.fusions.items() if not self.inputs.missing(fusion)]
+        self._values, self._metrics = self._read_values(), self._read_metrics()
 
     def facts(self) -> dict[str, Any]:
         """What is said of the run and its methods."""
-        facts = page_data.facts(
-            self.dataset, self.backbone, self.params, self._metrics(), self.shown, self.gallery.size
-        )
+        facts = page_data.facts(self.dataset, self.backbone, self.params, self._metrics, self.shown, self.gallery.size)
         return facts | {
             "queryColumns": list(names_of(self.inputs.queries.schema)),
             "galleryColumns": list(names_of(self.inputs.gallery_schema)),
@@ -166,7 +166,10 @@ class RunView:
     def picture(self, number: int, side: int) -> tuple[bytes, str]:
         """A small picture of an image of the index and its media type; raises CvsiError for one that is gone."""
         path, digest, _, *crop = file_of(self._image(number), self.root)
-        return load(path, digest, lambda image: encoded(image, side), *crop)
+        try:
+            return load(path, digest, lambda image: encoded(image, side), *crop)
+        except OSError as error:
+            raise CvsiError(f"{path}: {error.strerror or error}") from None
 
     def _rows(self, row: int) -> slice:
         if not 0 <= row < self.frame.height:
@@ -183,32 +186,65 @@ class RunView:
         """The row among all images of each position of the gallery."""
         return np.flatnonzero(self.images["in_gallery"].to_numpy())
 
-    @cached_property
-    def _values(self) -> pl.DataFrame:
-        """Values and ranks per method and query: the report's, or those of the own method where there is no report."""
+    def _read_values(self) -> pl.DataFrame:
+        """Values and ranks per method and query: of the own method those of `scores`, of others the report's, if any.
+
+        Raises CvsiError for a report with other columns.
+        """
+        schema, own_file = per_method(self.protocol.names()), paths.folder("scores", self.dataset, self.backbone)
+        own = scores.read_values(self.dataset, self.backbone, self.protocol)
+        own = own.select(pl.lit(self.own).alias("method"), pl.all())
+        values = _cast(own.to_arrow(), schema, own_file / "per_query.parquet")
         file = paths.folder("report", self.dataset, self.backbone) / "methods.parquet"
         if not file.exists():
-            own = scores.read_values(self.dataset, self.backbone, self.protocol)
-            return own.select(pl.lit(self.own).alias("method"), pl.all())
-        table, names = parquet.read_file(file), per_method(self.protocol.names()).names
-        if missing := [name for name in names if name not in table.column_names]:
-            raise CvsiError(f"{file}: no column '{missing[0]}'; run the stage report again (dvc repro)")
-        return pl.DataFrame(table)
+            return values
+        others = _cast(parquet.read_file(file), schema, file)
+        return pl.concat([values, others.filter(pl.col("method") != self.own)])
 
-    def _metrics(self) -> Table:
-        """The metrics of the report's table, or those of the own method where there is no report."""
-        file = paths.folder("report", self.dataset, self.backbone) / "weightings.json"
-        if file.exists():
-            splits: Table = _json(file)["splits"]
-            return splits
-        metrics = _json(paths.folder("scores", self.dataset, self.backbone) / "metrics.json")
-        return {split: {self.own: values} for split, values in metrics.items()}
+    def _read_metrics(self) -> Table:
+        """The metrics of the own method, which `scores` wrote, and of others, where there is a report."""
+        scored = paths.folder("scores", self.dataset, self.backbone) / "metrics.json"
+        report = paths.folder("report", self.dataset, self.backbone) / "weightings.json"
+        splits: Table = {split: {self.own: values} for split, values in _json(scored).items()}
+        others = _json(report).get("splits") if report.exists() else {}
+        for split in splits:
+            rows = others.get(split, {}) if isinstance(others, dict) else None
+            if not isinstance(rows, dict):
+                raise CvsiError(f"{report}: no methods of split {split}; run the stage report again (dvc repro)")
+            splits[split] = rows | splits[split]
+        for split, methods_of in splits.items():
+            for method, values in methods_of.items():
+                _check_ends(
+                    values, self.protocol.main, f"{method} in split {split}", (report, scored)[method == self.own]
+                )
+        return splits
 
 
-def _json(file: Path) -> Any:
+def _check_ends(values: Any, main: str, what: str, file: Path) -> None:
+    """Raise CvsiError where a metric or an end of its interval is missing."""
+    for name in (main, f"{main} low", f"{main} high"):
+        if not isinstance(values, dict) or not isinstance(values.get(name), float | int):
+            raise CvsiError(f"{file}: no number '{name}' of {what}; run the stage {file.parent.name} again (dvc repro)")
+
+
+def _cast(table: pa.Table, schema: pa.Schema, file: Path) -> pl.DataFrame:
+    """The columns of a schema, in its types; raises CvsiError for a table that an earlier program wrote otherwise."""
+    again = f"run the stage {file.parent.name} again (dvc repro)"
+    if missing := [name for name in schema.names if name not in table.column_names]:
+        raise CvsiError(f"{file}: no column '{missing[0]}'; {again}")
     try:
-        return json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise CvsiError(
-            f"{file}: {getattr(error, 'strerror', None) or error}; run its stage again (dvc repro)"
-        ) from None
+        return pl.DataFrame(table.select(schema.names).cast(schema))
+    except pa.ArrowException as error:
+        raise CvsiError(f"{file}: columns of other types ({cause(error)}); {again}") from None
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """The JSON object in a file; raises CvsiError for anything else."""
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or cause(error)
+        raise CvsiError(f"{file}: {reason}; run its stage again (dvc repro)") from None
+    if not isinstance(content, dict):
+        raise CvsiError(f"{file}: not a JSON object; run its stage again (dvc repro)")
+    return content

@@ -1,6 +1,7 @@
 """The page's server answers its own page alone: token, names, origins, sizes; data, marks and errors of one line."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -54,7 +55,7 @@ def test_the_page_its_parts_and_its_policy(http: TestClient) -> None:
     assert page.headers["content-security-policy"] == POLICY and page.headers["x-content-type-options"] == "nosniff"
     for name in ("app.js", "htm-preact.js", "style.css", "icon.svg"):
         assert http.get(f"explore/{name}").status_code == 200
-    assert data(http, "runs") == {"runs": ["toy-tiny"], "served": True}
+    assert data(http, "runs") == {"runs": ["toy-tiny"], "served": True, "differences": {}}
     facts, queries = data(http, "toy-tiny/run"), data(http, "toy-tiny/queries")
     assert facts["own"] == "cvsi" and queries["instruction"][2] == "costs $5 & is <b>white</b>"
     assert {name for name in queries["methods"]} == {method["name"] for method in facts["methods"]}
@@ -123,7 +124,10 @@ def test_the_metric_is_that_of_scores_with_the_same_weights(
     after = json.loads((RUN / "scores" / "metrics.json").read_text())["val"]
     assert found["value"] == pytest.approx(after["mAP@10"]) and found["own"] == pytest.approx(before["mAP@10"])
     assert found["interval"] == pytest.approx([after["mAP@10 low"], after["mAP@10 high"]])
-    assert found["better"] + found["worse"] + found["same"] == after["queries"]
+    assert sum(found[kind] for kind in ("better", "worse", "same")) == after["queries"]
+    values = pl.read_parquet(RUN / "scores" / "per_query.parquet")["mAP@10"]
+    moved = [row for kind in ("better", "worse", "same") for row in found["rows"][kind]]
+    assert sorted(moved) == list(range(len(values)))  # the labelled queries are the first ones
 
 
 def test_a_metric_that_is_not_wanted_any_more_ends(view: RunView) -> None:
@@ -149,6 +153,25 @@ def test_bad_numbers_are_one_line(http: TestClient, fusion: dict[str, Any], line
     given = http.post(f"explore/api/toy-tiny/{kind}", json={**question, "fusion": fusion})
     content = given.json() if given.status_code == 422 else last_line(given)
     assert content["error"].startswith(line), content
+
+
+def test_the_page_goes_on_while_a_question_is_answered(view: RunView, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, done = Event(), Event()
+
+    def slow(request: Any, told: Any) -> dict[str, Any]:
+        begun.set()
+        assert done.wait(20)
+        return {"results": []}
+
+    monkeypatch.setattr(view, "ask", slow)
+    http = TestClient(application({"toy-tiny": view}, TOKEN), base_url=f"http://127.0.0.1:80/{TOKEN}/")
+    with http, ThreadPoolExecutor(1) as other:
+        asked = other.submit(http.post, "explore/api/toy-tiny/ask", json={"kind": "text", "text": "red"})
+        assert begun.wait(20)
+        assert len(http.get("explore/api/toy-tiny/strip/0?method=cvsi").json()["results"]) >= 8
+        assert last_line(http.post("explore/api/toy-tiny/metric", json={"split": "val", "fusion": OWN}))["value"] > 0
+        done.set()
+        assert last_line(asked.result(20)) == {"results": []}
 
 
 def test_a_split_without_labels_has_no_metric(http: TestClient) -> None:

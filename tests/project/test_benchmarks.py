@@ -94,6 +94,13 @@ def test_the_summary_names_every_variant_and_what_was_missed() -> None:
     assert bench.missed(records) == ["not met: trial, work: slow / quick is 2.00, wanted at least 3"]
 
 
+def test_one_variant_may_have_targets_of_its_own() -> None:
+    targets = case(most_seconds={"slow": 4.0, "quick": 4.0}, most_mb={"slow": 301}).record()["targets"]
+    assert [(one["what"], one["target"], one["met"]) for one in targets] == [
+        ("slow", "at most 4 s", False), ("quick", "at most 4 s", True), ("slow", "at most 301 MB", True),
+    ]  # fmt: skip
+
+
 def test_benchmarks_are_chosen_by_name() -> None:
     assert bench.chosen("") == list(bench.NAMES)
     assert bench.chosen("edits, scores") == ["scores", "edits"]

@@ -20,6 +20,7 @@ function AskView({ run, settings }) {
   const take = (file) => {
     if (!file) return;
     if (file.size > LARGEST) setState({ error: `${file.name}: more than ${LARGEST >> 20} MiB; choose a smaller file` });
+    else if (file.size === 0) setState({ error: `${file.name}: an empty file` });
     else {
       setState({});
       setImage({ file, url: URL.createObjectURL(file) });

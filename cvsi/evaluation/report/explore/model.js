@@ -76,10 +76,12 @@ async function loadRun(name, served) {
 
 /** All runs of the page. The first one's queries are shown; `series` are the methods of all runs, by their labels. */
 async function loadRuns() {
-  const { runs: names, served } = await load("runs");
+  const { runs: names, served, differences = {} } = await load("runs");
   const runs = await Promise.all(names.map((name) => loadRun(name, served)));
   const [first] = runs;
   first.all = runs;
+  first.differences = differences;
+  first.measured = new Map(); // what the server found of changed numbers, by the question
   first.series = new Map(
     runs.flatMap((run) =>
       run.facts.methods.map((method) => {
@@ -153,12 +155,17 @@ function chosenRows(run, settings) {
   const [a, b] = comparedSeries(run, settings);
   const words = (settings.get("text") || "").toLowerCase().split(/\s+/).filter(Boolean);
   const splits = settings.getAll("split"), aspects = settings.getAll("aspect"), statuses = settings.getAll("status");
+  const readers = settings.getAll("reader"), outcomes = settings.getAll("hit");
+  const moved = movedRows(run, settings);
   const aspectCodes = aspects.map((name) => queries.aspectNames.indexOf(name));
   const view = VIEWS[settings.get("view")] || VIEWS.all;
   const rows = run.rows.filter(
     (row) =>
       (!splits.length || splits.includes(queries.split[row])) &&
       (!statuses.length || statuses.includes(statusKind(queries.status[row]))) &&
+      (!readers.length || readers.includes(readerKind(run, row))) &&
+      (!outcomes.length || outcomes.includes(outcomeOf(run, a, row))) &&
+      (!moved || moved.has(row)) &&
       aspectCodes.every((code) => queries.aspects[row].includes(code)) &&
       words.every((word) => searchText(run, row).includes(word)) &&
       view.keep(run, row, a, b),
@@ -172,11 +179,13 @@ function chosenRows(run, settings) {
     .map(([, row]) => row);
 }
 
+const alphabet = new Intl.Collator(); // many times as fast as localeCompare
+
 /** Numbers or texts in an order; missing ones are last whatever the order. */
 function compare(x, y, sign) {
   const noX = x === null || x === undefined, noY = y === null || y === undefined;
   if (noX || noY) return noX - noY;
-  return sign * (typeof x === "string" ? x.localeCompare(y) : x - y);
+  return sign * (typeof x === "string" ? alphabet.compare(x, y) : x - y);
 }
 
 function searchText(run, row) {
@@ -186,6 +195,29 @@ function searchText(run, row) {
   return run.texts[row];
 }
 
+/** What the address asks the server for, beside a table of queries that changed numbers move; null without that. */
+function movedQuestion(run, settings) {
+  if (!run.served || !["better", "worse", "same"].includes(settings.get("moved"))) return null;
+  const start = run.facts.methods.find(({ name }) => name === settings.get("method")) ?? run.facts.methods.find(({ name }) => name === run.facts.own);
+  const split = settings.get("on") ?? Object.keys(run.facts.splits)[0];
+  return { split, fusion: withColumns(readBlock(settings.get("w")) ?? start.block, run) };
+}
+
+/** The rows that the changed numbers of the address move as it says; null where it does not, or not yet. */
+function movedRows(run, settings) {
+  const question = movedQuestion(run, settings);
+  const found = question && run.measured.get(JSON.stringify(question));
+  return found ? new Set(found.rows[settings.get("moved")]) : null;
+}
+
+/** Whether the best target of a query is first, on the first page, or neither, by a series. */
+function outcomeOf(run, label, row) {
+  if (!isLabelled(run, row)) return "targets not public";
+  const rank = rankOf(run, label, row) ?? Infinity;
+  return rank === 1 ? "hit at 1" : rank <= 10 ? "within 10" : "missed";
+}
+
+const readerKind = (run, row) => statusKind(run.queries.readerStatus?.[row] ?? "");
 const statusKind = (status) => status.split(":")[0] || "none";
 const isFallback = (run, row) => run.queries.status[row] !== "" && !STATUS_OK.test(run.queries.status[row]);
 /** A column of a series for a row of the first run. */

@@ -14,7 +14,7 @@ function QueryView({ run, row, settings }) {
     Promise.all(run.all.map(ofRun)).then((found) => current && setDetails(found), (error) => current && setFailure(error.message));
     return () => { current = false; };
   }, [run, row]);
-  const rows = useMemo(() => chosenRows(run, settings), [run, settings.toString()]);
+  const rows = useMemo(() => chosenRows(run, settings), [run, settings.toString(), run.measured.size]);
   const place = rows.indexOf(row);
   const neighbour = (step) => rows[place < 0 ? 0 : place + step];
   const link = (other) => address(["query", run.queries.split[other], run.queries.id[other]], settings);
@@ -66,7 +66,17 @@ function Texts({ run, row, details }) {
     ${Object.entries(details.roles).map(([role, texts]) => html`<dt>${words(role)}</dt><dd>${texts.map((text) => html`<span class="text">${text}</span>`)}</dd>`)}
     ${reader && reader !== "ok" && html`<dt>reader</dt><dd class="bad">${reader}</dd>`}
   </dl>
-  <details><summary>${details.captions.length} captions of the reference</summary><ul>${details.captions.map((text) => html`<li>${text}</li>`)}</ul></details>`;
+  <details><summary>${details.captions.length} captions of the reference</summary><ul>${details.captions.map((text) => html`<li>${text}</li>`)}</ul></details>
+  <${RawAnswers} whose="editor" answers=${details.raw?.editor} />
+  <${RawAnswers} whose="reader" answers=${details.raw?.reader} />
+  ${details.raw === null && html`<p class="soft">The models' answers are in the page of <code>cvsi explore</code>; here they would take too much space.</p>`}`;
+}
+
+/** What a model answered, as it is; each with its status and why it ended, where that is known. */
+function RawAnswers({ whose, answers = [] }) {
+  if (!answers.length) return null;
+  return html`<details class="raw"><summary>${answers.length === 1 ? "raw answer" : `${answers.length} raw answers`} of the ${whose}</summary>
+    ${answers.map(([text, status, end]) => html`<pre tabindex="0">${text}</pre><p class="soft">${[status, end && `ended: ${end}`].filter(Boolean).join("; ")}</p>`)}</details>`;
 }
 
 /** Every target's rank by method, also when it is far below the results shown. */

@@ -5,6 +5,7 @@ Images are numbers: their place in a table of images, which the page loads once.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from cvsi.core.schema import roles_in
 KEY = ("split", "query_id")
 DIGITS = 4
 ROLE = "role "  # before the name of a role, in the columns of queries with texts
+RAW = ("answers", "answer_status", "finish", "reader_answer", "reader_finish")  # of edits; the last two have a reader
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ def queries_with_texts(name: str, frame: pl.DataFrame) -> pl.DataFrame:
     )
     edits = tables.whole("edits", name)
     more = [pl.col(role).alias(ROLE + role) for role in roles_in(edits.schema)]
-    more += [pl.col("reader_status")] if "reader_status" in edits.column_names else []
+    more += [pl.col(name) for name in ("reader_status", *RAW) if name in edits.column_names]
     texts = pl.DataFrame(edits).select(*KEY, "edited", "added", "status", *more)
     joined = frame.join(captions, on="reference_id", how="left", maintain_order="left")
     return joined.join(texts, on=KEY, how="left", maintain_order="left")
@@ -76,10 +78,21 @@ def columns(queries: pl.DataFrame, values: pl.DataFrame, main: str, numbers: Map
     }
 
 
+def raw_characters(queries: pl.DataFrame) -> int:
+    """How many characters the answers of the editor and of the reader have, all queries together."""
+    texts = [queries["answers"].explode()] if "answers" in queries.columns else []
+    texts += [queries["reader_answer"]] if "reader_answer" in queries.columns else []
+    return sum(int(column.str.len_chars().sum()) for column in texts)
+
+
 def details(
-    queries: pl.DataFrame, values: pl.DataFrame, strips: Mapping[str, Strip], rows: slice, numbers: Mapping[str, int]
-) -> list[dict[str, Any]]:
-    """Everything about some queries that the table does not show, one entry per query."""
+    queries: pl.DataFrame, values: pl.DataFrame, strips: Mapping[str, Strip], rows: slice, numbers: Mapping[str, int],
+    raw: bool = True,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Everything about some queries that the table does not show, one entry per query.
+
+    Without `raw`, the answers of the editor and of the reader are left out.
+    """
     chosen = queries[rows]
     roles = [name.removeprefix(ROLE) for name in chosen.columns if name.startswith(ROLE)]
     keys = chosen.select(*KEY)
@@ -100,9 +113,21 @@ def details(
             "negatives": [[image, numbers.get(image, -1)] for image in row.get("negative_ids") or ()],
             "ranks": {method: of_method[number] or [] for method, of_method in ranks.items()},
             "strips": {method: of_method[number] for method, of_method in shown.items()},
+            "raw": _raw(row) if raw else None,
         }
         for number, row in enumerate(chosen.iter_rows(named=True))
     ]
+
+
+def _raw(query: Mapping[str, Any]) -> dict[str, list[list[str]]]:
+    """The answers of the editor and of the reader: text, status where each has one, and why it ended."""
+    answers, statuses, ends = (query.get(name) or [] for name in RAW[:3])
+    padded = zip_longest(answers, statuses[: len(answers)], ends[: len(answers)], fillvalue="")
+    reader = query.get("reader_answer") or ""
+    return {
+        "editor": [list(answer) for answer in padded],
+        "reader": [[reader, query.get("reader_status") or "", query.get("reader_finish") or ""]] if reader else [],
+    }
 
 
 def results(strip: Strip, rows: slice) -> list[list[list[float]]]:

@@ -7,7 +7,7 @@ small pictures are parts of sheets.
 import importlib.resources
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,11 @@ from cvsi.evaluation.report.explore.query_data import Strip
 from cvsi.evaluation.report.method_table import Table
 
 SHOWN = 10  # results of a query and method
+MOST_RESULTS = 300_000  # of all queries and methods; of more, methods other than the dataset's own have fewer each
+FEWEST = 3
 CHUNK = 50  # queries per file of details
 MOST_BROKEN_DOWN = 60_000  # results whose scores are broken down; of more, only those of the dataset's own method
+MOST_RAW = 2_000_000  # characters of the models' answers; more are left to the page that has a server
 FOLDER = "explore"
 VENDORED = ("vendor/htm-preact.js", "vendor/uplot.js", "vendor/uplot.css", "vendor/LICENSES.txt")
 SCRIPTS = ("model.js", "widgets.js", "table.js", "query.js", "weights.js", "ask.js", "app.js")
@@ -61,6 +64,7 @@ class Run:
 
 def write(run: Run, out: Output) -> None:
     """Write the page and its data into a report's folder; raises CvsiError for an image that changed."""
+    run = replace(run, rankings=_shortened(run))
     images, strips = _images_and_strips(run)
     numbers = page_data.numbers_of(images)
     pictures = images.filter("exists").head(sprites.MOST)
@@ -75,9 +79,10 @@ def write(run: Run, out: Output) -> None:
     _script(out, f"{run.label}/run", facts | sheet_facts | {"chunk": CHUNK})
     _script(out, f"{run.label}/images", page_data.image_rows(images, range(images.height)))
     _script(out, f"{run.label}/queries", query_data.columns(queries, run.values, main, numbers))
+    raw = query_data.raw_characters(queries) <= MOST_RAW
     for number, start in enumerate(range(0, queries.height, CHUNK)):
         rows = slice(start, start + CHUNK)
-        content = query_data.details(queries, run.values, strips, rows, numbers)
+        content = query_data.details(queries, run.values, strips, rows, numbers, raw)
         _script(out, f"{run.label}/details-{number:03d}", content)
     for name in ASSETS:
         out.file(f"{FOLDER}/{Path(name).name}").write_bytes(asset(name))
@@ -97,6 +102,18 @@ def script(name: str, content: Any) -> str:
 
 def _script(out: Output, name: str, content: Any) -> None:
     out.file(f"{FOLDER}/data/{name}.js").write_text(script(name, content), encoding="ascii")
+
+
+def _shortened(run: Run) -> dict[str, Ranking]:
+    """The rankings, those of other methods than the own one without their last results where all would be too many."""
+    kept = max(MOST_RESULTS // max(len(run.rankings) * run.table.frame.height, 1), FEWEST)
+    shortened = {}
+    for method, ranking in run.rankings.items():
+        positions = ranking.positions.copy()
+        if method != run.own:
+            positions[:, kept:] = -1
+        shortened[method] = replace(ranking, positions=positions)
+    return shortened
 
 
 def _images_and_strips(run: Run) -> tuple[pl.DataFrame, dict[str, Strip]]:

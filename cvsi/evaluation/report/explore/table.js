@@ -4,7 +4,7 @@
 const ROW = 68; // pixels, as style.css has it
 
 function QueriesView({ run, settings }) {
-  const rows = useMemo(() => chosenRows(run, settings), [run, settings.toString()]);
+  const rows = useMemo(() => chosenRows(run, settings), [run, settings.toString(), run.measured.size]);
   const [a, b] = comparedSeries(run, settings);
   const series = [...run.series.keys()].map((label) => [label, label]);
   const view = settings.get("view") || "all";
@@ -31,8 +31,9 @@ function QueriesView({ run, settings }) {
       <button type="button" onClick=${save}>Save as CSV</button>
     </div>
     <div class="columns">
-      <${Facets} run=${run} settings=${settings} />
+      <${Facets} run=${run} settings=${settings} a=${a} />
       <div class="list">
+        <${Moved} run=${run} settings=${settings} />
         <p class="count" role="status">${rows.length.toLocaleString("en")} of ${run.rows.length.toLocaleString("en")} queries${VIEWS[view]?.about ? `: ${VIEWS[view].about}` : ""}</p>
         <${Rows} run=${run} rows=${rows} settings=${settings} a=${a} b=${b} />
       </div>
@@ -40,8 +41,14 @@ function QueriesView({ run, settings }) {
   </div>`;
 }
 
+/** Counted values in an order of their names, others after them. */
+function inOrder(counted, names) {
+  const place = ([name]) => (names.includes(name) ? names.indexOf(name) : names.length);
+  return counted.sort((x, y) => place(x) - place(y));
+}
+
 /** Values to narrow the table by, each with its number of queries. */
-function Facets({ run, settings }) {
+function Facets({ run, settings, a }) {
   const facets = useMemo(() => {
     const count = (of) => {
       const numbers = new Map();
@@ -52,9 +59,11 @@ function Facets({ run, settings }) {
     return [
       ["split", "Split", count((row) => [queries.split[row]])],
       ["status", "Status of the edit", count((row) => [statusKind(queries.status[row])])],
+      ["reader", "Status of the reading", queries.readerStatus ? count((row) => [readerKind(run, row)]) : []],
+      ["hit", `Best target by ${a}`, inOrder(count((row) => [outcomeOf(run, a, row)]), ["hit at 1", "within 10", "missed"])],
       ["aspect", "Aspect or tag", count((row) => queries.aspects[row].map((code) => queries.aspectNames[code]))],
     ];
-  }, [run]);
+  }, [run, a]);
   const toggle = (facet, name) => {
     const { path, settings: now } = readAddress();
     const values = now.getAll(facet);
@@ -69,6 +78,29 @@ function Facets({ run, settings }) {
         onChange=${() => toggle(facet, name)} /> <span>${words(name)}</span> <span class="soft">${number.toLocaleString("en")}</span></label>`)}
     </fieldset>`)}
   </details>`;
+}
+
+/** Says that the table has the queries that changed numbers move; asks the server for them where they are not known. */
+function Moved({ run, settings }) {
+  const question = movedQuestion(run, settings);
+  const key = question && JSON.stringify(question);
+  const [failure, setFailure] = useState("");
+  useEffect(() => {
+    setFailure("");
+    if (!key || run.measured.has(key)) return undefined;
+    const abort = new AbortController();
+    measured(run, question, abort.signal, () => {}).then(
+      (found) => found && window.dispatchEvent(new Event("hashchange")),
+      (error) => !abort.signal.aborted && setFailure(error.message),
+    );
+    return () => abort.abort();
+  }, [run, key]);
+  if (!key) return null;
+  const weights = new URLSearchParams(settings);
+  weights.delete("moved");
+  if (failure) return html`<${Line} text=${failure} />`;
+  if (!run.measured.has(key)) return html`<p class="soft" role="status">Computing what the changed numbers move…</p>`;
+  return html`<p class="moved">Queries of ${question.split} for which the <a href=${address(["weights"], weights)}>changed numbers</a> are <b>${settings.get("moved") === "same" ? "the same" : settings.get("moved")}</b> <button type="button" onClick=${() => changeSettings({ moved: "" })}>show all</button></p>`;
 }
 
 const HEADS = [

@@ -118,29 +118,52 @@ function SplitMetric({ run, block, settings }) {
     <progress max="1" value=${done ?? 0} hidden=${done === undefined || done >= 1}></progress>
     ${found && html`<p class=${done !== undefined && done < 1 ? "old" : ""}><b class="value">${found.value.toFixed(2)}</b>${" "}<span class="soft">own ${found.own.toFixed(2)}, difference${" "}</span>
         <${Difference} value=${found.difference} />${" "}<span class="soft">(${found.differenceInterval.map((end) => end.toFixed(1)).join(" to ")}):${" "}</span>
-        ${found.better} better, ${found.worse} worse, ${found.same} the same</p>
+        ${["better", "worse", "same"].map((kind, place) => html`${place ? ", " : ""}<${Count} kind=${kind} found=${found} split=${split} settings=${settings} />`)}</p>
       <p class="soft warning">Numbers chosen on a split are no result on it: choose on one, report on another. Difference on the two halves of the queries: ${found.halves.map((half) => (half === null ? "–" : half.toFixed(1))).join(" and ")}.</p>
-      <${AspectDots} aspects=${found.aspects} settings=${settings} />`}
+      <${AspectDots} aspects=${found.aspects} split=${split} settings=${settings} />`}
   </section>`;
+}
+
+/** How many queries moved in a direction, which leads to the table of them. */
+function Count({ kind, found, split, settings }) {
+  const text = `${found[kind].toLocaleString("en")} ${kind === "same" ? "the same" : kind}`;
+  if (!found[kind]) return text;
+  return html`<a href=${tableAddress(settings, { moved: kind, w: JSON.stringify(found.fusion), on: split, split })}>${text}</a>`;
 }
 
 /** Follow the measurement of a metric; a later question ends it. */
 async function follow(run, question, signal, setState) {
   setState((state) => ({ ...state, done: 0, error: "" }));
   try {
-    await lines(`${run.name}/metric`, question, signal, (content) => {
-      if (signal.aborted || content.cancelled) return;
-      if (content.error) throw new Error(content.error);
-      if (content.done !== undefined) setState((state) => ({ ...state, done: content.done }));
-      else setState({ found: content, done: 1 });
-    });
+    const found = await measured(run, question, signal, (done) => setState((state) => ({ ...state, done })));
+    if (found) setState({ found, done: 1 });
   } catch (error) {
     if (!signal.aborted) setState((state) => ({ ...state, done: 1, error: error.message }));
   }
 }
 
+const KEPT_METRICS = 20;
+
+/** What the server finds of a question, with its progress told; kept for the table. Null where it was cancelled. */
+async function measured(run, question, signal, progress) {
+  const key = JSON.stringify(question);
+  let found = null;
+  await lines(`${run.name}/metric`, question, signal, (content) => {
+    if (signal.aborted || content.cancelled) return;
+    if (content.error) throw new Error(content.error);
+    if (content.done !== undefined) progress(content.done);
+    else found = { ...content, fusion: question.fusion };
+  });
+  if (found) {
+    run.measured.delete(key);
+    run.measured.set(key, found);
+    if (run.measured.size > KEPT_METRICS) run.measured.delete(run.measured.keys().next().value);
+  }
+  return found;
+}
+
 /** The mean difference of each aspect as a dot; a click narrows the table of queries to the aspect. */
-function AspectDots({ aspects, settings }) {
+function AspectDots({ aspects, split, settings }) {
   const box = useRef(null);
   useEffect(() => {
     if (!aspects.length) return undefined;
@@ -167,19 +190,24 @@ function AspectDots({ aspects, settings }) {
     );
     plot.over.addEventListener("click", () => {
       const place = order[plot.cursor.idx];
-      if (aspects[place]) location.hash = aspectAddress(aspects[place][0], settings);
+      if (aspects[place]) location.hash = aspectAddress(aspects[place][0], split, settings);
     });
     return () => plot.destroy();
   }, [aspects]);
   if (!aspects.length) return null;
   return html`<h3>Difference by aspect</h3><div class="dots" ref=${box} aria-hidden="true"></div>
-    <details><summary>As a list</summary><ul>${aspects.map(([name, number, value]) => html`<li><a href=${aspectAddress(name, settings)}>${words(name)}</a> <span class="soft">${number} ${number === 1 ? "query" : "queries"}</span> <${Difference} value=${value} /></li>`)}</ul></details>`;
+    <details><summary>As a list</summary><ul>${aspects.map(([name, number, value]) => html`<li><a href=${aspectAddress(name, split, settings)}>${words(name)}</a> <span class="soft">${number} ${number === 1 ? "query" : "queries"}</span> <${Difference} value=${value} /></li>`)}</ul></details>`;
 }
 
-function aspectAddress(name, settings) {
+const aspectAddress = (name, split, settings) => tableAddress(settings, { aspect: name, split, moved: "" });
+
+/** The table of queries, narrowed by some settings, all others as they are. */
+function tableAddress(settings, changes) {
   const next = new URLSearchParams(settings);
-  next.delete("aspect");
-  next.append("aspect", name);
+  for (const [name, value] of Object.entries(changes)) {
+    next.delete(name);
+    if (value) next.set(name, value);
+  }
   return address(["queries"], next);
 }
 
