@@ -44,7 +44,8 @@ START_SECONDS = 400.0
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_qwen.save(tmp_path_factory.mktemp("model") / "tiny-qwen")
+    # With this seed, two of the stage's three readings are usable; with others none, which ends the stage.
+    return tiny_qwen.save(tmp_path_factory.mktemp("model") / "tiny-qwen", seed=1)
 
 
 @pytest.fixture

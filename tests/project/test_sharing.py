@@ -14,10 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 
 from cvsi.core.digest import digest
-from cvsi.core.schema import STORED_CAPTIONS
+from cvsi.core.schema import STORED_CAPTIONS, roles_in
 from cvsi.store.rows import RowStore
 from tests.conftest import Workspace, repro
 from tests.imports import ROOT
@@ -176,12 +177,15 @@ def test_two_experiments_at_once_fill_one_store(project: Workspace, tmp_path: Pa
 
 def column(project: Workspace, table: str, name: str) -> list[str]:
     values = pl.read_parquet(project.path / "cache" / "demo" / f"{table}.parquet")[name]
-    return (values.explode() if values.dtype == pl.List else values).to_list()
+    return (values.explode().drop_nulls() if values.dtype == pl.List else values).to_list()
 
 
 def texts(project: Workspace) -> set[str]:
     """The keys of all texts that the demo's vectors need."""
     parts = column(project, "captions/*", "captions") + column(project, "edits/*", "edited")
+    edits = next((project.path / "cache/demo/edits").glob("*.parquet"))
+    for role in roles_in(pq.read_schema(edits)):
+        parts += column(project, "edits/*", role)
     return {digest(text) for text in parts + column(project, "index/queries", "instruction")}
 
 
