@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -159,8 +160,12 @@ def test_the_drawn_world_is_no_zero_shot_result_and_places_are_left_out(project:
     page = page_of(project).read_text(encoding="utf-8")
     assert "<b>no zero-shot result</b>" in page and "root:" not in page
     assert "the edited description alone" in page
-    settings = build._settings(params.load().dataset("toy"), params.load().backbone("tiny"))
-    assert "format: folder" in settings and "photos" not in settings
+    editor = {"engine": "server", "model": "m", "address": "http://10.0.0.1", "max_tokens": 9}
+    toy.params(datasets__toy__editor=editor)
+    recipes: dict[str, Any] = {"edits": {"editor": {"engine": "server", "model": "m"}, "parts": [{"max_tokens": 9}]}}
+    settings = build._settings(params.load().dataset("toy"), params.load().backbone("tiny"), recipes)
+    assert "format: folder" in settings and "photos" not in settings and "max_tokens: 9" in settings
+    assert "10.0.0.1" not in settings  # another server does not change the page
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 `published.json` is written too where the dataset names its benchmark.
 """
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from cvsi.evaluation.report.explore import static
 from cvsi.evaluation.report.query_cards import SHOWN, query_cards
 from cvsi.evaluation.report.templates import template
 
+ENGINES = {"captioner", "editor", "reader"}  # the blocks of models in a dataset
 OF_QUERIES = ("edits", "fallbacks", "readings")  # facts that a dataset without queries does not have
 
 
@@ -54,7 +56,7 @@ def build(name: str, backbone: str, params: Params) -> None:
         axes={split: method_table.axis(rows, main) for split, rows in table.items()},
         differences=method_table.differences(evaluations, own_name, main),
         sentences=method_table.sentences(params, name, evaluations),
-        drawn=Path(dataset.root) == paths.WORLD, settings=_settings(dataset, params.backbone(backbone)),
+        drawn=Path(dataset.root) == paths.WORLD, settings=_settings(dataset, params.backbone(backbone), recipes),
         fallen=fallbacks(edits).number,
         aspects={split: method_table.by_aspect(rows, main) for split, rows in table.items()},
         facts=_facts(name, queried, gallery, recipes, dataset.format, edits),
@@ -79,13 +81,31 @@ def build(name: str, backbone: str, params: Params) -> None:
     info(f"{shown} shown in {paths.folder('report', name, backbone) / 'index.html'}")
 
 
-def _settings(dataset: Dataset, backbone: Backbone) -> str:
-    """What params.yaml sets for the run, as YAML: defaults and places on this machine are left out."""
+def _settings(dataset: Dataset, backbone: Backbone, recipes: Recipes) -> str:
+    """What params.yaml sets for the run, as YAML: defaults and places on this machine are left out.
+
+    Of a model's block, the keys that a recipe has: the same recipes give the same page, whatever a server's address is.
+    """
+    known = set(_keys(recipes))
     blocks = {
         "dataset": dataset.model_dump(mode="json", exclude_defaults=True, exclude={"root", "roots"}),
         "backbone": backbone.model_dump(mode="json", exclude_defaults=True),
     }
+    for block in blocks.values():
+        for name in ENGINES & block.keys():
+            block[name] = {key: value for key, value in block[name].items() if key in known}
     return yaml.safe_dump(blocks, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _keys(content: Any) -> Iterator[str]:
+    """Every key of nested mappings and lists."""
+    if isinstance(content, Mapping):
+        for key, value in content.items():
+            yield str(key)
+            yield from _keys(value)
+    elif isinstance(content, list):
+        for value in content:
+            yield from _keys(value)
 
 
 def _columns(table: method_table.Table) -> list[str]:
