@@ -361,7 +361,7 @@ def test_from_files_to_metrics(toy: Workspace) -> None:
     differences = {row.name: row.difference for row in compared.splits["test"]}
     assert differences["precision@10 range"] == differences["mAP@10 clean"] == 0
     page = Path("cache/toy/tiny/report/index.html").read_text()
-    assert page.count('alt="second reference image black"') == 1 and page.count(" negative</figcaption>") == 3
+    assert page.count('alt="second reference image black"') == 1 and page.count(' negative<span class="file">') == 3
     swept = sweep.build("toy", "tiny", params.load(), step=1.0).frame  # from products kept in memory
     own = swept.row(by_predicate=pl.col("name").str.contains("cvsi"), named=True)
     assert {name: own[name] for name in FORMAT.protocol.names()} == pytest.approx(
