@@ -159,7 +159,7 @@ class PseudoTokenJob(TextVectorJob):
 
 
 @dataclass(frozen=True)
-class ComposedJob(VectorJob):
+class ComposedJob(ImageVectorJob):
     """Vectors of images with instructions, by a backbone that embeds both together.
 
     Wanted rows have `key`, `text`, and of the reference image its `digest` and `path` below `root`, and `crop` where
@@ -168,18 +168,6 @@ class ComposedJob(VectorJob):
 
     kind: ClassVar[str] = "composed_vectors"
     words: ClassVar[Words] = Words("composed query", "to embed", "embedded")
-
-    root: Path
-
-    @property
-    def block_rows(self) -> int:
-        """Several batches of images."""
-        return self.compute.image_batch * self.compute.block_batches
-
-    @property
-    def memory_advice(self) -> str:
-        """The batch size."""
-        return f"compute.image_batch (now {self.compute.image_batch})"
 
     def load(self, worker: int) -> BlockWorker:
         """Load the backbone; a block's images are read batch by batch."""
